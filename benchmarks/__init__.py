@@ -1,0 +1,1 @@
+"""One runnable module per question; results are kept in docs/benchmarks.md."""

@@ -1,0 +1,1 @@
+"""The `safer-audit` command."""

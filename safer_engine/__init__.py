@@ -1,0 +1,1 @@
+"""safer_engine: the science of safer-audit. Knows nothing of queues, databases, HTTP servers or S3."""

@@ -1,0 +1,232 @@
+"""The values that flow between stages: typed views on committed payload files.
+
+Each class documents the payload of its artifact: that is the contract between the stage that writes it and the
+stages that read it. Tables are Arrow IPC files, read memory-mapped, so a view costs no memory until it is used.
+Rows of `Activations`, `Latents` and `PairScores` refer to `PairSet.pairs` by `pair`, its row index, and carry
+`pair_id` where they leave the engine; nothing is joined by order.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safer_engine.store import StoredArtifact
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A stage that was switched off or could not run, and why."""
+
+    reason: str
+
+
+class Artifact:
+    """Base view of a committed artifact."""
+
+    def __init__(self, stored: StoredArtifact) -> None:
+        self.stored = stored
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Small facts, as JSON values."""
+        return self.stored.manifest.meta
+
+    def has(self, name: str) -> bool:
+        """Whether the payload has a file of this name."""
+        return name in self.stored.manifest.files
+
+    def path(self, name: str) -> Path:
+        """A verified payload file."""
+        return self.stored.path(name)
+
+    def table(self, name: str) -> pa.Table:
+        """An Arrow IPC payload file, memory-mapped."""
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path(name))) as source:
+            return pa.ipc.open_file(source).read_all()
+
+    def json(self, name: str) -> Any:
+        """A JSON payload file."""
+        return json.loads(self.path(name).read_bytes())
+
+    def names(self, prefix: str) -> list[str]:
+        """Payload files whose name begins with `prefix`, sorted."""
+        return sorted(name for name in self.stored.manifest.files if name.startswith(prefix))
+
+
+class PairSet(Artifact):
+    """Canonical, tokenised preference pairs.
+
+    `pairs.arrow`, one row per usable pair (its row index is `pair` elsewhere):
+        pair_id string; row int64 (line in the input); content_digest, group, axis, subset string;
+        style string?; item string? (best-of-N item: rows of one item share the chosen response);
+        strength float64? (size of the preference); annotators list<int8>? (individual preferences, + chosen);
+        both_orders bool (the same two texts also occur the other way round);
+        prompt, chosen, rejected string: what a person reads (prompt as role-marked text);
+        and for each side s in (chosen, rejected): s_text string (the exact text the RM reads), s_ids list<int32>,
+        s_offsets list<int32> (start, end characters in s_text of each token, flattened), s_special list<bool>?,
+        s_start, s_end int32 (response tokens: ids[s_start:s_end], the end-of-turn token included).
+    `eval.arrow` (only with an evaluation set): the same columns.
+    `rows.arrow`: every input row in order: row, pair_id, content_digest, group, axis, subset, status (scored |
+        not_scored), reason string?.
+    `health.json`: {dataset: {n_in, n_kept, dropped: {reason: n}, …}, evaluation: … | null}.
+    meta: n_pairs, n_groups, n_eval, tokens, tokens_eval, axes {axis: n}, subsets {subset: n}.
+    """
+
+    @cached_property
+    def pairs(self) -> pa.Table:
+        """Usable pairs."""
+        return self.table("pairs.arrow")
+
+    @cached_property
+    def evaluation(self) -> pa.Table | None:
+        """Usable evaluation pairs, if an evaluation set was given."""
+        return self.table("eval.arrow") if self.has("eval.arrow") else None
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """Every input row with its status."""
+        return self.table("rows.arrow")
+
+    @cached_property
+    def health(self) -> dict[str, Any]:
+        """Counts of what was read, kept and dropped."""
+        return dict(self.json("health.json"))
+
+
+class Activations(Artifact):
+    """Rewards, and the residual stream at the hook.
+
+    `rewards.arrow`, `eval_rewards.arrow`: pair int32, pair_id string, reward_chosen, reward_rejected float64.
+    `head.safetensors`: chosen, rejected [P, D] float32: the vector the head reads, after the last block and norm.
+    `shard-NNNNN.safetensors`, pairs in order, within a pair chosen before rejected, positions ascending:
+        x [B, D] (resolved dtype), pair [B] int32, side [B] uint8 (0 chosen, 1 rejected), position [B] int32 (token
+        index), flags [B] uint8 (sum of `FLAG_*`).
+    `residual-NNNNN.safetensors` for the `causal.pairs` pairs: h [ΣT, D] all tokens of each sequence one after
+        another, pair [n] int32, side [n] uint8, length [n] int32, covered [ΣT] uint8 (1: the position is in a shard).
+    meta: d_in, n_blocks, hook_layer, hook_name, dtype, attention, n_positions, flags {name: n}, norm_median,
+        reward_model {…}, invariance {…} (how rewards move with batching). Held-out groups: see `is_held_out`.
+    """
+
+    FLAG_SPECIAL = 1  # a special token other than the one the head reads
+    FLAG_HIGH_NORM = 2  # norm above 10 × the median
+    FLAG_HEAD = 4  # the position the head reads
+    FLAG_SENTENCE_END = 8
+
+    @cached_property
+    def rewards(self) -> pa.Table:
+        """Rewards of the pairs."""
+        return self.table("rewards.arrow")
+
+    @cached_property
+    def eval_rewards(self) -> pa.Table | None:
+        """Rewards of the evaluation pairs."""
+        return self.table("eval_rewards.arrow") if self.has("eval_rewards.arrow") else None
+
+
+class SparseAutoencoder(Artifact):
+    """A trained SAE.
+
+    `sae.safetensors`: W_enc [D, S], b_enc [S], W_dec [S, D], b_dec [D] float32, threshold [] (batch_topk only).
+    `sae.json`: kind, d_in, d_sae, k, relu, normalisation {kind, scale, eps}.
+    `metrics.json`: fvu, nmse, l0, dead_share, n_positions (held out), density [S] list, recovered {covered, all}
+        or null with `recovered_reason`, interpretable bool.
+    `curve.arrow`: step, positions, loss, aux_loss, dead_share, lr.
+    meta: the scalars of metrics.json.
+    """
+
+
+class Latents(Artifact):
+    """Activations of all latents, their salience and the candidates' contexts.
+
+    `acts.safetensors`: for each side s: s_indptr int64 [P+1], s_indices int32 [nnz] (ascending within a row), s_sums
+        float32 [nnz] (sum of positive activations over the response's covered positions); n_positions int32 [P, 2].
+    `latents.arrow`, one row per latent: latent_id, firing_rate, responses (n with any firing), energy (Σ z²), a_chosen,
+        a_rejected, salience, salience_lo, salience_hi, t, salience_paper, candidate bool, rank int32? (by absolute salience).
+    `subsets.arrow`: latent_id, axis, subset, n_groups, salience, t: for the candidates.
+    `contexts.arrow`: latent_id, rank, pair_id, side string, position, activation, tokens list<string>,
+        activations list<float32> (of each token), focus int32 (index of the focus in tokens).
+    meta: estimator, n_ranked, n_candidates, totals.
+    """
+
+    @cached_property
+    def latents(self) -> pa.Table:
+        """All latents."""
+        return self.table("latents.arrow")
+
+
+class Labels(Artifact):
+    """What the candidates are about.
+
+    `labels.arrow`, one row per candidate: latent_id, status (labelled | unparsed | too_few_contexts | error |
+        skipped), rating int8? (1–5), explanation string, direction string?, terms list<string>, labeller string,
+        safety_feature bool, rank int32? (among safety features).
+    meta: rubric, labeller, counts by status, calls, cost, currency-free; n_safety_features.
+    """
+
+    @cached_property
+    def labels(self) -> pa.Table:
+        """Labels of the candidates."""
+        return self.table("labels.arrow")
+
+
+class CausalEffects(Artifact):
+    """Change of reward and margin when a latent is ablated."""
+
+
+class PairScores(Artifact):
+    """Evidence about each pair.
+
+    `pair_scores.arrow`, one row per pair: pair_id, group, axis, subset, reward_margin, pair_score (the paper's),
+        suspicion (0–1, higher = more doubtful), suspicion_kind, signal_<name> float64 per fused signal (higher = more
+        doubtful), evidence list<struct<latent_id int32, contribution float64>> (positive = speaks for the label).
+    meta: estimator, signals {name: {weight, …}}, folds.
+    """
+
+    @cached_property
+    def scores(self) -> pa.Table:
+        """Scores of all pairs."""
+        return self.table("pair_scores.arrow")
+
+
+class Edits(Artifact):
+    """What is recommended for every input row.
+
+    `edits.jsonl`: one line per input row, in order (fields in docs/formats.md).
+    meta: counts by action, axis and status; budget.
+    """
+
+
+class Verification(Artifact):
+    """Retraining arms and their effects."""
+
+
+class Report(Artifact):
+    """`report.json`, `report.html`, `report.md`, `evaluation.jsonl`, `features.parquet`, `pair_scores.parquet`."""
+
+
+ABSENT = "Absent"
+"""Artifact type name in the manifest of a stage that yielded `Absent`; its meta is {"reason": …}."""
+
+
+def view(kind: type[Artifact], stored: StoredArtifact) -> Artifact | Absent:
+    """A committed artifact as its type, or as Absent."""
+    if stored.manifest.artifact == ABSENT:
+        return Absent(str(stored.manifest.meta["reason"]))
+    return kind(stored)
+
+
+def is_held_out(group: str, share: float, seed: int) -> bool:
+    """Whether a group is kept from SAE training: the one definition, by hash, so that it needs no stored list."""
+    import hashlib
+
+    raw = hashlib.sha256(f"{seed}/held-out/{group}".encode()).digest()
+    return int.from_bytes(raw[:8], "big") < share * 2.0**64

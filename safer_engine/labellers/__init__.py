@@ -1,0 +1,1 @@
+"""Who says what a latent is about: one file, one kind."""

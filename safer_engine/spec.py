@@ -1,0 +1,318 @@
+"""The audit spec: every scientific knob, one document, one home and one description per knob.
+
+Sections are stage-facing: a stage declares in `reads` the sections that enter its cache key. `runtime` never
+enters a key: it changes how fast results come, not which.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SPEC_VERSION = 1
+
+
+class Section(BaseModel):
+    """Base of all spec sections: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Section):
+    """The reward model under audit."""
+
+    path: str = Field(description="Local folder, or hub id with an optional revision: `org/name@revision`.")
+    adapter: str | None = Field(None, description="PEFT adapter (folder or hub id) merged into the model at load.")
+    reward_index: int | None = Field(None, ge=0, description="Which output of a head with several outputs is the reward.")
+    reward_weights: tuple[float, ...] | None = Field(
+        None, description="Weights that combine the outputs of a head with several outputs into one reward."
+    )
+    max_length: int = Field(1024, ge=8, description="Longest sequence in tokens; longer ones are truncated.")
+    truncation_side: Literal["left", "right", "drop"] = Field(
+        "left", description="Which end is cut from an over-long sequence; `drop` drops the pair and counts it."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of the forward pass; `auto` is bfloat16 on CUDA and float32 on CPU."
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="Attention backend; `auto` leaves the choice to Transformers."
+    )
+    add_special_tokens: bool | Literal["auto"] = Field(
+        "auto", description="Whether the tokenizer adds special tokens; `auto`: yes unless a chat template already wrote them."
+    )
+
+    @model_validator(mode="after")
+    def _one_reward(self) -> ModelSpec:
+        if self.reward_index is not None and self.reward_weights is not None:
+            raise ValueError("give reward_index or reward_weights, not both")
+        return self
+
+
+class LocalSource(Section):
+    """A file (JSONL, JSON, parquet, CSV, each also .gz) or a `save_to_disk` folder."""
+
+    kind: Literal["local"] = "local"
+    path: str = Field(description="File or folder.")
+    split: str | None = Field(None, description="Split, where the folder holds several.")
+
+
+class HubSource(Section):
+    """A dataset of a Hugging Face hub."""
+
+    kind: Literal["hub"] = "hub"
+    path: str = Field(description="Dataset id.")
+    revision: str | None = Field(None, description="Commit, tag or branch; resolved to a commit and recorded.")
+    name: str | None = Field(None, description="Configuration of the dataset.")
+    split: str = Field("train", description="Split.")
+
+
+class MemorySource(Section):
+    """Rows given by the caller of the Python interface (rows are not part of the spec; their digest is)."""
+
+    kind: Literal["memory"] = "memory"
+
+
+DatasetSource = Annotated[LocalSource | HubSource | MemorySource, Field(discriminator="kind")]
+DatasetFormat = Literal[
+    "auto", "trl", "anthropic", "rewardbench", "rmbench", "pku-saferlhf", "ultrafeedback", "helpsteer3", "scored"
+]
+
+
+class DatasetSpec(Section):
+    """A preference dataset."""
+
+    source: DatasetSource = Field(description="Where the rows come from.")
+    format: DatasetFormat = Field("auto", description="Row layout; `auto` recognises it from the columns.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column map for other layouts: our name (id, prompt, chosen, rejected, group, axis, subset, …) → theirs.",
+    )
+    label: Literal["safer", "better"] = Field(
+        "safer", description="PKU-SafeRLHF rows: which of `safer_response_id` and `better_response_id` is the preference."
+    )
+    sample: int | None = Field(None, ge=2, description="Audit only this many pairs, drawn by whole groups.")
+    stratify: str | None = Field(None, description="Column (axis or subset) whose shares the sample keeps.")
+    min_pairs: int = Field(20, ge=2, description="Fewer usable pairs than this are refused.")
+
+
+class HookSpec(Section):
+    """Which activations are read."""
+
+    layer: int | None = Field(
+        None, ge=1, description="Residual stream after this many blocks; default round(0.7 × number of blocks)."
+    )
+    positions: Literal["all", "sentence_ends"] = Field(
+        "all", description="Every token of the region, or only tokens that end a sentence."
+    )
+    region: Literal["response", "text"] = Field("response", description="Response tokens only, or prompt and response.")
+    min_gap: int = Field(5, ge=1, description="Sentence ends nearer than this to the previous one are skipped (tokens).")
+
+
+class SplitSpec(Section):
+    """Which groups are kept apart."""
+
+    held_out: float = Field(0.1, gt=0, lt=0.5, description="Share of groups kept from SAE training for its measures.")
+
+
+class PretrainSpec(Section):
+    """Token-level pre-training of the SAE on general text."""
+
+    corpus: DatasetSource = Field(description="Text corpus; rows with a `text` column, or plain text lines.")
+    tokens: int = Field(2_000_000, gt=0, description="Positions to train on.")
+    lr: float | None = Field(None, gt=0, description="Learning rate; default as for the main training.")
+    max_length: int = Field(512, ge=8, description="Sequence length in tokens.")
+
+
+class SaeBase(Section):
+    """What all SAE kinds share."""
+
+    d_sae: int | None = Field(None, gt=1, description="Number of latents; default `expansion` × d_in.")
+    expansion: int = Field(8, gt=0, description="d_sae / d_in where `d_sae` is not given.")
+    k: int = Field(32, gt=0, description="Active latents per position (on average, for batch_topk).")
+    normalisation: Literal["scalar", "layernorm"] = Field(
+        "scalar", description="Input scaling: one scalar (mean ‖x‖² becomes d_in), or per-position LayerNorm (the paper's)."
+    )
+    relu: bool = Field(True, description="Drop negative activations after top-k; false reproduces the paper's code.")
+    batch: int = Field(4096, gt=0, description="Positions per training step.")
+    passes: float = Field(2.0, gt=0, description="Passes over the training positions.")
+    min_steps: int = Field(400, ge=0, description="At least this many steps, however small the data.")
+    max_steps: int = Field(50_000, gt=0, description="At most this many steps.")
+    lr: float | None = Field(None, gt=0, description="Adam learning rate; default 2e-4 / √(d_sae / 2¹⁴).")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a linearly rising rate.")
+    decay: float = Field(0.2, ge=0, lt=1, description="Share of the steps at the end with a linearly falling rate.")
+    aux_k: int | None = Field(None, ge=0, description="Dead latents in the AuxK loss; default d_in / 2; 0 turns it off.")
+    aux_weight: float = Field(1 / 32, ge=0, description="Weight of the AuxK loss.")
+    dead_after: int = Field(200_000, gt=0, description="A latent is dead when it did not fire in this many positions.")
+    loss: Literal["fvu", "nmse"] = Field(
+        "fvu", description="Batch-variance normalised error, or the paper's mean of ‖x̂ − x‖² / ‖x‖²."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of the matrix products in training; `auto` is bfloat16 where the device has it."
+    )
+    interpretable_floor: float = Field(
+        0.5, ge=0, le=1, description="Reward recovered below this: features are shown as not interpretable."
+    )
+    pretrain: PretrainSpec | None = Field(None, description="Token-level pre-training before the preference texts.")
+
+
+class TopKSpec(SaeBase):
+    """k largest pre-activations per position (arXiv 2406.04093)."""
+
+    kind: Literal["topk"] = "topk"
+
+
+class BatchTopKSpec(SaeBase):
+    """k × batch largest pre-activations per batch; a threshold at inference (arXiv 2412.06410)."""
+
+    kind: Literal["batch_topk"] = "batch_topk"
+
+
+SaeSpec = Annotated[TopKSpec | BatchTopKSpec, Field(discriminator="kind")]
+
+
+class SalienceSpec(Section):
+    """How differently a latent fires on chosen and rejected responses."""
+
+    estimator: Literal["paired_mean", "paper"] = Field(
+        "paired_mean", description="Paired per-response means (default), or the paper's contrast of sums."
+    )
+    candidates: int = Field(256, gt=0, description="Latents of largest absolute salience that go on.")
+    min_rate: float = Field(1e-4, ge=0, lt=1, description="Latents firing in a smaller share of positions are not ranked.")
+    max_rate: float = Field(0.5, gt=0, le=1, description="Latents firing in a larger share of positions are not ranked.")
+
+
+class ContextSpec(Section):
+    """Highest-activating contexts of each candidate."""
+
+    per_latent: int = Field(10, gt=0, description="Contexts kept, each from another response.")
+    minimum: int = Field(4, gt=0, description="Latents with fewer contexts are not labelled.")
+    window: int = Field(128, gt=3, description="Tokens shown round the focus.")
+
+
+class LexiconLabeller(Section):
+    """Offline labeller: shares of rubric terms in the contexts against a background."""
+
+    kind: Literal["lexicon"] = "lexicon"
+
+
+class ChatApiLabeller(Section):
+    """Any OpenAI-compatible chat endpoint."""
+
+    kind: Literal["chat_api"] = "chat_api"
+    base_url: str = Field(description="Endpoint, for example https://host/v1.")
+    model: str = Field(description="Model name sent to the endpoint.")
+    api_key_env: str | None = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    timeout: float = Field(60.0, gt=0, description="Seconds per request.")
+    retries: int = Field(4, ge=0, description="Retries after 408, 409, 429, 5xx or a broken connection.")
+    max_tokens: int = Field(400, gt=0, description="Longest answer, in tokens.")
+    price_in: float = Field(0.0, ge=0, description="Price of a million prompt tokens, in your currency.")
+    price_out: float = Field(0.0, ge=0, description="Price of a million answer tokens.")
+    max_cost: float | None = Field(None, ge=0, description="Stop asking when this much is spent; the rest is `skipped`.")
+    max_calls: int = Field(2000, gt=0, description="Stop asking after this many calls.")
+
+
+Labeller = Annotated[LexiconLabeller | ChatApiLabeller, Field(discriminator="kind")]
+
+
+class LabelSpec(Section):
+    """Which candidates are safety features."""
+
+    rubric: str = Field("safety", description="Built-in rubric, or path of a rubric file (YAML).")
+    labeller: Labeller = Field(default_factory=LexiconLabeller, description="Who rates.")
+    min_rating: int = Field(4, ge=1, le=5, description="Smallest rating (1–5) of a safety feature; the paper keeps 5.")
+    keep: int = Field(32, gt=0, description="At most this many safety features, by absolute salience.")
+
+
+class CausalSpec(Section):
+    """Ablation of the reported latents."""
+
+    pairs: int = Field(512, ge=0, description="Pairs whose full-sequence residuals are kept for runs of the upper blocks.")
+
+
+SignalName = Literal["latents", "knn", "probe_cv", "dense", "margin", "paper"]
+
+
+class SuspicionSpec(Section):
+    """Which signals say that a pair's label contradicts the evidence."""
+
+    estimator: Literal["fusion", "paper"] = Field("fusion", description="Fusion of signals, or the paper's pair score.")
+    signals: dict[SignalName, float] = Field(
+        default_factory=lambda: {"latents": 2.0, "margin": 1.0}, description="Fused signals and their weights."
+    )
+    folds: int = Field(5, ge=2, description="Cross-fitting folds, by group.")
+    shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
+    neighbours: int = Field(20, gt=0, description="Neighbours of the kNN agreement.")
+
+
+class EditSpec(Section):
+    """What is recommended for suspicious pairs."""
+
+    budget: float = Field(0.04, gt=0, lt=0.5, description="Share of each axis that is dropped; the next as many are `review`.")
+    allow_flip: bool = Field(False, description="Recommend `flip` in place of `drop`.")
+
+
+class ReportSpec(Section):
+    """What the report shows."""
+
+    features: int = Field(32, gt=0, description="Feature cards.")
+    pairs: int = Field(60, gt=0, description="Most suspicious pairs shown in full.")
+    text: bool = Field(True, description="False leaves ids and figures only.")
+    bootstrap: int = Field(2000, ge=100, description="Resamples for intervals.")
+
+
+class RuntimeSpec(Section):
+    """How the work is done; never part of a cache key."""
+
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:N`; `auto` is CUDA where present.")
+    device_map: str | None = Field(None, description="Transformers device_map, for a model over several GPUs (`auto`).")
+    batch_tokens: int = Field(8192, gt=0, description="Tokens per forward pass, padding included.")
+    shard_pairs: int = Field(256, gt=0, description="Pairs per activation shard: bounds memory, is the unit of resume.")
+    threads: int | None = Field(None, gt=0, description="CPU threads; default all cores.")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="Seconds between checkpoints of a training.")
+    trust_remote_code: bool = Field(False, description="Run code shipped with the model. For operators who have read it.")
+
+
+class AuditSpec(Section):
+    """One audit, in full."""
+
+    spec_version: Literal[1] = Field(SPEC_VERSION, description="Version of this document's layout.")
+    preset: Literal["default", "paper"] = Field("default", description="Where the values not given come from.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    model: ModelSpec
+    dataset: DatasetSpec
+    evaluation: DatasetSpec | None = Field(None, description="Preference pairs that only measure; never trained on.")
+    hook: HookSpec = Field(default_factory=HookSpec)
+    split: SplitSpec = Field(default_factory=SplitSpec)
+    sae: SaeSpec = Field(default_factory=TopKSpec)
+    salience: SalienceSpec = Field(default_factory=SalienceSpec)
+    contexts: ContextSpec = Field(default_factory=ContextSpec)
+    labels: LabelSpec = Field(default_factory=LabelSpec)
+    causal: CausalSpec = Field(default_factory=CausalSpec)
+    suspicion: SuspicionSpec = Field(default_factory=SuspicionSpec)
+    edits: EditSpec = Field(default_factory=EditSpec)
+    report: ReportSpec = Field(default_factory=ReportSpec)
+    runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
+
+
+PAPER_PRESET: dict[str, Any] = {
+    "hook": {"positions": "sentence_ends", "region": "text", "min_gap": 5},
+    "sae": {
+        "kind": "topk", "k": 64, "normalisation": "layernorm", "relu": False, "loss": "nmse",
+        "lr": 3e-4, "passes": 1.0, "aux_k": 0, "min_steps": 0,
+    },
+    "salience": {"estimator": "paper", "candidates": 256, "min_rate": 0.0, "max_rate": 1.0},
+    "contexts": {"per_latent": 10, "minimum": 4, "window": 128},
+    "labels": {"min_rating": 5, "keep": 32},
+    "suspicion": {"estimator": "paper", "signals": {"paper": 1.0}},
+}  # fmt: skip
+"""METHOD §1 as a spec: merged under what the user gives when `preset: paper`."""
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Deep-merge two spec documents; `over` wins; neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,132 @@
+"""What a stage is, what it is given, and how its cache key is made."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from safer_engine.artifacts import Absent, Artifact
+from safer_engine.errors import ArtifactError, Interrupted
+from safer_engine.events import Observer
+from safer_engine.sources.resolved import ResolvedInputs
+from safer_engine.spec import AuditSpec, RuntimeSpec
+from safer_engine.store import WorkArea, canonical_json, digest_bytes
+
+A = TypeVar("A", bound=Artifact)
+
+_LOCATIONS = {"model": {"path", "adapter"}, "dataset": {"source"}, "evaluation": {"source"}}
+"""Spec fields that say where an input lies; in keys, the input's content digest stands for them."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a stage hands over: its payload is in the work area, its small facts are here (JSON values)."""
+
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class SpecView:
+    """The sections of a spec that a stage declared in `reads`; any other raises."""
+
+    def __init__(self, spec: AuditSpec, reads: tuple[str, ...]) -> None:
+        self._spec = spec
+        self._reads = reads
+
+    def __getattr__(self, section: str) -> Any:
+        if section not in self._reads:
+            raise AttributeError(f"spec section {section!r} is not in this stage's `reads` {self._reads}")
+        return getattr(self._spec, section)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage is given besides its inputs."""
+
+    stage: str
+    spec: SpecView
+    runtime: RuntimeSpec
+    sources: ResolvedInputs
+    work: WorkArea
+    observer: Observer
+    base_seed: int
+
+    def seed(self, unit: str = "") -> int:
+        """A seed in [0, 2⁶³) that depends on spec.seed, the stage and the unit."""
+        raw = hashlib.sha256(f"{self.base_seed}/{self.stage}/{unit}".encode()).digest()
+        return int.from_bytes(raw[:8], "big") >> 1
+
+    def progress(self, done: float, total: float, unit: str) -> None:
+        """Report progress; raises Interrupted when the observer asked to stop."""
+        self.observer.progress(self.stage, done, total, unit)
+        if self.observer.cancelled():
+            raise Interrupted("stopped on request", "run the same command again to go on")
+
+    def note(self, message: str) -> None:
+        """Tell the reader something."""
+        self.observer.note(self.stage, message)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The artifacts a stage consumes."""
+
+    found: dict[type[Artifact], Artifact | Absent]
+
+    def get(self, kind: type[A]) -> A:
+        """The artifact of a type. Raises ArtifactError when it is absent or not consumed."""
+        value = self.maybe(kind)
+        if isinstance(value, Absent):
+            raise ArtifactError(f"{kind.__name__} is absent: {value.reason}")
+        return value
+
+    def maybe(self, kind: type[A]) -> A | Absent:
+        """The artifact of a type, or why there is none."""
+        value = self.found.get(kind)
+        if value is None:
+            raise ArtifactError(f"{kind.__name__} is not among this stage's `consumes`")
+        if not isinstance(value, (kind, Absent)):
+            raise ArtifactError(f"{kind.__name__} was read as {type(value).__name__}")
+        return value
+
+
+class Stage(Protocol):
+    """One step of the pipeline. `version` is bumped whenever results may change."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    resource: ClassVar[Literal["cpu", "gpu"]]
+    consumes: ClassVar[tuple[type[Artifact], ...]]
+    produces: ClassVar[type[Artifact]]
+    reads: ClassVar[tuple[str, ...]]
+
+    def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
+        """Publish payload files into `ctx.work` and return the facts, or say why there is nothing."""
+
+
+def cache_key(stage: Stage, spec: AuditSpec, sources: ResolvedInputs, inputs: dict[str, str], project: str) -> str:
+    """sha256 over everything that may change a stage's result, and nothing else.
+
+    Args:
+        spec: the resolved spec (no `auto` left that changes results).
+        inputs: artifact type name → content digest of each consumed artifact.
+    """
+    document = {
+        "project": project,
+        "stage": stage.name,
+        "version": stage.version,
+        "seed": spec.seed,
+        "reads": {section: _section(section, spec, sources) for section in stage.reads},
+        "inputs": inputs,
+    }
+    return digest_bytes(canonical_json(document))
+
+
+def _section(section: str, spec: AuditSpec, sources: ResolvedInputs) -> Any:
+    value = getattr(spec, section)
+    if value is None:
+        return None
+    dumped = value.model_dump(mode="json", exclude=_LOCATIONS.get(section))
+    content = sources.digest(section)
+    return dumped if content is None else {**dumped, "content": content}
+

@@ -1,0 +1,1 @@
+"""Stages: load inputs, call science, save. Wiring only."""

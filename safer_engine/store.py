@@ -1,0 +1,324 @@
+"""Where artifacts live: committed immutably by cache key, verified when read.
+
+Layout of `LocalArtifactStore`::
+
+    blobs/ab/abcd…            payload files by sha256
+    manifests/<project>/<stage>/<key>.json      created exclusively: no manifest, no artifact
+    work/<project>/<stage>-<key>/payload|scratch   resumable, removed at commit
+    locks/                    one lock file per work area
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safer_engine.errors import ArtifactError, ResourceError, WorkBusy
+
+MANIFEST_VERSION = 1
+_CHUNK = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces; NaN and infinity are errors."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def digest_bytes(data: bytes) -> str:
+    """sha256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's content, in hex."""
+    sha = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+class FileEntry(BaseModel):
+    """One payload file of an artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    digest: str
+    size: int
+
+
+class Cost(BaseModel):
+    """What computing an artifact took."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+    peak_gpu_bytes: int | None = None
+
+
+class Manifest(BaseModel):
+    """The record that makes an artifact exist."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    manifest_version: int = MANIFEST_VERSION
+    project: str
+    stage: str
+    stage_version: int
+    artifact: str
+    key: str
+    files: dict[str, FileEntry]
+    meta: dict[str, Any]
+    inputs: dict[str, str] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    cost: Cost = Field(default_factory=Cost)
+    attempt: str = ""
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of what the artifact says (files and meta), whoever computed it and however long it took."""
+        files = {name: entry.digest for name, entry in self.files.items()}
+        return digest_bytes(canonical_json({"artifact": self.artifact, "files": files, "meta": self.meta}))
+
+
+@dataclass(frozen=True)
+class ManifestDraft:
+    """All of a manifest but the files, which the store fills in."""
+
+    stage_version: int
+    artifact: str
+    meta: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+
+class StoredArtifact(Protocol):
+    """A committed artifact."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its record."""
+
+    def path(self, name: str) -> Path:
+        """A local, verified file of the payload. Raises ArtifactError when missing or damaged."""
+
+
+class WorkArea(Protocol):
+    """Resumable scratch of one stage run. Every file in it is complete: it appears only when published."""
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for state that is never committed."""
+
+    def has(self, name: str) -> bool:
+        """Whether a payload file was published."""
+
+    def path(self, name: str) -> Path:
+        """Path of a published payload file."""
+
+    def publish(self, name: str, *, scratch: bool = False) -> Any:
+        """Context manager: yields a temporary path, makes it durable under `name` on a clean exit."""
+
+    def remove(self, name: str) -> None:
+        """Withdraw a published payload file, if it is there."""
+
+
+class ArtifactStore(Protocol):
+    """Commits and reads artifacts by (stage, key) within one project."""
+
+    project: str
+
+    def has(self, stage: str, key: str) -> bool:
+        """Whether the artifact is committed."""
+
+    def read(self, stage: str, key: str) -> StoredArtifact:
+        """A committed artifact. Raises ArtifactError when there is none."""
+
+    def open_work(self, stage: str, key: str) -> Any:
+        """Context manager: the work area of a key, held exclusively. Raises WorkBusy when another holds it."""
+
+    def commit(self, stage: str, key: str, work: WorkArea, draft: ManifestDraft) -> StoredArtifact:
+        """Make the payload an artifact. The first commit wins; a later one gets the first's."""
+
+
+@dataclass(frozen=True)
+class LocalStored:
+    """A committed artifact in a local store."""
+
+    manifest: Manifest
+    blobs: Path
+    verified: set[str]
+
+    def path(self, name: str) -> Path:
+        """See `StoredArtifact.path`; each blob is hashed once per process."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise ArtifactError(f"artifact {self.manifest.stage} has no file {name!r}")
+        blob = self.blobs / entry.digest[:2] / entry.digest
+        if entry.digest not in self.verified:
+            if not blob.is_file():
+                raise ArtifactError(f"{name} of {self.manifest.stage} is missing from the store", _DAMAGED)
+            if digest_file(blob) != entry.digest:
+                raise ArtifactError(f"{name} of {self.manifest.stage} is damaged: its digest differs", _DAMAGED)
+            self.verified.add(entry.digest)
+        return blob
+
+
+_DAMAGED = "remove the manifest named in the store's manifests/ folder, and run again to compute it anew"
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """A work area in a local folder."""
+
+    root: Path
+
+    @property
+    def payload(self) -> Path:
+        """Folder of published payload files."""
+        return self.root / "payload"
+
+    @property
+    def scratch(self) -> Path:
+        """See `WorkArea.scratch`."""
+        return self.root / "scratch"
+
+    def has(self, name: str) -> bool:
+        """See `WorkArea.has`."""
+        return (self.payload / name).is_file()
+
+    def path(self, name: str) -> Path:
+        """See `WorkArea.path`."""
+        return self.payload / name
+
+    @contextmanager
+    def publish(self, name: str, *, scratch: bool = False) -> Iterator[Path]:
+        """See `WorkArea.publish`."""
+        final = (self.scratch if scratch else self.payload) / name
+        temporary = self.root / f"tmp-{uuid.uuid4().hex}"
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, final)
+            _sync(final.parent)
+        except OSError as error:
+            raise ResourceError(f"cannot write {final}: {error.strerror or error}", "free disk space and run again") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """See `WorkArea.remove`."""
+        (self.payload / name).unlink(missing_ok=True)
+
+
+class LocalArtifactStore:
+    """An artifact store in a local folder (see the module's picture)."""
+
+    def __init__(self, root: Path | str, project: str = "default") -> None:
+        self.root = Path(root).expanduser()
+        self.project = project
+        self._verified: set[str] = set()
+
+    def has(self, stage: str, key: str) -> bool:
+        """See `ArtifactStore.has`."""
+        return self._manifest_path(stage, key).is_file()
+
+    def read(self, stage: str, key: str) -> LocalStored:
+        """See `ArtifactStore.read`."""
+        path = self._manifest_path(stage, key)
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise ArtifactError(f"no artifact of stage {stage} under key {key[:12]}") from None
+        except ValueError as error:
+            raise ArtifactError(f"manifest {path} is damaged: {error}", _DAMAGED) from error
+        return LocalStored(manifest, self.root / "blobs", self._verified)
+
+    @contextmanager
+    def open_work(self, stage: str, key: str) -> Iterator[LocalWork]:
+        """See `ArtifactStore.open_work`."""
+        root = self.root / "work" / self.project / f"{stage}-{key}"
+        locks = self.root / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / f"{self.project}-{stage}-{key}").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise WorkBusy(f"another process is computing stage {stage}", "wait for it, or stop it") from None
+            work = LocalWork(root)
+            work.payload.mkdir(parents=True, exist_ok=True)
+            work.scratch.mkdir(parents=True, exist_ok=True)
+            for leftover in root.glob("tmp-*"):
+                leftover.unlink()
+            yield work
+            if self.has(stage, key):
+                shutil.rmtree(root, ignore_errors=True)
+
+    def commit(self, stage: str, key: str, work: WorkArea, draft: ManifestDraft) -> LocalStored:
+        """See `ArtifactStore.commit`."""
+        if not isinstance(work, LocalWork):
+            raise ArtifactError("a local store commits local work areas only")
+        files = {path.name: self._keep_blob(path) for path in sorted(work.payload.iterdir())}
+        manifest = Manifest(
+            project=self.project,
+            stage=stage,
+            key=key,
+            files=files,
+            attempt=uuid.uuid4().hex,
+            stage_version=draft.stage_version,
+            artifact=draft.artifact,
+            meta=draft.meta,
+            inputs=draft.inputs,
+            provenance=draft.provenance,
+            cost=draft.cost,
+        )
+        self._create_exclusively(self._manifest_path(stage, key), canonical_json(manifest.model_dump(mode="json")))
+        return self.read(stage, key)
+
+    def _manifest_path(self, stage: str, key: str) -> Path:
+        return self.root / "manifests" / self.project / stage / f"{key}.json"
+
+    def _keep_blob(self, path: Path) -> FileEntry:
+        digest, size = digest_file(path), path.stat().st_size
+        blob = self.root / "blobs" / digest[:2] / digest
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if not (blob.is_file() and digest_file(blob) == digest):
+            temporary = blob.with_name(f"{digest}.{uuid.uuid4().hex}")
+            os.link(path, temporary)
+            os.replace(temporary, blob)
+            temporary.unlink(missing_ok=True)
+            _sync(blob.parent)
+        self._verified.add(digest)
+        return FileEntry(digest=digest, size=size)
+
+    def _create_exclusively(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary.write_bytes(data)
+        _sync(temporary)
+        try:
+            os.link(temporary, path)
+            _sync(path.parent)
+        except FileExistsError:
+            pass  # the first commit wins; the caller reads it back
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

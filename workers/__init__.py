@@ -1,0 +1,1 @@
+"""Queue workers that run the stages of the engine."""
