@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Absent:
-    """A stage that was switched off or could not run, and why."""
+    """A stage that was switched off or could not run, and why.
+
+    Attributes:
+        digest: content digest of the committed absence; empty until it is committed.
+    """
 
     reason: str
+    digest: str = ""
 
 
 class Artifact:
@@ -220,7 +225,7 @@ ABSENT = "Absent"
 def view(kind: type[Artifact], stored: StoredArtifact) -> Artifact | Absent:
     """A committed artifact as its type, or as Absent."""
     if stored.manifest.artifact == ABSENT:
-        return Absent(str(stored.manifest.meta["reason"]))
+        return Absent(str(stored.manifest.meta["reason"]), stored.manifest.content_digest)
     return kind(stored)
 
 

@@ -1,0 +1,183 @@
+"""The pipeline: which stages there are, in which order, and how one of them is run. Read this first.
+
+An audit is a walk over `STAGES`. Each stage's cache key depends on its version, the spec sections it reads and the
+content of the artifacts it consumes; a committed artifact under that key means the stage is skipped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from safer_engine.artifacts import ABSENT, Absent, Artifact, view
+from safer_engine.errors import Interrupted, WorkBusy
+from safer_engine.events import NullObserver, Observer
+from safer_engine.machine import measured, provenance
+from safer_engine.sources.resolved import ResolvedInputs
+from safer_engine.spec import AuditSpec
+from safer_engine.stage import Draft, Inputs, SpecView, Stage, StageContext, cache_key
+from safer_engine.stages.activations import ActivationsStage
+from safer_engine.stages.causal import CausalStage
+from safer_engine.stages.edits import EditsStage
+from safer_engine.stages.labels import LabelsStage
+from safer_engine.stages.latents import LatentsStage
+from safer_engine.stages.pair_scores import PairScoresStage
+from safer_engine.stages.pairs import PairsStage
+from safer_engine.stages.report import ReportStage
+from safer_engine.stages.sae import SaeStage
+from safer_engine.stages.verification import VerificationStage
+from safer_engine.store import ArtifactStore, ManifestDraft, StoredArtifact
+
+STAGES: tuple[Stage, ...] = (
+    PairsStage(),
+    ActivationsStage(),
+    SaeStage(),
+    LatentsStage(),
+    LabelsStage(),
+    CausalStage(),
+    PairScoresStage(),
+    EditsStage(),
+    VerificationStage(),
+    ReportStage(),
+)
+
+Found = dict[type[Artifact], Artifact | Absent]
+OnArtifact = Callable[[Stage, Found], None]
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """A resolved spec and the inputs it names, found and fingerprinted."""
+
+    spec: AuditSpec
+    sources: ResolvedInputs
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What will happen to one stage.
+
+    Attributes:
+        key: its cache key, or None while an input of it is still to be computed.
+        state: `cached` (will be skipped) or `compute`.
+    """
+
+    name: str
+    resource: Literal["cpu", "gpu"]
+    key: str | None
+    state: Literal["cached", "compute"]
+
+
+def plan(request: AuditRequest, store: ArtifactStore) -> tuple[StagePlan, ...]:
+    """What `run` would do, without computing anything."""
+    digests: dict[type[Artifact], str] = {}
+    plans = []
+    for stage in STAGES:
+        if not all(kind in digests for kind in stage.consumes):
+            plans.append(StagePlan(stage.name, stage.resource, None, "compute"))
+            continue
+        key = _key(stage, request, store, digests)
+        cached = store.has(stage.name, key)
+        if cached:
+            digests[stage.produces] = store.read(stage.name, key).manifest.content_digest
+        plans.append(StagePlan(stage.name, stage.resource, key, "cached" if cached else "compute"))
+    return tuple(plans)
+
+
+def run(
+    request: AuditRequest,
+    store: ArtifactStore,
+    observer: Observer | None = None,
+    on_artifact: OnArtifact | None = None,
+) -> Found:
+    """Run every stage that is not committed yet.
+
+    Args:
+        on_artifact: called after each stage with all artifacts so far, for results that appear as they come.
+
+    Returns:
+        The artifact of every stage, by type.
+
+    Raises:
+        SaferError: whatever a stage raises; what was finished stays in the store and its work areas.
+    """
+    found: Found = {}
+    for stage in STAGES:
+        stored = run_stage(stage, request, store, found, observer or NullObserver())
+        found[stage.produces] = view(stage.produces, stored)
+        if on_artifact is not None:
+            on_artifact(stage, dict(found))
+    return found
+
+
+def run_stage(stage: Stage, request: AuditRequest, store: ArtifactStore, found: Found, observer: Observer) -> StoredArtifact:
+    """Run one stage, or return what is committed under its key; waits while another process computes the same key."""
+    digests = {kind: _digest(found[kind]) for kind in stage.consumes}
+    key = _key(stage, request, store, digests)
+    waiting = False
+    while not store.has(stage.name, key):
+        try:
+            return _compute(stage, key, request, store, found, observer)
+        except WorkBusy as busy:
+            if not waiting:
+                observer.note(stage.name, f"{busy.message}; waiting for it")
+            waiting = True
+            if observer.cancelled():
+                raise Interrupted("stopped while waiting for another process", "run the same command again") from busy
+            time.sleep(_POLL_SECONDS)
+    stored = store.read(stage.name, key)
+    observer.stage_finished(stage.name, "cached", 0.0)
+    return stored
+
+
+def _compute(
+    stage: Stage, key: str, request: AuditRequest, store: ArtifactStore, found: Found, observer: Observer
+) -> StoredArtifact:
+    with store.open_work(stage.name, key) as work:
+        if store.has(stage.name, key):
+            observer.stage_finished(stage.name, "cached", 0.0)
+            return store.read(stage.name, key)
+        observer.stage_started(stage.name, key)
+        context = StageContext(
+            stage=stage.name,
+            spec=SpecView(request.spec, stage.reads),
+            runtime=request.spec.runtime,
+            sources=request.sources,
+            work=work,
+            observer=observer,
+            base_seed=request.spec.seed,
+        )
+        inputs = Inputs({kind: found[kind] for kind in stage.consumes})
+        with measured() as measurement:
+            try:
+                outcome = stage.run(context, inputs)
+            except BaseException:
+                observer.stage_finished(stage.name, "failed", measurement.seconds)
+                raise
+        draft = _draft(stage, outcome, request, {k.__name__: _digest(found[k]) for k in stage.consumes})
+        stored: StoredArtifact = store.commit(stage.name, key, work, replace(draft, cost=measurement.cost))
+        observer.stage_finished(stage.name, "absent" if isinstance(outcome, Absent) else "computed", measurement.seconds)
+        return stored
+
+
+def _draft(stage: Stage, outcome: Draft | Absent, request: AuditRequest, inputs: dict[str, str]) -> ManifestDraft:
+    absent = isinstance(outcome, Absent)
+    return ManifestDraft(
+        stage_version=stage.version,
+        artifact=ABSENT if absent else stage.produces.__name__,
+        meta={"reason": outcome.reason} if isinstance(outcome, Absent) else outcome.meta,
+        inputs=inputs,
+        provenance=provenance(request.spec.runtime.device),
+    )
+
+
+def _key(stage: Stage, request: AuditRequest, store: ArtifactStore, digests: dict[type[Artifact], str]) -> str:
+    inputs = {kind.__name__: digests[kind] for kind in stage.consumes}
+    return cache_key(stage, request.spec, request.sources, inputs, store.project)
+
+
+def _digest(value: Artifact | Absent) -> str:
+    return value.stored.manifest.content_digest if isinstance(value, Artifact) else value.digest
