@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -134,6 +134,7 @@ class WorkArea(Protocol):
         """Withdraw a published payload file, if it is there."""
 
 
+@runtime_checkable
 class ArtifactStore(Protocol):
     """Commits and reads artifacts by (stage, key) within one project."""
 
