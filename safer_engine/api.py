@@ -1,0 +1,222 @@
+"""The Python interface: `safer_engine.audit(...)`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safer_engine import pipeline
+from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
+from safer_engine.errors import ArtifactError, SpecError
+from safer_engine.events import Observer
+from safer_engine.machine import resolve_spec
+from safer_engine.pipeline import AuditRequest, Found, OnArtifact
+from safer_engine.report.model import ReportDocument
+from safer_engine.sources.datasets import resolve_dataset
+from safer_engine.sources.models import resolve_model
+from safer_engine.sources.resolved import ResolvedInputs
+from safer_engine.spec import AuditSpec
+from safer_engine.spec_layers import Layer, build_spec
+from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rows = Iterable[Mapping[str, Any]]
+REPORT_FILES = ("report.html", "report.md", "report.json", "evaluation.jsonl", "features.parquet", "pair_scores.parquet")
+SAE_FILES = ("sae.safetensors", "sae.json", "metrics.json")
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """A finished audit.
+
+    Attributes:
+        artifacts: the artifact of every stage, by type.
+        out: folder the report was written to, if one was asked for.
+    """
+
+    artifacts: Found
+    out: Path | None = None
+
+    @cached_property
+    def document(self) -> ReportDocument:
+        """The report as one validated value (what report.json holds)."""
+        return ReportDocument.model_validate_json(self._get(Report).path("report.json").read_bytes())
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """One row per candidate latent: salience, label, firing rate."""
+        import pandas as pd
+
+        return pd.read_parquet(self._get(Report).path("features.parquet"))
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """One row per scored pair: margin, pair score, suspicion, signals, evidence."""
+        import pandas as pd
+
+        return pd.read_parquet(self._get(Report).path("pair_scores.parquet"))
+
+    @cached_property
+    def edits(self) -> pd.DataFrame:
+        """One row per input row: status, action, suspicion."""
+        import pandas as pd
+
+        return pd.read_json(self._get(Edits).path("edits.jsonl"), lines=True, dtype={"pair_id": str, "group": str})
+
+    @property
+    def html(self) -> Path:
+        """The report to open in a browser."""
+        return self.out / "report.html" if self.out else self._get(Report).path("report.html")
+
+    def _get(self, kind: type[Artifact]) -> Artifact:
+        value = self.artifacts.get(kind)
+        if not isinstance(value, Artifact):
+            raise ArtifactError(f"this audit has no {kind.__name__}")
+        return value
+
+
+def audit(
+    spec: AuditSpec | Mapping[str, Any] | None = None,
+    /,
+    *,
+    rows: Rows | None = None,
+    evaluation_rows: Rows | None = None,
+    store: ArtifactStore | Path | str | None = None,
+    out: Path | str | None = None,
+    observer: Observer | None = None,
+    **document: Any,
+) -> AuditReport:
+    """Audit a reward model on a preference dataset.
+
+    Args:
+        spec: an `AuditSpec`, or a mapping like audit.yaml; or give its sections as keywords:
+            `audit(model="…", dataset="…", sae={"k": 16})`.
+        rows: preference rows in memory, in place of `dataset`; `evaluation_rows` likewise.
+        store: artifact store, or the folder of a local one; default as for the command line.
+        out: folder for the report's files.
+        observer: is told of stages, progress and notes.
+
+    Raises:
+        SaferError: see `safer_engine.errors`; nothing that was computed is lost.
+    """
+    built = _spec_of(spec, document, rows, evaluation_rows)
+    request = prepare(built, rows, evaluation_rows)
+    kept = store if isinstance(store, ArtifactStore) else LocalArtifactStore(store or default_store())
+    folder = Path(out) if out is not None else None
+    return run_request(request, kept, folder, observer)
+
+
+def run_request(
+    request: AuditRequest,
+    store: ArtifactStore,
+    out: Path | None,
+    observer: Observer | None = None,
+    on_artifact: OnArtifact | None = None,
+) -> AuditReport:
+    """Run a prepared audit and export its files to `out`, if given."""
+    if request.spec.runtime.threads is not None:
+        import torch
+
+        torch.set_num_threads(request.spec.runtime.threads)
+    found = pipeline.run(request, store, observer, on_artifact)
+    if out is not None:
+        export(found, out)
+    return AuditReport(found, out)
+
+
+def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | None = None) -> AuditRequest:
+    """Resolve a spec and find and fingerprint its inputs.
+
+    Raises:
+        SpecError, ModelRefused, DatasetRefused.
+    """
+    resolved = resolve_spec(spec)
+    extra = {}
+    if resolved.labels.rubric.endswith((".yaml", ".yml")):
+        extra["labels"] = _rubric_digest(resolved.labels.rubric)
+    if resolved.sae.pretrain is not None:
+        corpus = resolved.sae.pretrain.corpus
+        extra["sae"] = corpus.model_dump_json() + _corpus_digest(Path(getattr(corpus, "path", "")))
+    sources = ResolvedInputs(
+        model=resolve_model(resolved.model, resolved.runtime, _cache()),
+        dataset=resolve_dataset(resolved.dataset, _as_dicts(rows)),
+        evaluation=resolve_dataset(resolved.evaluation, _as_dicts(evaluation_rows)) if resolved.evaluation else None,
+        extra=extra,
+    )
+    return AuditRequest(resolved, sources)
+
+
+def export(found: Found, out: Path) -> None:
+    """Copy the files a person or a script reads into `out`, each replaced atomically."""
+    wanted: list[tuple[type[Artifact], str, str]] = [(Report, name, name) for name in REPORT_FILES]
+    wanted += [(Edits, "edits.jsonl", "edits.jsonl")]
+    wanted += [(SparseAutoencoder, name, f"sae/{name}") for name in SAE_FILES]
+    for kind, name, target in wanted:
+        artifact = found.get(kind)
+        if isinstance(artifact, Artifact) and artifact.has(name):
+            copy_atomically(artifact.path(name), out / target)
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Copy a file; readers see the old one or the new one, never a part."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def default_store() -> Path:
+    """Where artifacts are kept when nobody says otherwise."""
+    return _cache() / "store"
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "safer-audit"
+
+
+def _spec_of(
+    spec: AuditSpec | Mapping[str, Any] | None, document: dict[str, Any], rows: Rows | None, evaluation_rows: Rows | None
+) -> AuditSpec:
+    if isinstance(spec, AuditSpec):
+        if document:
+            raise SpecError("give a complete AuditSpec, or sections as keywords, not both")
+        return spec
+    layers = [Layer("argument", dict(spec or {})), Layer("keyword", document)]
+    memory = {"source": {"kind": "memory"}}
+    if rows is not None:
+        layers.append(Layer("rows", {"dataset": memory}))
+    if evaluation_rows is not None:
+        layers.append(Layer("evaluation_rows", {"evaluation": memory}))
+    return build_spec(layers).spec
+
+
+def _as_dicts(rows: Rows | None) -> list[dict[str, Any]] | None:
+    return None if rows is None else [dict(row) for row in rows]
+
+
+def _rubric_digest(path: str) -> str:
+    try:
+        return digest_file(Path(path))
+    except OSError as error:
+        raise SpecError(f"cannot read rubric {path}: {error.strerror}") from None
+
+
+def _corpus_digest(path: Path) -> str:
+    if path.is_file():
+        return digest_file(path)
+    sha = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else []:
+        sha.update(f"{file.relative_to(path)}:{digest_file(file) if file.is_file() else ''}\n".encode())
+    return sha.hexdigest()
