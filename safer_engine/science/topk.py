@@ -1,0 +1,119 @@
+"""Exact selection of the largest pre-activations, per row or per batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safer_engine.errors import NumericalError
+
+_GROUP = 8
+_MIN_GROUPED = 1024
+_MAX_SWEEPS = 64
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Chosen entries of a matrix, row by row (compressed rows).
+
+    Attributes:
+        values_N: the entries, in the matrix's dtype.
+        columns_N: their columns, int64.
+        offsets_B1: row b owns entries offsets[b] … offsets[b + 1] − 1; int64, B + 1 long.
+    """
+
+    values_N: Tensor
+    columns_N: Tensor
+    offsets_B1: Tensor
+
+    @property
+    def rows_N(self) -> Tensor:
+        """Row of each entry, int64, ascending."""
+        counts_B = self.offsets_B1.diff()
+        rows_B = torch.arange(len(counts_B), device=counts_B.device)
+        return torch.repeat_interleave(rows_B, counts_B, output_size=len(self.columns_N))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest entries of each row: values [B, K] and columns [B, K] int64, in no particular order."""
+
+    values_BK: Tensor
+    columns_BK: Tensor
+
+
+def top_k(pre_BS: Tensor, k: int) -> TopK:
+    """The k largest entries of each row, exactly.
+
+    The k largest lie within the k strided column groups of largest maximum, so wide rows are first reduced to their
+    group maxima, a cheap vectorised pass, and only those groups are searched.
+
+    Args:
+        pre_BS: pre-activations [B, S], any float dtype.
+        k: 1 … S.
+    """
+    n_columns = pre_BS.shape[1]
+    n_groups = n_columns // _GROUP
+    if n_columns < _MIN_GROUPED or n_columns % _GROUP or k > n_groups or not pre_BS.is_contiguous():
+        values_BK, columns_BK = pre_BS.topk(k, dim=1, sorted=False)
+        return TopK(values_BK, columns_BK)
+    grouped = pre_BS.view(-1, _GROUP, n_groups)
+    groups_BK = grouped.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    candidates = grouped.gather(2, groups_BK[:, None, :].expand(-1, _GROUP, -1)).flatten(1)
+    values_BK, found_BK = candidates.topk(k, dim=1, sorted=False)
+    member_BK = torch.div(found_BK, k, rounding_mode="floor")
+    return TopK(values_BK, member_BK * n_groups + groups_BK.gather(1, found_BK % k))
+
+
+def batch_top_k(pre_BS: Tensor, k: int, guess: float | None = None) -> Selected:
+    """The B·k largest positive entries of the whole batch, exactly (arXiv 2412.06410, eq. 5).
+
+    A threshold that lets slightly more than B·k entries through is found by bisection over cheap counting sweeps; only
+    those entries are then ordered. With fewer than B·k positive entries, all of them are taken.
+
+    Args:
+        pre_BS: pre-activations [B, S].
+        k: average number of entries per row.
+        guess: where the threshold was last time; saves sweeps, never changes the outcome but for exact ties.
+    """
+    wanted = pre_BS.shape[0] * k
+    threshold = _threshold_below(pre_BS, wanted, guess)
+    rows_N, columns_N = (pre_BS > threshold).nonzero(as_tuple=True)
+    values_N = pre_BS[rows_N, columns_N]
+    if len(values_N) > wanted:
+        kept_N = values_N.topk(wanted, sorted=False).indices.sort().values
+        rows_N, columns_N, values_N = rows_N[kept_N], columns_N[kept_N], values_N[kept_N]
+    counts_B = torch.bincount(rows_N, minlength=pre_BS.shape[0])
+    offsets_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
+    return Selected(values_N, columns_N, offsets_B1)
+
+
+def above(pre_BS: Tensor, threshold: float | Tensor) -> Selected:
+    """All entries above a threshold, row by row, columns ascending."""
+    rows_N, columns_N = (pre_BS > threshold).nonzero(as_tuple=True)
+    counts_B = torch.bincount(rows_N, minlength=pre_BS.shape[0])
+    offsets_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
+    return Selected(pre_BS[rows_N, columns_N], columns_N, offsets_B1)
+
+
+def _threshold_below(pre_BS: Tensor, wanted: int, guess: float | None) -> float:
+    """A threshold ≥ 0 that at least `wanted` entries exceed, and not many more; 0 where fewer are positive."""
+    high = float(pre_BS.max())
+    if not high < float("inf"):
+        raise NumericalError("a pre-activation is not finite", "lower the learning rate (sae.lr)")
+    low = 0.0
+    middle = guess * 0.98 if guess is not None and 0 < guess * 0.98 < high else high / 2
+    for _ in range(_MAX_SWEEPS):
+        count = int((pre_BS > middle).sum())
+        if count < wanted:
+            high = middle
+        else:
+            low = middle
+            if count <= wanted * 1.3:
+                break
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+    return low
