@@ -10,9 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SPEC_VERSION = 1
-
-
 class Section(BaseModel):
     """Base of all spec sections: immutable, unknown keys are errors."""
 
@@ -231,6 +228,7 @@ class CausalSpec(Section):
 
 
 SignalName = Literal["latents", "knn", "probe_cv", "dense", "margin", "paper"]
+_DEFAULT_SIGNALS: dict[SignalName, float] = {"latents": 2.0, "margin": 1.0}
 
 
 class SuspicionSpec(Section):
@@ -238,7 +236,7 @@ class SuspicionSpec(Section):
 
     estimator: Literal["fusion", "paper"] = Field("fusion", description="Fusion of signals, or the paper's pair score.")
     signals: dict[SignalName, float] = Field(
-        default_factory=lambda: {"latents": 2.0, "margin": 1.0}, description="Fused signals and their weights."
+        default_factory=lambda: _DEFAULT_SIGNALS.copy(), description="Fused signals and their weights."
     )
     folds: int = Field(5, ge=2, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
@@ -276,7 +274,7 @@ class RuntimeSpec(Section):
 class AuditSpec(Section):
     """One audit, in full."""
 
-    spec_version: Literal[1] = Field(SPEC_VERSION, description="Version of this document's layout.")
+    spec_version: Literal[1] = Field(1, description="Version of this document's layout.")
     preset: Literal["default", "paper"] = Field("default", description="Where the values not given come from.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     model: ModelSpec
@@ -310,9 +308,10 @@ PAPER_PRESET: dict[str, Any] = {
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Deep-merge two spec documents; `over` wins; neither is changed."""
+    """Deep-merge two spec documents; `over` wins; neither is changed. A source that names its kind replaces another."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        replaces = key == "source" and isinstance(value, dict) and "kind" in value
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) and not replaces else value
     return merged

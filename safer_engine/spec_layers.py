@@ -135,13 +135,20 @@ def leaves(document: Document, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"]) or "spec"
+        path = ".".join(_without_tags(item["loc"])) or "spec"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             known = _known_keys(item["loc"][:-1])
             message = f"unknown key; known here: {', '.join(known)}" if known else "unknown key"
         lines.append(f"{path}: {message}")
     return "the spec is invalid: " + "; ".join(lines)
+
+
+def _without_tags(location: tuple[int | str, ...]) -> list[str]:
+    """An error's location as the document has it: pydantic adds the `kind` of a union after its field."""
+    unions = {"sae", "source", "labeller", "corpus"}
+    parts = [str(part) for part in location]
+    return [part for before, part in zip(["", *parts], parts, strict=False) if before not in unions]
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -1,0 +1,128 @@
+"""The `safer-audit` command: commands loaded on use, one table of exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Any
+
+import click
+
+from safer_engine.errors import InputRefused, Interrupted, SaferError, SpecError
+
+EXIT_OK = 0
+EXIT_GATE_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_FAILED = 4
+EXIT_UNREACHABLE = 5
+EXIT_INTERRUPTED = 130
+
+_EXIT_CODES: tuple[tuple[type[SaferError], int], ...] = (
+    (SpecError, EXIT_USAGE),
+    (InputRefused, EXIT_USAGE),
+    (Interrupted, EXIT_INTERRUPTED),
+    (SaferError, EXIT_FAILED),
+)
+
+_COMMANDS = {
+    "run": ("cli.run", "run_command", "Audit a reward model on a preference dataset."),
+    "plan": ("cli.plan", "plan_command", "What `run` would compute, and what it would take; computes nothing."),
+    "check": ("cli.check", "check_command", "Preflight alone: what would be refused, dropped or truncated."),
+    "train-rm": ("cli.train_rm", "train_rm_command", "Train a reward model with the Bradley–Terry loss."),
+    "apply": ("cli.apply", "apply_command", "Apply recommended edits to a dataset, or undo them."),
+    "spec": ("cli.spec", "spec_group", "Write, show or describe an audit spec."),
+    "demo": ("cli.demo", "demo_command", "Plant wrong labels, train a small reward model on them, and find them."),
+    "doctor": ("cli.doctor", "doctor_command", "What this machine has, and what is missing."),
+}
+"""Command → (module, attribute, one line). The modules import the engine inside their functions."""
+
+
+class LazyGroup(click.Group):
+    """Lists every command without importing any of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Commands in the order of use."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command asked for."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in --help, from the table above."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="safer-audit", prog_name="safer-audit")
+def main() -> None:
+    """Audit what a reward model rewards.
+
+    Exit codes: 0 ok, 1 gate failed, 2 usage or refused input, 3 inconclusive, 4 failed, 5 service unreachable,
+    130 interrupted.
+    """
+
+
+def entry(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run_main(arguments))
+
+
+def run_main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; every failure is one clear message on stderr."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = main.main(args=arguments, prog_name="safer-audit", standalone_mode=False)
+    except SaferError as error:
+        return _report(error)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to go on", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception as error:  # the outermost edge: a bug becomes one message and code 4
+        if os.environ.get("SAFER_DEBUG"):
+            traceback.print_exc()
+        click.echo(f"error: {type(error).__name__}: {error}", err=True)
+        click.echo("  this is a fault in safer-audit; SAFER_DEBUG=1 prints where. Nothing finished is lost.", err=True)
+        return EXIT_FAILED
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def exit_code(error: SaferError) -> int:
+    """The exit code of an error."""
+    return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
+
+
+def _report(error: SaferError) -> int:
+    if os.environ.get("SAFER_DEBUG"):
+        traceback.print_exc()
+    click.echo(f"error [{error.code}]: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  hint: {error.hint}", err=True)
+    return exit_code(error)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> Any:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,82 @@
+"""Flags shared by `run`, `plan` and `check`, and how they become a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from safer_engine.spec_layers import BuiltSpec, Document, Layer, build_spec, parse_assignment, parse_source, read_document
+
+Function = Callable[..., Any]
+
+_AUDIT_OPTIONS = (
+    click.option("--model", "-m", help="Reward model: local folder or hub id, org/name@revision."),
+    click.option("--dataset", "-d", help="Preference dataset: file, save_to_disk folder or hub id, org/name@revision#split."),
+    click.option("--eval-dataset", "-e", help="Preference dataset that only measures."),
+    click.option("--spec", "spec_file", type=click.Path(path_type=Path), help="audit.yaml; flags win over it."),
+    click.option("--preset", type=click.Choice(["default", "paper"]), help="Where values not given come from."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any value of the spec, e.g. sae.k=32."),
+    click.option("--sample", type=click.IntRange(2), help="Audit only this many pairs, drawn by whole groups."),
+    click.option("--stratify", type=click.Choice(["axis", "subset"]), help="Keep the shares of this column in the sample."),
+    click.option("--device", help="auto, cpu, cuda or cuda:N."),
+    click.option("--seed", type=click.IntRange(0), help="Seed of everything random."),
+    click.option("--no-text", is_flag=True, help="Leave the dataset's text out of the report."),
+    click.option(
+        "--trust-remote-code", is_flag=True, help="Run code shipped with the model. Only after you have read that code."
+    ),
+)
+
+store_option = click.option(
+    "--store", type=click.Path(path_type=Path), envvar="SAFER_AUDIT_STORE", help="Artifact store; default ~/.cache/safer-audit/store."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, no tables.")
+
+
+def audit_options(function: Function) -> Function:
+    """Add the flags that describe an audit; the function receives them as one `BuiltSpec` named `built`."""
+
+    def wrapped(**values: Any) -> Any:
+        names = ("model", "dataset", "eval_dataset", "spec_file", "preset", "assignments", "sample", "stratify", "device")
+        mine = {name: values.pop(name) for name in (*names, "seed", "no_text", "trust_remote_code")}
+        return function(built=build_from_flags(**mine), **values)
+
+    wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
+    wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in reversed(_AUDIT_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def build_from_flags(**flags: Any) -> BuiltSpec:
+    """The spec that a spec file and flags describe. Raises SpecError."""
+    layers = []
+    if flags["spec_file"] is not None:
+        layers.append(Layer(f"file {flags['spec_file']}", read_document(flags["spec_file"])))
+    layers.append(Layer("flag", _document(flags)))
+    layers += [Layer(f"--set {text}", parse_assignment(text)) for text in flags["assignments"]]
+    return build_spec(layers)
+
+
+def _document(flags: dict[str, Any]) -> Document:
+    document: Document = {}
+    if flags["model"]:
+        document["model"] = {"path": flags["model"]}
+    for section, name in (("dataset", "dataset"), ("evaluation", "eval_dataset")):
+        if flags[name]:
+            document[section] = {"source": parse_source(flags[name])}
+    for name in ("sample", "stratify"):
+        if flags[name] is not None:
+            document.setdefault("dataset", {})[name] = flags[name]
+    runtime = {"device": flags["device"], "trust_remote_code": flags["trust_remote_code"] or None}
+    if given := {key: value for key, value in runtime.items() if value is not None}:
+        document["runtime"] = given
+    if flags["no_text"]:
+        document["report"] = {"text": False}
+    for name in ("preset", "seed"):
+        if flags[name] is not None:
+            document[name] = flags[name]
+    return document

@@ -1,0 +1,99 @@
+"""`safer-audit run`: the whole audit in one process."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import audit_options, json_option, quiet_option, store_option
+from cli.output import TerminalObserver, console, duration, print_json, table
+from safer_engine.errors import SpecError
+from safer_engine.events import NullObserver
+from safer_engine.spec_layers import BuiltSpec
+
+if TYPE_CHECKING:
+    from safer_engine.api import AuditReport
+    from safer_engine.pipeline import AuditRequest
+    from safer_engine.planning import Estimate
+
+
+@click.command("run")
+@audit_options
+@store_option
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder for the report; default audits/MODEL-DATASET.")
+@json_option
+@quiet_option
+def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Audit a reward model on a preference dataset and write the report.
+
+    Interrupted or killed, the same command goes on from the last finished unit of work; a second run computes nothing.
+    """
+    from safer_engine import api
+    from safer_engine.planning import estimate
+    from safer_engine.store import LocalArtifactStore
+
+    request = api.prepare(built.spec)
+    target = out or default_out(built)
+    if target.exists() and not target.is_dir():
+        raise SpecError(f"--out {target} is a file", "name a folder")
+    kept = LocalArtifactStore(store or api.default_store())
+    expected = estimate(request, kept)
+    shown = console(err=True)
+    observer = NullObserver() if quiet or as_json else TerminalObserver(shown)
+    if isinstance(observer, TerminalObserver):
+        shown.print(f"audit of {request.sources.model.origin} on {request.sources.dataset.origin}", markup=False)
+        with observer.showing():
+            report = _audit(request, kept, target, observer)
+    else:
+        report = _audit(request, kept, target, observer)
+    if as_json:
+        print_json(summary(report))
+    elif not quiet:
+        _print_summary(report, observer, expected)
+    if not as_json:
+        click.echo(str(report.html.resolve()))
+
+
+def _audit(request: AuditRequest, store: Any, out: Path, observer: Any) -> AuditReport:
+    from safer_engine import api
+    from safer_engine.report.interim import write_interim
+
+    def interim(stage: Any, found: Any) -> None:
+        if stage.name != "report":
+            write_interim(request, found, out)
+
+    return api.run_request(request, store, out, observer, interim)
+
+
+def default_out(built: BuiltSpec) -> Path:
+    """audits/MODEL-DATASET, from the last parts of their names."""
+    names = [built.spec.model.path, getattr(built.spec.dataset.source, "path", "rows")]
+    short = [re.sub(r"[^\w.-]+", "-", Path(name).name.split("@")[0].split(".")[0]) or "input" for name in names]
+    return Path("audits") / "-".join(short)
+
+
+def summary(report: AuditReport) -> dict[str, Any]:
+    """What --json prints: where the report is, and the key figures of report.json."""
+    document = report.document.model_dump(mode="json")
+    figures = {name: document[name] for name in ("dataset", "reward_model", "sae", "edits", "verdict")}
+    return {"report": str(report.html.resolve()), "n_features": len(document["features"] or []), **figures}
+
+
+def _print_summary(report: AuditReport, observer: Any, expected: dict[str, Estimate]) -> None:
+    shown = console()
+    rows = []
+    for stage, (outcome, seconds) in observer.outcomes.items():
+        planned = expected[stage].seconds if stage in expected else None
+        took = "cached" if outcome == "cached" else "not computed" if outcome == "absent" else duration(seconds)
+        rows.append((stage, "–" if outcome in ("cached", "absent") else duration(planned), took))
+    shown.print(table("Stages", ("stage", ">planned", ">took"), rows))
+    counts = report.edits["action"].value_counts().to_dict()
+    shown.print(table("Edits", ("action", ">rows"), [(name, counts.get(name, 0)) for name in ("drop", "flip", "review", "keep")]))
+    features = report.features
+    if "safety_feature" in features:
+        named = features[features["safety_feature"].fillna(False).astype(bool)].head(8)
+        cells = [(r.latent_id, f"{r.salience:+.3f}", str(r.explanation)[:80]) for r in named.itertuples()]
+        shown.print(table("Safety features", ("latent", ">salience", "about"), cells))

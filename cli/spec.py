@@ -1,0 +1,95 @@
+"""`safer-audit spec`: write, show or describe an audit spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cli.options import audit_options, json_option
+from cli.output import console, print_json, table
+from safer_engine.errors import SpecError
+from safer_engine.spec import AuditSpec
+from safer_engine.spec_layers import BuiltSpec, leaves
+
+
+@click.group("spec")
+def spec_group() -> None:
+    """Write, show or describe an audit spec."""
+
+
+@spec_group.command("init")
+@click.argument("path", type=click.Path(path_type=Path), default=Path("audit.yaml"))
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+def init_command(path: Path, force: bool) -> None:
+    """Write a commented audit.yaml with every value and its default."""
+    if path.exists() and not force:
+        raise SpecError(f"{path} exists", "choose another name, or use --force")
+    path.write_text(commented_spec(), encoding="utf-8")
+    click.echo(f"wrote {path}; give it to `safer-audit run --spec {path}`")
+
+
+@spec_group.command("show")
+@audit_options
+@json_option
+def show_command(built: BuiltSpec, as_json: bool) -> None:
+    """The resolved spec, with the origin of each value."""
+    document = built.spec.model_dump(mode="json")
+    if as_json:
+        print_json({"spec": document, "origins": built.origins})
+        return
+    rows = [(path, value_text(value), built.origins.get(path, "default")) for path, value in leaves(document)]
+    console().print(table("Audit spec", ("key", "value", "origin"), rows))
+
+
+@spec_group.command("schema")
+def schema_command() -> None:
+    """The JSON Schema of the spec."""
+    print_json(AuditSpec.model_json_schema())
+
+
+def value_text(value: Any) -> str:
+    """A value as YAML would write it, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).strip()
+    return text.removesuffix("...").strip()
+
+
+def commented_spec() -> str:
+    """audit.yaml with every knob, its default and its description; required values first."""
+    lines = [
+        "# An audit spec for safer-audit: every knob, its default and what it means.",
+        "# Remove what you do not change. Flags of `safer-audit run` win over this file.",
+        "",
+    ]
+    example: dict[str, Any] = {
+        "model": {"path": "path/to/reward-model"},
+        "dataset": {"source": {"kind": "local", "path": "preferences.jsonl"}},
+    }
+    spec = AuditSpec.model_validate(example)
+    lines += _section_lines(spec, "")
+    return "\n".join(lines) + "\n"
+
+
+def _section_lines(section: BaseModel, indent: str) -> list[str]:
+    lines: list[str] = []
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            lines += ["", f"{indent}{name}:"] if not indent else [f"{indent}{name}:"]
+            lines += _section_lines(value, indent + "  ")
+        else:
+            lines += [f"{indent}# {comment}" for comment in _comment(info)]
+            lines.append(f"{indent}{name}: {value_text(_plain(value))}")
+    return lines
+
+
+def _comment(info: FieldInfo) -> list[str]:
+    return [info.description] if info.description else []
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
