@@ -1,0 +1,379 @@
+"""The report as one value: what report.json holds, and all that the pages are made from.
+
+Top-level keys are fixed. What was not computed is null, and `provenance.not_computed` says why, by the path of the
+null (`"verification"`, `"sae.recovered"`, `"features.items[].causal_effect"`). Whatever differs between two identical
+audits stands in `provenance.timing` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION: Literal[1] = 1
+SECTIONS = ("dataset", "reward_model", "evaluation", "sae", "features", "edits", "verification", "verdict")
+"""Top-level keys that are null while there is nothing to show."""
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Scalar = bool | int | float | str | None
+Facts = dict[str, Scalar]
+
+
+class Node(BaseModel):
+    """Base of all parts: immutable, unknown keys are errors, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Text(Node):
+    """A piece of a text that came with the data or from a labeller."""
+
+    text: str = Field(description="The first characters, as they came; readers must escape it.")
+    omitted: Count = Field(0, description="Characters left out after them.")
+
+
+class Estimate(Node):
+    """A figure with its 95 % interval."""
+
+    estimate: float
+    lo: float | None = Field(None, description="Lower end; null where fewer than two groups leave nothing to estimate it from.")
+    hi: float | None = Field(None, description="Upper end, likewise.")
+    n: Count = Field(description="Values it is made of.")
+    n_groups: Count = Field(description="Groups they fall into: the unit of resampling.")
+
+
+class Histogram(Node):
+    """Counts between edges; values outside the first and last edge are counted in the end bins."""
+
+    edges: list[float] = Field(description="n + 1 rising edges.")
+    counts: list[Count] = Field(description="n counts.")
+
+    @model_validator(mode="after")
+    def _shape(self) -> Histogram:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError("a histogram has one edge more than counts")
+        return self
+
+
+class Health(Node):
+    """What was read, kept and dropped."""
+
+    n_in: Count = Field(description="Pairs that the input rows gave, dropped ones included.")
+    n_kept: Count
+    dropped: dict[str, Count] = Field(description="Pairs dropped, by reason.")
+    facts: Facts = Field(default_factory=dict, description="Further counts of the reader.")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Health:
+        if self.n_in != self.n_kept + sum(self.dropped.values()):
+            raise ValueError(f"{self.n_in} read, {self.n_kept} kept and {sum(self.dropped.values())} dropped do not add up")
+        return self
+
+
+class Dataset(Node):
+    """The audited preference pairs."""
+
+    health: Health
+    evaluation_health: Health | None = Field(None, description="The same of the evaluation set, where one was given.")
+    n_pairs: Count
+    n_groups: Count = Field(description="Pairs linked by a prompt or a response form a group.")
+    n_both_orders: Count = Field(description="Pairs whose two texts also occur the other way round.")
+    tokens: Count | None = Field(None, description="Tokens of all sequences.")
+    axes: dict[str, Count]
+    subsets: dict[str, Count]
+    longer_chosen: Rate = Field(description="Share of pairs whose chosen response has more characters than the rejected one.")
+
+
+class Measured(Node):
+    """Pair accuracy and reward margin of a slice of pairs. A tie of the two rewards is not counted as right."""
+
+    axis: str | None = Field(description="Null: all axes.")
+    subset: str | None = Field(description="Null: the whole axis.")
+    accuracy: Estimate = Field(description="Share of pairs with margin > 0.")
+    margin: Estimate = Field(description="Mean reward margin, in the reward model's own units.")
+
+
+class Margins(Node):
+    """How reward margins spread in a slice."""
+
+    axis: str
+    subset: str | None
+    histogram: Histogram
+
+
+class RewardModel(Node):
+    """The reward model and what it makes of the audited pairs."""
+
+    facts: Facts = Field(description="Architecture, size, precision.")
+    hook: Facts = Field(description="Where activations were read.")
+    invariance: Facts = Field(default_factory=dict, description="How rewards move with batching and padding.")
+    on_audited_pairs: list[Measured] = Field(
+        description="On the audited pairs themselves; a reward model trained on them is at its best here."
+    )
+    margins: list[Margins]
+
+
+class Score(Node):
+    """One figure of a benchmark's own scoring."""
+
+    name: str
+    subset: str | None
+    accuracy: Estimate
+
+
+class Evaluation(Node):
+    """The reward model on pairs that only measure."""
+
+    groups: list[Measured]
+    margins: list[Margins]
+    best_of_n: list[Score] | None = Field(None, description="Items whose chosen response beats every rejected one.")
+    styles: list[Score] | None = Field(None, description="RM-Bench's easy, normal and hard accuracies.")
+
+
+class Curve(Node):
+    """The course of the SAE's training, thinned out."""
+
+    positions: list[float]
+    loss: list[float]
+    dead_share: list[float | None]
+
+
+class SaeReport(Node):
+    """The sparse autoencoder and how faithful it is, on held-out groups."""
+
+    kind: str
+    d_in: Count
+    d_sae: Count
+    k: Count
+    facts: Facts = Field(default_factory=dict)
+    fvu: float = Field(description="Fraction of variance unexplained, in raw units; 0 is perfect.")
+    nmse: float | None = Field(None, description="Mean of ‖x − x̂‖² / ‖x‖².")
+    l0: float = Field(description="Mean number of active latents at a position.")
+    dead_share: Rate = Field(description="Share of latents that never fired in the held-out positions.")
+    n_positions: Count = Field(description="Held-out positions measured.")
+    density: Histogram | None = Field(None, description="Latents by log10 of their firing rate; silent ones in the first bin.")
+    recovered: dict[str, dict[str, float]] | None = Field(
+        None, description="Reward recovered with `covered` and with `all` positions replaced by their reconstruction."
+    )
+    interpretable: bool | None = Field(None, description="Whether reward recovered is above the spec's floor.")
+    curve: Curve | None = None
+
+
+class SubsetSalience(Node):
+    """Salience of a feature in one subset."""
+
+    axis: str
+    subset: str
+    n_groups: Count
+    salience: float
+    t: float | None
+
+
+class Context(Node):
+    """A text window where a feature fires strongly."""
+
+    pair_id: str
+    side: Literal["chosen", "rejected"]
+    position: int
+    activation: float
+    tokens: list[str] = Field(description="Text of each token of the window.")
+    activations: list[float | None] = Field(description="The feature's activation at each; null where none was read.")
+    focus: int = Field(description="Index of the token with `activation`.")
+
+
+class Feature(Node):
+    """A candidate latent with its label."""
+
+    latent_id: int
+    rank: int = Field(description="Among candidates, 1 = most salient.")
+    safety_feature: bool | None = Field(description="Null while there are no labels.")
+    safety_rank: int | None = None
+    status: str | None = Field(None, description="Outcome of labelling: labelled, unparsed, too_few_contexts, error, skipped.")
+    rating: int | None = Field(None, description="Relevance to the rubric, 1–5.")
+    explanation: Text | None = None
+    direction: str | None = None
+    terms: list[str] = Field(default_factory=list)
+    fires_on: Literal["chosen", "rejected"] = Field(description="The side it fires more on: the sign of its salience.")
+    salience: float = Field(description="In [−1, 1]; positive: fires more on chosen responses.")
+    salience_lo: float | None = None
+    salience_hi: float | None = None
+    t: float | None = Field(None, description="Cluster-robust t statistic of the paired difference.")
+    salience_paper: float | None = Field(None, description="The paper's contrast of sums.")
+    firing_rate: float
+    responses: Count = Field(description="Responses it fires in.")
+    subsets: list[SubsetSalience] = Field(default_factory=list)
+    contexts: list[Context] = Field(default_factory=list)
+    causal_effect: None = Field(None, description="Change of the margin when the feature is ablated.")
+
+
+class Overview(Node):
+    """All latents as a grid of counts: firing rate against salience."""
+
+    log10_rate_edges: list[float]
+    salience_edges: list[float]
+    counts: list[list[Count]] = Field(description="[rate bin][salience bin].")
+    silent: Count = Field(description="Latents that never fired: in no bin.")
+
+
+class Features(Node):
+    """The candidates, most relevant first."""
+
+    estimator: str
+    n_latents: Count
+    n_ranked: Count
+    n_candidates: Count
+    n_safety: Count | None = Field(None, description="Null while there are no labels.")
+    rubric: str | None = None
+    labeller: str | None = None
+    label_counts: dict[str, Count] = Field(default_factory=dict)
+    overview: Overview
+    shown: Count = Field(description="The first so many items carry contexts.")
+    items: list[Feature]
+
+
+class Evidence(Node):
+    """What one latent says about a pair."""
+
+    latent_id: int
+    contribution: float = Field(description="Positive: speaks for the label as given.")
+
+
+class SuspiciousPair(Node):
+    """A pair whose label contradicts the evidence."""
+
+    pair_id: str
+    group: str
+    axis: str
+    subset: str
+    action: str | None
+    suspicion: Rate
+    suspicion_kind: str
+    reward_margin: float
+    pair_score: float | None
+    signals: dict[str, float | None] = Field(description="Each signal's value; higher = more doubtful.")
+    evidence: list[Evidence]
+    annotators: list[int] | None = Field(None, description="Individual preferences, positive for the chosen response.")
+    both_orders: bool = False
+    prompt: Text | None = Field(None, description="Null where the report was asked to hold no text.")
+    chosen: Text | None = None
+    rejected: Text | None = None
+
+
+class AxisEdits(Node):
+    """What is recommended within an axis, or a subset of it."""
+
+    axis: str
+    subset: str | None
+    n: Count
+    not_scored: Count
+    actions: dict[str, Count]
+
+
+class EditsReport(Node):
+    """Suspicion, and what is recommended for it."""
+
+    estimator: str
+    suspicion_kind: str
+    signals: Facts = Field(description="Fused signals and their weights.")
+    budget: float | None = Field(None, description="Share of each axis that is recommended for dropping.")
+    actions: dict[str, Count] | None = Field(None, description="Input rows by recommended action.")
+    not_scored: dict[str, Count] | None = Field(None, description="Input rows without a score, by reason.")
+    by_axis: list[AxisEdits] = Field(default_factory=list)
+    n_scored: Count
+    pairs: list[SuspiciousPair] = Field(description="The most suspicious pairs; all are in pair_scores.parquet.")
+
+
+class InputRecord(Node):
+    """A model or dataset as it was found."""
+
+    origin: str
+    revision: str | None = None
+    digest: str
+
+
+class StageRecord(Node):
+    """A stage and the artifact it left."""
+
+    stage: str
+    state: Literal["computed", "absent", "pending"]
+    reason: str | None = Field(None, description="Why it is absent or pending.")
+    version: int | None = None
+    cache_key: str | None = None
+    content_digest: str | None = None
+    inputs: dict[str, str] = Field(default_factory=dict, description="Content digests of the artifacts it consumed.")
+    machine: dict[str, Any] = Field(default_factory=dict, description="Versions and machine it ran on.")
+
+
+class StageCost(Node):
+    """What a stage took when it was computed."""
+
+    stage: str
+    seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int | None
+    peak_gpu_bytes: int | None
+
+
+class Timing(Node):
+    """The only block that differs between two identical audits."""
+
+    created: str = Field(description="UTC time at which this report was written, ISO 8601.")
+    total_seconds: float
+    stages: list[StageCost]
+    runtime: dict[str, Any] = Field(description="Spec section `runtime`: how the work was done.")
+
+
+class Progress(Node):
+    """Where an unfinished audit stands."""
+
+    done: Count
+    total: Count
+    following: str = Field(description="Stage that comes next.")
+
+
+class Provenance(Node):
+    """Where every figure comes from."""
+
+    tool: str
+    tool_version: str
+    seed: int
+    inputs: dict[Literal["model", "dataset", "evaluation"], InputRecord]
+    stages: list[StageRecord]
+    not_computed: dict[str, str] = Field(description="Path of each null → why it is null.")
+    text_included: bool = Field(description="False: ids and figures only.")
+    progress: Progress | None = Field(None, description="Null once the audit is finished.")
+    timing: Timing
+
+
+class ReportDocument(Node):
+    """An audit's report."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    spec: dict[str, Any] = Field(description="The resolved spec, without `runtime`.")
+    provenance: Provenance
+    dataset: Dataset | None
+    reward_model: RewardModel | None
+    evaluation: Evaluation | None
+    sae: SaeReport | None
+    features: Features | None
+    edits: EditsReport | None
+    verification: None = Field(description="Retraining arms and their effects.")
+    verdict: None = Field(description="pass, fail or inconclusive, by a named policy.")
+
+    @model_validator(mode="after")
+    def _nulls_have_reasons(self) -> ReportDocument:
+        missing = [name for name in SECTIONS if getattr(self, name) is None and name not in self.provenance.not_computed]
+        if missing:
+            raise ValueError(f"null without a reason in provenance.not_computed: {', '.join(missing)}")
+        wrong = [name for name in SECTIONS if getattr(self, name) is not None and name in self.provenance.not_computed]
+        if wrong:
+            raise ValueError(f"provenance.not_computed names what was computed: {', '.join(wrong)}")
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of report.json."""
+    schema = ReportDocument.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
