@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from pydantic import BaseModel
+
 from safer_engine.artifacts import Absent, Artifact
 from safer_engine.errors import ArtifactError, Interrupted
 from safer_engine.events import Observer
@@ -124,9 +126,8 @@ def cache_key(stage: Stage, spec: AuditSpec, sources: ResolvedInputs, inputs: di
 
 def _section(section: str, spec: AuditSpec, sources: ResolvedInputs) -> Any:
     value = getattr(spec, section)
-    if value is None:
-        return None
+    if not isinstance(value, BaseModel):
+        return value
     dumped = value.model_dump(mode="json", exclude=_LOCATIONS.get(section))
     content = sources.digest(section)
     return dumped if content is None else {**dumped, "content": content}
-
