@@ -16,7 +16,19 @@ import click
 from cli.options import json_option, store_option
 from cli.output import console, print_json, size, table
 
-_ENGINE = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "pandas", "numpy", "scipy", "sklearn", "peft")
+_ENGINE = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "peft",
+)
 _SERVICE = ("celery", "redis", "sqlalchemy", "fastapi", "boto3")
 
 

@@ -84,13 +84,10 @@ def run_main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main.main(args=arguments, prog_name="safer-audit", standalone_mode=False)
-    except SaferError as error:
+    except (SaferError, click.ClickException, ModuleNotFoundError) as error:
         return _report(error)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
-    except click.ClickException as error:
-        error.show()
-        return EXIT_USAGE
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; run the same command again to go on", err=True)
         return EXIT_INTERRUPTED
@@ -98,8 +95,7 @@ def run_main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except Exception as error:  # the outermost edge: a bug becomes one message and code 4
-        if os.environ.get("SAFER_DEBUG"):
-            traceback.print_exc()
+        _trace()
         click.echo(f"error: {type(error).__name__}: {error}", err=True)
         click.echo("  this is a fault in safer-audit; SAFER_DEBUG=1 prints where. Nothing finished is lost.", err=True)
         return EXIT_FAILED
@@ -111,13 +107,24 @@ def exit_code(error: SaferError) -> int:
     return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
 
 
-def _report(error: SaferError) -> int:
-    if os.environ.get("SAFER_DEBUG"):
-        traceback.print_exc()
+def _report(error: SaferError | click.ClickException | ModuleNotFoundError) -> int:
+    _trace()
+    if isinstance(error, click.ClickException):
+        error.show()
+        return EXIT_USAGE
+    if isinstance(error, ModuleNotFoundError):
+        click.echo(f"error: this command needs the package {error.name!r}, which is not installed", err=True)
+        click.echo("  hint: install torch, then: pip install 'safer-audit[engine]'", err=True)
+        return EXIT_FAILED
     click.echo(f"error [{error.code}]: {error.message}", err=True)
     if error.hint:
         click.echo(f"  hint: {error.hint}", err=True)
     return exit_code(error)
+
+
+def _trace() -> None:
+    if os.environ.get("SAFER_DEBUG"):
+        traceback.print_exc()
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> Any:

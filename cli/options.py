@@ -30,7 +30,10 @@ _AUDIT_OPTIONS = (
 )
 
 store_option = click.option(
-    "--store", type=click.Path(path_type=Path), envvar="SAFER_AUDIT_STORE", help="Artifact store; default ~/.cache/safer-audit/store."
+    "--store",
+    type=click.Path(path_type=Path),
+    envvar="SAFER_AUDIT_STORE",
+    help="Artifact store; default ~/.cache/safer-audit/store.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, no tables.")

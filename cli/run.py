@@ -15,9 +15,10 @@ from safer_engine.events import NullObserver
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
+    from safer_engine.planning import Estimate
+
     from safer_engine.api import AuditReport
     from safer_engine.pipeline import AuditRequest
-    from safer_engine.planning import Estimate
 
 
 @click.command("run")
@@ -31,8 +32,9 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
 
     Interrupted or killed, the same command goes on from the last finished unit of work; a second run computes nothing.
     """
-    from safer_engine import api
     from safer_engine.planning import estimate
+
+    from safer_engine import api
     from safer_engine.store import LocalArtifactStore
 
     request = api.prepare(built.spec)
@@ -58,8 +60,9 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
 
 
 def _audit(request: AuditRequest, store: Any, out: Path, observer: Any) -> AuditReport:
-    from safer_engine import api
     from safer_engine.report.interim import write_interim
+
+    from safer_engine import api
 
     def interim(stage: Any, found: Any) -> None:
         if stage.name != "report":

@@ -71,11 +71,11 @@ class StagePlan:
     state: Literal["cached", "compute"]
 
 
-def plan(request: AuditRequest, store: ArtifactStore) -> tuple[StagePlan, ...]:
+def plan(request: AuditRequest, store: ArtifactStore, stages: tuple[Stage, ...] = STAGES) -> tuple[StagePlan, ...]:
     """What `run` would do, without computing anything."""
     digests: dict[type[Artifact], str] = {}
     plans = []
-    for stage in STAGES:
+    for stage in stages:
         if not all(kind in digests for kind in stage.consumes):
             plans.append(StagePlan(stage.name, stage.resource, None, "compute"))
             continue
@@ -92,11 +92,13 @@ def run(
     store: ArtifactStore,
     observer: Observer | None = None,
     on_artifact: OnArtifact | None = None,
+    stages: tuple[Stage, ...] = STAGES,
 ) -> Found:
     """Run every stage that is not committed yet.
 
     Args:
         on_artifact: called after each stage with all artifacts so far, for results that appear as they come.
+        stages: the stages, in an order in which each finds what it consumes.
 
     Returns:
         The artifact of every stage, by type.
@@ -105,7 +107,7 @@ def run(
         SaferError: whatever a stage raises; what was finished stays in the store and its work areas.
     """
     found: Found = {}
-    for stage in STAGES:
+    for stage in stages:
         stored = run_stage(stage, request, store, found, observer or NullObserver())
         found[stage.produces] = view(stage.produces, stored)
         if on_artifact is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+
 class Section(BaseModel):
     """Base of all spec sections: immutable, unknown keys are errors."""
 
@@ -236,7 +237,7 @@ class SuspicionSpec(Section):
 
     estimator: Literal["fusion", "paper"] = Field("fusion", description="Fusion of signals, or the paper's pair score.")
     signals: dict[SignalName, float] = Field(
-        default_factory=lambda: _DEFAULT_SIGNALS.copy(), description="Fused signals and their weights."
+        default_factory=_DEFAULT_SIGNALS.copy, description="Fused signals and their weights."
     )
     folds: int = Field(5, ge=2, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")

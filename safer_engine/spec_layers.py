@@ -50,7 +50,7 @@ def build_spec(layers: list[Layer]) -> BuiltSpec:
         document = merge(document, layer.document)
         origins.update({path: layer.name for path, _ in leaves(layer.document)})
     try:
-        spec = AuditSpec.model_validate(document)
+        spec = AuditSpec.model_validate(_with_kinds(document))
     except ValidationError as error:
         raise SpecError(_explain(error), "see `safer-audit spec schema` for every key") from None
     return BuiltSpec(spec, origins)
@@ -130,6 +130,17 @@ def leaves(document: Document, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{path}.")
         else:
             yield path, value
+
+
+def _with_kinds(document: Document) -> Document:
+    """The document with the default kind written into unions that name none."""
+    kinds: Document = {}
+    if isinstance(document.get("sae"), dict):
+        kinds["sae"] = {"kind": "topk"}
+    labels = document.get("labels")
+    if isinstance(labels, dict) and isinstance(labels.get("labeller"), dict):
+        kinds["labels"] = {"labeller": {"kind": "lexicon"}}
+    return merge(kinds, document)
 
 
 def _explain(error: ValidationError) -> str:

@@ -1,0 +1,149 @@
+"""Specs: layers, presets, origins, and errors that name the path and the known keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.spec import commented_spec
+from safer_engine.errors import SpecError
+from safer_engine.spec import AuditSpec, Section, merge
+from safer_engine.spec_layers import Layer, build_spec, leaves, parse_assignment, parse_source, read_document
+
+BASE = {"model": "m", "dataset": {"source": {"kind": "local", "path": "d"}}}
+
+
+def test_later_layers_win_and_origins_say_who() -> None:
+    built = build_spec([Layer("file", {**BASE, "sae": {"k": 8, "batch": 512}}), Layer("flag", {"sae": {"k": 16}})])
+    assert (built.spec.sae.k, built.spec.sae.batch) == (16, 512)
+    assert built.origins["sae.k"] == "flag"
+    assert built.origins["sae.batch"] == "file"
+    assert "sae.lr" not in built.origins
+
+
+def test_the_paper_preset_lies_under_what_is_given() -> None:
+    built = build_spec([Layer("flag", {**BASE, "preset": "paper", "sae": {"k": 7}})])
+    assert built.spec.sae.k == 7
+    assert built.spec.sae.normalisation == "layernorm"
+    assert not built.spec.sae.relu
+    assert built.spec.hook.positions == "sentence_ends"
+    assert built.spec.suspicion.estimator == "paper"
+    assert built.origins["sae.normalisation"] == "preset paper"
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"sae": {"kk": 1}}, r"sae\.kk: unknown key; known here: .*\bk\b"),
+        ({"saee": {}}, r"saee: unknown key; known here: .*\bsae\b"),
+        (
+            {"dataset": {"source": {"kind": "local", "paht": "x"}}},
+            r"dataset\.source\.paht: unknown key; known here: kind, path, split",
+        ),
+        ({"sae": {"k": 0}}, r"sae\.k: .*greater than 0"),
+        ({"sae": {"kind": "gated"}}, r"topk.*batch_topk"),
+        ({"model": {"path": "m", "reward_index": 1, "reward_weights": [1.0]}}, "not both"),
+    ],
+)
+def test_a_wrong_spec_is_explained(document: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        build_spec([Layer("file", merge(BASE, document))])
+
+
+def test_missing_sections_are_named() -> None:
+    with pytest.raises(SpecError, match=r"model: Field required.*dataset: Field required"):
+        build_spec([Layer("flag", {})])
+
+
+def test_a_source_of_another_kind_replaces_the_first() -> None:
+    flag = {"dataset": {"source": {"kind": "hub", "path": "org/name"}}}
+    built = build_spec([Layer("file", BASE), Layer("flag", flag), Layer("--set", {"dataset": {"source": {"split": "test"}}})])
+    assert built.spec.dataset.source.model_dump() == {
+        "kind": "hub", "path": "org/name", "revision": None, "name": None, "split": "test",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", {"kind": "hub", "path": "org/name"}),
+        ("org/name@v1.2#test", {"kind": "hub", "path": "org/name", "revision": "v1.2", "split": "test"}),
+        ("org/n-a.me#sub/train", {"kind": "hub", "path": "org/n-a.me", "name": "sub", "split": "train"}),
+    ],
+)
+def test_hub_ids_are_read(text: str, expected: dict[str, str]) -> None:
+    assert parse_source(text) == expected
+
+
+def test_a_path_that_exists_is_local_and_a_missing_file_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("org").mkdir()
+    Path("org/name").write_text("{}")
+    assert parse_source("org/name") == {"kind": "local", "path": "org/name"}
+    for wrong in ("data/prefs.jsonl", "nowhere", "a/b/c", "data/x.gz"):
+        with pytest.raises(SpecError, match="does not exist"):
+            parse_source(wrong)
+
+
+def test_assignments_are_yaml() -> None:
+    assert parse_assignment("sae.k=32") == {"sae": {"k": 32}}
+    assert parse_assignment("suspicion.signals={latents: 1}") == {"suspicion": {"signals": {"latents": 1}}}
+    for wrong in ("sae.k", "=3", "a..b=1", "a={"):
+        with pytest.raises(SpecError, match="--set"):
+            parse_assignment(wrong)
+
+
+def test_unreadable_files_say_how_to_begin(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="spec init"):
+        read_document(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(SpecError, match="mapping"):
+        read_document(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(SpecError, match="not valid YAML"):
+        read_document(tmp_path / "bad.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    assert read_document(tmp_path / "empty.yaml") == {}
+
+
+def test_the_commented_spec_is_the_default_spec() -> None:
+    document = yaml.safe_load(commented_spec())
+    spec = build_spec([Layer("file", document)]).spec
+    defaults = build_spec([Layer("flag", {"model": document["model"], "dataset": document["dataset"]})]).spec
+    assert spec == defaults
+    described = [line for line in commented_spec().splitlines() if line.strip().startswith("#")]
+    assert len(described) > len(list(leaves(document))) * 0.9
+
+
+def test_every_knob_has_a_description_and_specs_are_immutable() -> None:
+    def sections(kind: type[Section]) -> list[type[Section]]:
+        return [kind, *(s for sub in kind.__subclasses__() for s in sections(sub))]
+
+    bare = [
+        f"{section.__name__}.{name}"
+        for section in sections(Section)
+        if section.__module__ == "safer_engine.spec"
+        for name, info in section.model_fields.items()
+        if not info.description and name != "kind" and section is not AuditSpec
+    ]
+    assert bare == []
+    spec = build_spec([Layer("flag", BASE)]).spec
+    with pytest.raises(ValueError, match="frozen"):
+        spec.seed = 1
+
+
+documents = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=3), max_leaves=8)
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), documents), st.dictionaries(st.sampled_from("abcd"), documents))
+def test_merge_keeps_what_the_upper_layer_does_not_say(base: dict[str, object], over: dict[str, object]) -> None:
+    merged = merge(base, over)
+    upper, result = dict(leaves(over)), dict(leaves(merged))
+    assert {path: value for path, value in result.items() if path in upper and upper[path] != {}} == {
+        path: value for path, value in upper.items() if value != {}
+    }
+    assert merge(merged, over) == merged

@@ -1,0 +1,197 @@
+"""The local artifact store: committed once, whole, verified, resumable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from safer_engine.errors import ArtifactError, ResourceError, WorkBusy
+from safer_engine.store import (
+    ArtifactStore,
+    LocalArtifactStore,
+    Manifest,
+    ManifestDraft,
+    canonical_json,
+    digest_bytes,
+    digest_file,
+)
+
+KEY = "k" * 64
+
+
+def draft(**meta: object) -> ManifestDraft:
+    return ManifestDraft(stage_version=1, artifact="PairSet", meta=dict(meta))
+
+
+def put(store: LocalArtifactStore, data: bytes, key: str = KEY, **meta: object) -> Manifest:
+    with store.open_work("pairs", key) as work:
+        with work.publish("a.bin") as path:
+            path.write_bytes(data)
+        return store.commit("pairs", key, work, draft(**meta)).manifest
+
+
+def test_a_committed_artifact_is_read_back_verified(tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    assert isinstance(store, ArtifactStore)
+    manifest = put(store, b"hello", n=3)
+    stored = store.read("pairs", KEY)
+    assert stored.path("a.bin").read_bytes() == b"hello"
+    assert stored.manifest == manifest
+    assert manifest.meta == {"n": 3}
+    assert manifest.files["a.bin"].digest == digest_bytes(b"hello")
+
+
+def test_no_manifest_means_no_artifact(tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    with store.open_work("pairs", KEY) as work, work.publish("a.bin") as path:
+        path.write_bytes(b"x")
+    assert not store.has("pairs", KEY)
+    with pytest.raises(ArtifactError, match="no artifact"):
+        store.read("pairs", KEY)
+
+
+def test_work_survives_and_is_removed_at_commit(tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    with store.open_work("pairs", KEY) as work:
+        with work.publish("a.bin") as path:
+            path.write_bytes(b"unit 1")
+        with work.publish("state", scratch=True) as path:
+            path.write_bytes(b"s")
+    with store.open_work("pairs", KEY) as work:
+        assert work.has("a.bin")
+        assert (work.scratch / "state").read_bytes() == b"s"
+        stored = store.commit("pairs", KEY, work, draft())
+        assert set(stored.manifest.files) == {"a.bin"}
+    assert list((tmp_path / "work" / "default").iterdir()) == []
+
+
+def test_a_failed_write_publishes_nothing(tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    with store.open_work("pairs", KEY) as work:
+        with pytest.raises(ValueError, match="boom"), work.publish("a.bin") as path:
+            path.write_bytes(b"half")
+            raise ValueError("boom")
+        assert not work.has("a.bin")
+        assert not list(work.root.glob("tmp-*"))
+
+
+def test_an_os_error_in_a_write_says_what_to_do(tmp_path: Path) -> None:
+    with LocalArtifactStore(tmp_path).open_work("pairs", KEY) as work:
+        with pytest.raises(ResourceError, match="free disk space"), work.publish("a.bin"):
+            raise OSError(28, "No space left on device")
+
+
+def test_the_first_commit_wins(tmp_path: Path) -> None:
+    first = put(LocalArtifactStore(tmp_path), b"one")
+    second = put(LocalArtifactStore(tmp_path), b"two")
+    assert second == first
+    assert LocalArtifactStore(tmp_path).read("pairs", KEY).path("a.bin").read_bytes() == b"one"
+
+
+def test_damage_is_seen_when_read(tmp_path: Path) -> None:
+    put(LocalArtifactStore(tmp_path), b"hello")
+    blob = next(p for p in (tmp_path / "blobs").rglob("*") if p.is_file())
+    blob.write_bytes(b"hellO")
+    with pytest.raises(ArtifactError, match="damaged"):
+        LocalArtifactStore(tmp_path).read("pairs", KEY).path("a.bin")
+    blob.unlink()
+    with pytest.raises(ArtifactError, match="missing from the store"):
+        LocalArtifactStore(tmp_path).read("pairs", KEY).path("a.bin")
+    with pytest.raises(ArtifactError, match="no file 'b.bin'"):
+        LocalArtifactStore(tmp_path).read("pairs", KEY).path("b.bin")
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    put(LocalArtifactStore(tmp_path), b"hello")
+    (tmp_path / "manifests" / "default" / "pairs" / f"{KEY}.json").write_text("{")
+    with pytest.raises(ArtifactError, match="manifest .* is damaged"):
+        LocalArtifactStore(tmp_path).read("pairs", KEY)
+
+
+def test_a_damaged_blob_is_replaced_by_a_new_commit_of_the_same_content(tmp_path: Path) -> None:
+    put(LocalArtifactStore(tmp_path), b"hello")
+    blob = next(p for p in (tmp_path / "blobs").rglob("*") if p.is_file())
+    blob.write_bytes(b"hellO")
+    put(LocalArtifactStore(tmp_path), b"hello", key="m" * 64)
+    assert digest_file(blob) == digest_bytes(b"hello")
+
+
+def test_projects_do_not_see_each_other(tmp_path: Path) -> None:
+    put(LocalArtifactStore(tmp_path, project="a"), b"x")
+    assert LocalArtifactStore(tmp_path, project="a").has("pairs", KEY)
+    assert not LocalArtifactStore(tmp_path, project="b").has("pairs", KEY)
+
+
+def test_the_content_digest_ignores_who_computed_it(tmp_path: Path) -> None:
+    one = put(LocalArtifactStore(tmp_path / "1"), b"x", n=1)
+    two = put(LocalArtifactStore(tmp_path / "2"), b"x", n=1)
+    other = put(LocalArtifactStore(tmp_path / "3"), b"x", n=2)
+    assert one.attempt != two.attempt
+    assert one.content_digest == two.content_digest
+    assert one.content_digest != other.content_digest
+
+
+def test_canonical_json_refuses_non_finite_numbers() -> None:
+    assert canonical_json({"b": 1, "a": "é"}) == '{"a":"é","b":1}'.encode()
+    with pytest.raises(ValueError, match="Out of range"):
+        canonical_json(float("nan"))
+
+
+def _hold(root: str, ready: object) -> None:
+    with LocalArtifactStore(root).open_work("pairs", KEY) as work:
+        with work.publish("a.bin") as path:
+            path.write_bytes(b"from the dead")
+        ready.set()  # type: ignore[attr-defined]
+        time.sleep(60)
+
+
+def test_a_work_area_is_exclusive_and_survives_kill_9(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path), ready))
+    holder.start()
+    try:
+        assert ready.wait(30)
+        store = LocalArtifactStore(tmp_path)
+        with pytest.raises(WorkBusy, match="another process"), store.open_work("pairs", KEY):
+            pass
+        assert holder.pid is not None
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.join(10)
+        with store.open_work("pairs", KEY) as work:
+            assert work.path("a.bin").read_bytes() == b"from the dead"
+    finally:
+        holder.kill()
+
+
+def _race(root: str, start: object, number: int) -> None:
+    store = LocalArtifactStore(root)
+    start.wait()  # type: ignore[attr-defined]
+    work_root = Path(root) / f"own-{number}"
+    from safer_engine.store import LocalWork
+
+    work = LocalWork(work_root)
+    work.payload.mkdir(parents=True)
+    work.scratch.mkdir()
+    with work.publish("a.bin") as path:
+        path.write_bytes(str(number).encode())
+    store.commit("pairs", KEY, work, draft(number=number))
+
+
+def test_many_commits_at_once_have_one_winner(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start = context.Event()
+    racers = [context.Process(target=_race, args=(str(tmp_path), start, i)) for i in range(8)]
+    for racer in racers:
+        racer.start()
+    start.set()
+    for racer in racers:
+        racer.join(30)
+        assert racer.exitcode == 0
+    stored = LocalArtifactStore(tmp_path).read("pairs", KEY)
+    assert stored.path("a.bin").read_bytes() == str(stored.manifest.meta["number"]).encode()
