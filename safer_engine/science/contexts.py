@@ -1,0 +1,110 @@
+"""The contexts in which a latent fires most: found in one streaming pass, cut out of the exact text afterwards.
+
+A response gives a latent at most one context, at its highest activation, so that one long text cannot fill the list.
+Order: activation falling; among equals the earlier pair, chosen before rejected. The order is total, so merging
+parts in any grouping gives the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safer_engine.errors import NumericalError
+from safer_engine.science.latent_acts import ShardActs
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TopContexts:
+    """Where latents fire most, sorted by latent, then from the strongest.
+
+    Attributes:
+        latents_N: latent ids, int32.
+        activations_N: activation at the position, > 0, float32.
+        responses_N: 2 × pair + side (0 chosen, 1 rejected), int64.
+        positions_N: token index in that sequence, int32.
+    """
+
+    latents_N: NDArray[np.int32]
+    activations_N: NDArray[np.float32]
+    responses_N: Ints
+    positions_N: NDArray[np.int32]
+
+    def of(self, latents: Sequence[int]) -> TopContexts:
+        """Only those latents' contexts."""
+        return _take(self, np.flatnonzero(np.isin(self.latents_N, np.asarray(latents, dtype=np.int32))))
+
+    @property
+    def ranks_N(self) -> Ints:
+        """0 for a latent's strongest context, then 1, 2, …"""
+        return _places(self.latents_N)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens shown round a focus: ids[start:stop] of a sequence, the focus at `start + focus`."""
+
+    start: int
+    stop: int
+    focus: int
+
+
+def shard_contexts(shard: ShardActs, keep: int) -> TopContexts:
+    """The `keep` strongest contexts of each latent within a shard."""
+    found = TopContexts(shard.latents_N, shard.peaks_N, shard.responses_N, shard.peak_positions_N)
+    return merge_contexts([found], keep)
+
+
+def merge_contexts(parts: Sequence[TopContexts], keep: int) -> TopContexts:
+    """The `keep` strongest contexts of each latent over several parts (at least one)."""
+    together = TopContexts(
+        np.concatenate([part.latents_N for part in parts]),
+        np.concatenate([part.activations_N for part in parts]),
+        np.concatenate([part.responses_N for part in parts]),
+        np.concatenate([part.positions_N for part in parts]),
+    )
+    order = np.lexsort((together.positions_N, together.responses_N, -together.activations_N, together.latents_N))
+    ordered = _take(together, order)
+    return _take(ordered, np.flatnonzero(_places(ordered.latents_N) < keep))
+
+
+def span_round(position: int, length: int, window: int) -> Span:
+    """The `window` tokens round a position, as near to centred as the sequence allows (all of a shorter sequence)."""
+    if not 0 <= position < length:
+        raise NumericalError(f"position {position} is outside a sequence of {length} tokens")
+    start = max(0, min(position - window // 2, length - window))
+    return Span(start, min(length, start + window), position - start)
+
+
+def token_texts(text: str, offsets: Sequence[int], start: int, stop: int) -> list[str]:
+    """The exact text of tokens start … stop − 1, which joined give the text they cover without a gap.
+
+    A token owns the characters from the end of the tokens before it to its own end: spaces between words belong to
+    the word after them, a character shared by several tokens to the first, and a token that stands for no text
+    (an added [CLS]) is empty.
+
+    Args:
+        text: what the tokens were made from.
+        offsets: start and end characters of each token, flattened.
+    """
+    ends = np.maximum.accumulate(np.asarray(offsets[1 : 2 * stop : 2], dtype=np.int64))
+    edges = np.concatenate([[0], ends]).tolist()
+    return [text[a:b] for a, b in zip(edges[start:stop], edges[start + 1 : stop + 1], strict=True)]
+
+
+def _take(contexts: TopContexts, rows: Ints) -> TopContexts:
+    return TopContexts(
+        contexts.latents_N[rows], contexts.activations_N[rows], contexts.responses_N[rows], contexts.positions_N[rows]
+    )
+
+
+def _places(sorted_latents: NDArray[np.int32]) -> Ints:
+    """0, 1, 2, … within each run of equal latents."""
+    n = len(sorted_latents)
+    starts = np.flatnonzero(np.diff(sorted_latents, prepend=-1))
+    return np.arange(n) - np.repeat(starts, np.diff(starts, append=n))

@@ -1,0 +1,257 @@
+"""How differently a latent fires on chosen and rejected responses: a contrast in [−1, 1], its interval, its t.
+
+Both estimators are one formula over prompt groups g, with v±_g a latent's activity on the two sides of the group:
+
+    s = (v̄+ − v̄−) / (v̄+ + v̄− + C),   C = 2 × the mean of v̄ over all latents and both sides
+
+`paired_mean`: v±_g is the mean over the group's pairs of the response's mean activation over counted positions, so that
+neither long responses nor large groups weigh more. `paper` (arXiv 2507.00665): v±_g is the group's total activation;
+then s is the paper's contrast of sums, which does not depend on how pairs are grouped.
+
+t = mean of (v+_g − v−_g) over its standard error over groups. The interval is the delta method's on s (C included, which
+moves with the data too) at Student's quantile for G − 1 degrees of freedom. Neither corrects for having looked at many
+latents. Positive: fires more on chosen responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.stats import t as student
+
+from safer_engine.errors import NumericalError
+from safer_engine.science.latent_acts import ResponseActs, SideActs
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Estimator = Literal["paired_mean", "paper"]
+
+_CHUNK_PAIRS = 1024
+
+
+@dataclass(frozen=True)
+class Salience:
+    """Salience of all latents.
+
+    Attributes:
+        a_chosen_S, a_rejected_S: what is contrasted, ≥ 0. `paired_mean`: mean over groups of per-response means, in the
+            SAE's units; `paper`: totals over all responses.
+        salience_S: in [−1, 1]; 0 where the latent never fires.
+        lo_S, hi_S: ends of its interval, in [−1, 1]; NaN where there are fewer than two groups.
+        t_S: studentised mean difference; NaN where it cannot be estimated (fewer than two groups, or no spread).
+        n_groups: groups it rests on.
+        n_left_out: pairs left out because a side has no counted position.
+    """
+
+    a_chosen_S: Floats
+    a_rejected_S: Floats
+    salience_S: Floats
+    lo_S: Floats
+    hi_S: Floats
+    t_S: Floats
+    n_groups: int
+    n_left_out: int
+
+    def of(self, latents: Ints) -> Salience:
+        """Only those latents, in that order."""
+        return Salience(
+            self.a_chosen_S[latents],
+            self.a_rejected_S[latents],
+            self.salience_S[latents],
+            self.lo_S[latents],
+            self.hi_S[latents],
+            self.t_S[latents],
+            self.n_groups,
+            self.n_left_out,
+        )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over groups of u = v+ − v−, w = v+ + v− (per latent) and c = Σ_i w_i / S (per group).
+
+    Attributes:
+        plus_S, minus_S, uu_S, ww_S, uw_S, cu_S, cw_S: Σ v+, Σ v−, Σ u², Σ w², Σ uw, Σ cu, Σ cw.
+        c, cc: Σ c, Σ c².
+        n_groups, n_left_out: as in `Salience`.
+    """
+
+    plus_S: Floats
+    minus_S: Floats
+    uu_S: Floats
+    ww_S: Floats
+    uw_S: Floats
+    cu_S: Floats
+    cw_S: Floats
+    c: float
+    cc: float
+    n_groups: int
+    n_left_out: int
+
+
+def salience(
+    acts: ResponseActs, groups_P: Ints, estimator: Estimator, pairs: Ints | None = None, level: float = 0.95
+) -> Salience:
+    """Salience of every latent over some pairs.
+
+    Args:
+        acts: per-response sums.
+        groups_P: group of each pair, as integers.
+        estimator: `paired_mean` or `paper` (see the module).
+        pairs: which pairs; all when None. Raises NumericalError when no pair is left.
+        level: coverage of the interval.
+    """
+    return contrast(group_moments(acts, groups_P, estimator, pairs), estimator, level)
+
+
+def group_moments(acts: ResponseActs, groups_P: Ints, estimator: Estimator, pairs: Ints | None = None) -> Moments:
+    """Pass once over the pairs, group by group, and add up what `contrast` needs; memory bounded by a chunk."""
+    chosen = np.arange(len(groups_P), dtype=np.int64) if pairs is None else np.asarray(pairs, dtype=np.int64)
+    usable = chosen[(acts.n_positions_P2[chosen] > 0).all(axis=1)] if estimator == "paired_mean" else chosen
+    if len(usable) == 0:
+        raise NumericalError("no pair has a counted position on both sides", "check hook.positions and hook.region")
+    total = _MomentSums(acts.d_sae)
+    for chunk in _group_chunks(usable, groups_P):
+        total.add(*_group_values(acts, chunk, groups_P[chunk], estimator))
+    return total.moments(len(chosen) - len(usable))
+
+
+def contrast(moments: Moments, estimator: Estimator, level: float = 0.95) -> Salience:
+    """The contrast, its interval and its t from sums over groups."""
+    m, n = moments, moments.n_groups
+    difference, activity = m.plus_S - m.minus_S, m.plus_S + m.minus_S
+    if not np.isfinite(activity).all():
+        raise NumericalError("a latent's summed activation is not finite", "train the SAE again with a lower sae.lr")
+    denominator = activity + m.c
+    live = denominator > 0
+    s = np.divide(difference, denominator, out=np.zeros_like(difference), where=live)
+    influence = m.uu_S + s**2 * (m.ww_S + 2 * m.cw_S + m.cc) - 2 * s * (m.uw_S + m.cu_S)
+    lo, hi = _interval(s, influence, denominator, n, level)
+    scale = 1 / n if estimator == "paired_mean" else 1.0
+    return Salience(
+        a_chosen_S=m.plus_S * scale,
+        a_rejected_S=m.minus_S * scale,
+        salience_S=s,
+        lo_S=lo,
+        hi_S=hi,
+        t_S=_studentised(difference / n, m.uu_S, n),
+        n_groups=n,
+        n_left_out=m.n_left_out,
+    )
+
+
+def rank_latents(salience_S: Floats, eligible_S: NDArray[np.bool_]) -> Ints:
+    """Eligible latents by falling |salience|, the lower id first among equals.
+
+    Eligibility must not look at which side a latent fires on: what is ranked is chosen blind to the labels.
+    """
+    latents = np.flatnonzero(eligible_S)
+    return latents[np.lexsort((latents, -np.abs(salience_S[latents])))].astype(np.int64)
+
+
+def eligible_latents(firings_S: Ints, n_positions: int, min_rate: float, max_rate: float) -> NDArray[np.bool_]:
+    """Latents that fire at all, in a share of the counted positions within [min_rate, max_rate]; blind to the labels."""
+    rate_S = firings_S / max(1, n_positions)
+    return np.asarray((firings_S > 0) & (rate_S >= min_rate) & (rate_S <= max_rate), dtype=np.bool_)
+
+
+def _interval(s: Floats, influence: Floats, denominator: Floats, n: int, level: float) -> tuple[Floats, Floats]:
+    """Delta-method interval of s, clipped to [−1, 1]; influence is Σ_g of the squared numerator of s's influence function.
+
+    In sums over groups, s's influence of group g is (u_g − s (w_g + c_g)) / (denominator / n), with mean 0.
+    """
+    if n < 2:
+        unknown = np.full_like(s, np.nan)
+        return unknown, unknown.copy()
+    variance = np.clip(influence, 0, None) * n / (n - 1)
+    error = np.divide(np.sqrt(variance), denominator, out=np.zeros_like(s), where=denominator > 0)
+    reach = float(student.ppf((1 + level) / 2, n - 1)) * error
+    return np.clip(s - reach, -1, 1), np.clip(s + reach, -1, 1)
+
+
+def _studentised(mean_S: Floats, uu_S: Floats, n: int) -> Floats:
+    unknown = np.full_like(mean_S, np.nan)
+    if n < 2:
+        return unknown
+    spread = (uu_S - n * mean_S**2) / (n * (n - 1))
+    known = spread > 1e-12 * mean_S**2
+    t_S = np.divide(mean_S, np.sqrt(np.clip(spread, 0, None)), out=unknown, where=known)
+    return np.where(uu_S == 0, 0.0, t_S)
+
+
+class _MomentSums:
+    """Running sums over groups."""
+
+    def __init__(self, d_sae: int) -> None:
+        self.d_sae = d_sae
+        self.sums = {name: np.zeros(d_sae) for name in ("plus", "minus", "uu", "ww", "uw", "cu", "cw")}
+        self.c = 0.0
+        self.cc = 0.0
+        self.n_groups = 0
+
+    def add(self, plus_GS: Any, minus_GS: Any) -> None:
+        """Two sparse matrices [groups, S]."""
+        u_GS, w_GS = (plus_GS - minus_GS).tocsr(), (plus_GS + minus_GS).tocsr()
+        c_G = np.asarray(w_GS.sum(axis=1)).ravel() / self.d_sae
+        squares_plus, squares_minus = self._column_sums(plus_GS, 2), self._column_sums(minus_GS, 2)
+        added = {
+            "plus": self._column_sums(plus_GS, 1),
+            "minus": self._column_sums(minus_GS, 1),
+            "uu": self._column_sums(u_GS, 2),
+            "ww": self._column_sums(w_GS, 2),
+            "uw": squares_plus - squares_minus,
+            "cu": u_GS.T @ c_G,
+            "cw": w_GS.T @ c_G,
+        }
+        for name, value in added.items():
+            self.sums[name] += value
+        self.c += float(c_G.sum())
+        self.cc += float(c_G @ c_G)
+        self.n_groups += len(c_G)
+
+    def _column_sums(self, matrix: Any, power: int) -> Floats:
+        return np.bincount(matrix.indices, matrix.data**power, self.d_sae).astype(np.float64)
+
+    def moments(self, n_left_out: int) -> Moments:
+        """What has been added."""
+        s = self.sums
+        return Moments(
+            s["plus"], s["minus"], s["uu"], s["ww"], s["uw"], s["cu"], s["cw"], self.c, self.cc, self.n_groups, n_left_out
+        )  # fmt: skip
+
+
+def _group_chunks(pairs: Ints, groups_P: Ints) -> Iterator[Ints]:
+    """The pairs by group, whole groups at a time, about `_CHUNK_PAIRS` a chunk."""
+    ordered = pairs[np.argsort(groups_P[pairs], kind="stable")]
+    starts = np.flatnonzero(np.diff(groups_P[ordered], prepend=groups_P[ordered[0]] - 1))
+    chunk = starts // _CHUNK_PAIRS
+    cuts = starts[np.flatnonzero(np.diff(chunk, prepend=-1))]
+    yield from np.split(ordered, cuts[1:])
+
+
+def _group_values(acts: ResponseActs, pairs: Ints, groups: Ints, estimator: Estimator) -> tuple[Any, Any]:
+    """v+ and v− of the groups that `pairs` (sorted by group) make up: sparse float64 [groups, S]."""
+    _, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    sides = []
+    for side, part in enumerate((acts.chosen, acts.rejected)):
+        weights = np.ones(len(pairs))
+        if estimator == "paired_mean":
+            weights = 1 / (sizes[codes] * acts.n_positions_P2[pairs, side].astype(np.float64))
+        rows = sparse.csr_array((weights, (codes, np.arange(len(pairs)))), shape=(len(sizes), len(pairs)))
+        sides.append((rows @ gather_rows(part, pairs, acts.d_sae)).tocsr())
+    return sides[0], sides[1]
+
+
+def gather_rows(side: SideActs, pairs: Ints, d_sae: int) -> Any:
+    """Rows of one side as a sparse float64 matrix [len(pairs), S]; reads only those rows of a memory map."""
+    starts, stops = np.asarray(side.indptr[pairs]), np.asarray(side.indptr[pairs + 1])
+    counts = stops - starts
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    entries = np.repeat(starts - indptr[:-1], counts) + np.arange(int(indptr[-1]))
+    data = side.sums[entries].astype(np.float64)
+    return sparse.csr_array((data, np.asarray(side.indices[entries]), indptr), shape=(len(pairs), d_sae))
