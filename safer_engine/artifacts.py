@@ -190,10 +190,11 @@ class CausalEffects(Artifact):
 class PairScores(Artifact):
     """Evidence about each pair.
 
-    `pair_scores.arrow`, one row per pair: pair_id, group, axis, subset, reward_margin, pair_score (the paper's),
+    `pair_scores.arrow`, one row per pair: pair int32, pair_id, group, axis, subset, reward_margin, pair_score (the paper's),
         suspicion (0–1, higher = more doubtful), suspicion_kind, signal_<name> float64 per fused signal (higher = more
         doubtful), evidence list<struct<latent_id int32, contribution float64>> (positive = speaks for the label).
-    meta: estimator, signals {name: {weight, …}}, folds.
+    meta: estimator, signals {name: {weight, used}}, left_out {signal or signal@axis: reason}, folds {axis: n}, n_pairs,
+        n_without_suspicion.
     """
 
     @cached_property
@@ -206,7 +207,7 @@ class Edits(Artifact):
     """What is recommended for every input row.
 
     `edits.jsonl`: one line per input row, in order (fields in docs/formats.md).
-    meta: counts by action, axis and status; budget.
+    meta: n_rows, actions {action: n}, statuses {status: n}, axes {axis: {action: n}}; budget, allow_flip.
     """
 
 

@@ -1,0 +1,63 @@
+"""Evidence about each pair: signals, suspicion, and the latents behind them."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from safer_engine.artifacts import Activations, Artifact, Labels, Latents, PairScores, PairSet
+from safer_engine.signal_inputs import signal_inputs
+from safer_engine.stage import Draft, Inputs, StageContext
+
+
+class PairScoresStage:
+    """See `PairScores` for what is written."""
+
+    name: ClassVar[str] = "pair_scores"
+    version: ClassVar[int] = 1
+    resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
+    consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, Latents, Labels)
+    produces: ClassVar[type[Artifact]] = PairScores
+    reads: ClassVar[tuple[str, ...]] = ("suspicion",)
+
+    def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
+        """Score every pair; signals whose inputs are absent are left out and named in meta."""
+        import numpy as np
+        import pyarrow as pa
+
+        from safer_engine.pair_score_table import pair_score_table
+        from safer_engine.science.pair_scoring import ScoringParams, score_pairs
+
+        spec, pairs = ctx.spec.suspicion, inputs.get(PairSet)
+        wanted = {"paper": 1.0} if spec.estimator == "paper" else dict(spec.signals)
+        data = signal_inputs(
+            pairs,
+            inputs.get(Activations),
+            inputs.maybe(Latents),
+            inputs.maybe(Labels),
+            dense="dense" in wanted,
+            progress=lambda done, total: ctx.progress(done, total, "shards"),
+        )
+        params = ScoringParams(
+            weights=wanted,
+            estimator=spec.estimator,
+            folds=spec.folds,
+            shrinkage=spec.shrinkage,
+            neighbours=spec.neighbours,
+            seed=ctx.seed("folds"),
+        )
+        scoring = score_pairs(data, params)
+        for name, reason in scoring.left_out.items():
+            ctx.note(f"signal {name} is left out: {reason}")
+        table = pair_score_table(pairs.pairs, data.margins_P, scoring)
+        with ctx.work.publish("pair_scores.arrow") as path, pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+        return Draft(
+            {
+                "estimator": spec.estimator,
+                "signals": {name: {"weight": weight, "used": name in scoring.signals} for name, weight in wanted.items()},
+                "left_out": scoring.left_out,
+                "folds": scoring.folds,
+                "n_pairs": table.num_rows,
+                "n_without_suspicion": int(np.isnan(scoring.suspicion_P).sum()),
+            }
+        )
