@@ -1,7 +1,7 @@
 """The report as one value: what report.json holds, and all that the pages are made from.
 
 Top-level keys are fixed. What was not computed is null, and `provenance.not_computed` says why, by the path of the
-null (`"verification"`, `"sae.recovered"`, `"features.items[].causal_effect"`). Whatever differs between two identical
+null (`"verification"`, `"sae.recovered"`, `"features[].causal_effect"`). Whatever differs between two identical
 audits stands in `provenance.timing` and nowhere else.
 """
 
@@ -140,6 +140,25 @@ class Curve(Node):
     dead_share: list[float | None]
 
 
+class Overview(Node):
+    """All latents as a grid of counts: firing rate against salience."""
+
+    log10_rate_edges: list[float]
+    salience_edges: list[float]
+    counts: list[list[Count]] = Field(description="[rate bin][salience bin].")
+    silent: Count = Field(description="Latents that never fired: in no bin.")
+
+
+class LatentsReport(Node):
+    """All latents of the SAE, before any label."""
+
+    estimator: str = Field(description="How salience was estimated.")
+    n_latents: Count
+    n_ranked: Count = Field(description="Latents whose firing rate is neither too small nor too large to rank.")
+    n_candidates: Count = Field(description="Most salient latents, which went on to be labelled.")
+    overview: Overview
+
+
 class SaeReport(Node):
     """The sparse autoencoder and how faithful it is, on held-out groups."""
 
@@ -159,6 +178,7 @@ class SaeReport(Node):
     )
     interpretable: bool | None = Field(None, description="Whether reward recovered is above the spec's floor.")
     curve: Curve | None = None
+    latents: LatentsReport | None = Field(None, description="Null until salience is computed.")
 
 
 class SubsetSalience(Node):
@@ -184,7 +204,7 @@ class Context(Node):
 
 
 class Feature(Node):
-    """A candidate latent with its label."""
+    """A candidate latent with its label. The list of features begins with safety features, then goes by salience."""
 
     latent_id: int
     rank: int = Field(description="Among candidates, 1 = most salient.")
@@ -194,7 +214,8 @@ class Feature(Node):
     rating: int | None = Field(None, description="Relevance to the rubric, 1–5.")
     explanation: Text | None = None
     direction: str | None = None
-    terms: list[str] = Field(default_factory=list)
+    terms: list[Text] = Field(default_factory=list)
+    labeller: str | None = None
     fires_on: Literal["chosen", "rejected"] = Field(description="The side it fires more on: the sign of its salience.")
     salience: float = Field(description="In [−1, 1]; positive: fires more on chosen responses.")
     salience_lo: float | None = None
@@ -204,33 +225,8 @@ class Feature(Node):
     firing_rate: float
     responses: Count = Field(description="Responses it fires in.")
     subsets: list[SubsetSalience] = Field(default_factory=list)
-    contexts: list[Context] = Field(default_factory=list)
+    contexts: list[Context] = Field(default_factory=list, description="Only on as many features as the report shows in full.")
     causal_effect: None = Field(None, description="Change of the margin when the feature is ablated.")
-
-
-class Overview(Node):
-    """All latents as a grid of counts: firing rate against salience."""
-
-    log10_rate_edges: list[float]
-    salience_edges: list[float]
-    counts: list[list[Count]] = Field(description="[rate bin][salience bin].")
-    silent: Count = Field(description="Latents that never fired: in no bin.")
-
-
-class Features(Node):
-    """The candidates, most relevant first."""
-
-    estimator: str
-    n_latents: Count
-    n_ranked: Count
-    n_candidates: Count
-    n_safety: Count | None = Field(None, description="Null while there are no labels.")
-    rubric: str | None = None
-    labeller: str | None = None
-    label_counts: dict[str, Count] = Field(default_factory=dict)
-    overview: Overview
-    shown: Count = Field(description="The first so many items carry contexts.")
-    items: list[Feature]
 
 
 class Evidence(Node):
@@ -357,7 +353,7 @@ class ReportDocument(Node):
     reward_model: RewardModel | None
     evaluation: Evaluation | None
     sae: SaeReport | None
-    features: Features | None
+    features: list[Feature] | None
     edits: EditsReport | None
     verification: None = Field(description="Retraining arms and their effects.")
     verdict: None = Field(description="pass, fail or inconclusive, by a named policy.")

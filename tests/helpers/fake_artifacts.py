@@ -97,7 +97,7 @@ class FakeAudit:
 def build(root: Path, *, hostile: bool = False, groups: int = 90, long_text: int = 0, **sections: Any) -> FakeAudit:
     """Write all artifacts under `root`. `sections` are spec sections; `long_text` lengthens one response."""
     spec = AuditSpec.model_validate(
-        {"model": {"path": "models/tiny-rm"}, "dataset": {"source": {"path": "data/train.jsonl"}}, **sections}
+        {"model": {"path": "models/tiny-rm"}, "dataset": {"source": {"kind": "local", "path": "data/train.jsonl"}}, **sections}
     )
     store = LocalArtifactStore(root)
     writer = _Writer(store, np.random.default_rng(11))

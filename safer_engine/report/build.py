@@ -1,0 +1,230 @@
+"""From the artifacts of an audit, all of them or the first few, to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, TypeVar
+
+from safer_engine.artifacts import (
+    Absent,
+    Activations,
+    Artifact,
+    CausalEffects,
+    Edits,
+    Labels,
+    Latents,
+    PairScores,
+    PairSet,
+    SparseAutoencoder,
+    Verification,
+)
+from safer_engine.report.build_data import dataset_section, evaluation_section, reward_model_section
+from safer_engine.report.build_edits import edits_section
+from safer_engine.report.build_features import features_section, sae_section
+from safer_engine.report.model import InputRecord, Node, Progress, Provenance, ReportDocument, StageCost, StageRecord, Timing
+from safer_engine.sources.resolved import ResolvedInputs
+from safer_engine.spec import AuditSpec
+
+A = TypeVar("A", bound=Artifact)
+Found = Mapping[type[Artifact], Artifact | Absent]
+STAGE_ARTIFACTS: tuple[tuple[str, type[Artifact]], ...] = (
+    ("pairs", PairSet),
+    ("activations", Activations),
+    ("sae", SparseAutoencoder),
+    ("latents", Latents),
+    ("labels", Labels),
+    ("causal", CausalEffects),
+    ("pair_scores", PairScores),
+    ("edits", Edits),
+    ("verification", Verification),
+)
+"""What a report is made from, in the order in which it comes."""
+
+_PENDING = "not computed yet"
+_NO_POLICY = "no policy was given"
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """What a report is about.
+
+    Attributes:
+        found: artifacts by type; a type that is missing is shown as not computed yet.
+        created: UTC time of writing, ISO 8601.
+    """
+
+    spec: AuditSpec
+    sources: ResolvedInputs
+    found: Found
+    created: str
+
+
+def build_report(request: ReportRequest) -> ReportDocument:
+    """The report of what there is.
+
+    Raises:
+        ArtifactError: artifacts that do not belong together. NumericalError: a figure that is not finite.
+    """
+    reader = _Reader(request.found)
+    sections = _sections(reader, request)
+    return ReportDocument(
+        spec=request.spec.model_dump(mode="json", exclude={"runtime"}),
+        provenance=_provenance(request, reader, sections),
+        **sections,
+    )
+
+
+class _Reader:
+    """Artifacts by type, or why there is none."""
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+
+    def get(self, kind: type[A]) -> A | None:
+        value = self._found.get(kind)
+        return value if isinstance(value, kind) else None
+
+    def reason(self, *kinds: type[Artifact]) -> str:
+        """Why the first of `kinds` that is not there is not there."""
+        for kind in kinds:
+            value = self._found.get(kind)
+            if isinstance(value, Absent):
+                return value.reason
+            if value is None:
+                return _PENDING
+        return _PENDING
+
+
+def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[Any] | None]:
+    spec = request.spec
+    pairs, activations = reader.get(PairSet), reader.get(Activations)
+    sae, latents, labels = reader.get(SparseAutoencoder), reader.get(Latents), reader.get(Labels)
+    scores, edits = reader.get(PairScores), reader.get(Edits)
+    sections: dict[str, Node | list[Any] | None] = dict.fromkeys(_DEPENDS)
+    if pairs is not None:
+        sections["dataset"] = dataset_section(pairs)
+        if activations is not None:
+            sections["reward_model"] = reward_model_section(pairs, activations, spec)
+            if pairs.evaluation is not None and activations.eval_rewards is not None:
+                sections["evaluation"] = evaluation_section(pairs.evaluation, activations.eval_rewards, spec)
+        if scores is not None:
+            sections["edits"] = edits_section(pairs, scores, edits, spec.report)
+    if sae is not None:
+        sections["sae"] = sae_section(sae, latents)
+    if latents is not None:
+        sections["features"] = list(features_section(latents, labels, spec.report))
+    return sections
+
+
+_DEPENDS: dict[str, tuple[type[Artifact], ...]] = {
+    "dataset": (PairSet,),
+    "reward_model": (PairSet, Activations),
+    "evaluation": (PairSet, Activations),
+    "sae": (SparseAutoencoder,),
+    "features": (Latents,),
+    "edits": (PairSet, PairScores),
+    "verification": (Verification,),
+    "verdict": (),
+}
+"""Artifacts that each section is made from."""
+
+
+def _not_computed(request: ReportRequest, reader: _Reader, sections: dict[str, Any]) -> dict[str, str]:
+    reasons = {name: reader.reason(*_DEPENDS[name]) for name, value in sections.items() if value is None}
+    reasons["verdict"] = _NO_POLICY
+    if "evaluation" in reasons and request.spec.evaluation is None and request.sources.evaluation is None:
+        reasons["evaluation"] = "no evaluation set was given"
+    sae = sections["sae"]
+    if sae is not None:
+        if sae.latents is None:
+            reasons["sae.latents"] = reader.reason(Latents)
+        if sae.recovered is None:
+            reasons["sae.recovered"] = _recovered_reason(reader)
+    if sections["features"] is not None:
+        reasons["features[].causal_effect"] = reader.reason(CausalEffects)
+        if reader.get(Labels) is None:
+            reasons["features[].safety_feature"] = reader.reason(Labels)
+    if sections["edits"] is not None and reader.get(Edits) is None:
+        reasons["edits.actions"] = reader.reason(Edits)
+    return dict(sorted(reasons.items()))
+
+
+def _recovered_reason(reader: _Reader) -> str:
+    sae = reader.get(SparseAutoencoder)
+    reason = sae.json("metrics.json").get("recovered_reason") if sae is not None else None
+    return str(reason or "the SAE stage gave no reason")
+
+
+def _provenance(request: ReportRequest, reader: _Reader, sections: dict[str, Any]) -> Provenance:
+    inputs = {name: getattr(request.sources, name) for name in ("model", "dataset", "evaluation")}
+    return Provenance(
+        tool="safer-audit",
+        tool_version=_version(),
+        seed=request.spec.seed,
+        inputs={
+            name: InputRecord(origin=found.origin, revision=found.revision, digest=found.digest)
+            for name, found in inputs.items()
+            if found is not None
+        },
+        stages=[_stage_record(name, request.found.get(kind)) for name, kind in STAGE_ARTIFACTS],
+        not_computed=_not_computed(request, reader, sections),
+        text_included=request.spec.report.text,
+        progress=_progress(request.found),
+        timing=_timing(request),
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("safer-audit")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _stage_record(name: str, value: Artifact | Absent | None) -> StageRecord:
+    if value is None:
+        return StageRecord(stage=name, state="pending", reason=_PENDING)
+    if isinstance(value, Absent):
+        return StageRecord(stage=name, state="absent", reason=value.reason)
+    manifest = value.stored.manifest
+    return StageRecord(
+        stage=name,
+        state="computed",
+        version=manifest.stage_version,
+        cache_key=manifest.key,
+        content_digest=manifest.content_digest,
+        inputs=manifest.inputs,
+        machine=manifest.provenance,
+    )
+
+
+def _progress(found: Found) -> Progress | None:
+    pending = [name for name, kind in STAGE_ARTIFACTS if kind not in found]
+    if not pending:
+        return None
+    return Progress(done=len(STAGE_ARTIFACTS) - len(pending), total=len(STAGE_ARTIFACTS), following=pending[0])
+
+
+def _timing(request: ReportRequest) -> Timing:
+    costs = []
+    for name, kind in STAGE_ARTIFACTS:
+        value = request.found.get(kind)
+        if isinstance(value, Artifact):
+            cost = value.stored.manifest.cost
+            costs.append(
+                StageCost(
+                    stage=name,
+                    seconds=cost.seconds,
+                    cpu_seconds=cost.cpu_seconds,
+                    peak_memory_bytes=cost.peak_memory_bytes,
+                    peak_gpu_bytes=cost.peak_gpu_bytes,
+                )
+            )
+    return Timing(
+        created=request.created,
+        total_seconds=round(sum(cost.seconds for cost in costs), 3),
+        stages=costs,
+        runtime=request.spec.runtime.model_dump(mode="json"),
+    )

@@ -1,0 +1,186 @@
+"""The report's sections about the SAE and its features."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from safer_engine.artifacts import Labels, Latents, SparseAutoencoder
+from safer_engine.report.columns import PHRASE_LIMIT, Floats, clipped, finite, histogram, maybe_finite, scalars
+from safer_engine.report.model import Context, Curve, Feature, LatentsReport, Overview, SaeReport, SubsetSalience
+from safer_engine.spec import ReportSpec
+
+_CURVE_POINTS = 240
+_RATE_BINS, _SALIENCE_BINS = 56, 44
+_LOWEST_RATE = 1e-6
+
+
+def sae_section(sae: SparseAutoencoder, latents: Latents | None) -> SaeReport:
+    """What the SAE is, how faithful it is, and all its latents at once."""
+    facts, metrics = sae.json("sae.json"), sae.json("metrics.json")
+    return SaeReport(
+        kind=facts["kind"],
+        d_in=facts["d_in"],
+        d_sae=facts["d_sae"],
+        k=facts["k"],
+        facts=scalars({name: value for name, value in facts.items() if name not in ("kind", "d_in", "d_sae", "k")}),
+        fvu=finite(metrics["fvu"], "FVU"),
+        nmse=maybe_finite(metrics.get("nmse"), "NMSE"),
+        l0=finite(metrics["l0"], "L0"),
+        dead_share=finite(metrics["dead_share"], "the share of dead latents"),
+        n_positions=metrics["n_positions"],
+        density=_density(metrics.get("density")),
+        recovered=_recovered(metrics.get("recovered")),
+        interpretable=metrics.get("interpretable"),
+        curve=_curve(sae),
+        latents=None if latents is None else _latents(latents),
+    )
+
+
+def _density(rates: list[float] | None) -> Any:
+    if not rates:
+        return None
+    logs = np.log10(np.maximum(np.asarray(rates, dtype=np.float64), _LOWEST_RATE))
+    return histogram(logs, np.linspace(np.log10(_LOWEST_RATE), 0, 49))
+
+
+def _recovered(measured: dict[str, Any] | None) -> dict[str, dict[str, float]] | None:
+    if measured is None:
+        return None
+    return {
+        which: {
+            name: finite(value, f"reward recovered, {name}") for name, value in part.items() if isinstance(value, (int, float))
+        }
+        for which, part in measured.items()
+        if isinstance(part, dict)
+    }
+
+
+def _curve(sae: SparseAutoencoder) -> Curve | None:
+    if not sae.has("curve.arrow"):
+        return None
+    table = sae.table("curve.arrow")
+    if table.num_rows == 0:
+        return None
+    kept = np.unique(np.linspace(0, table.num_rows - 1, min(_CURVE_POINTS, table.num_rows)).round().astype(int))
+    rows = table.take(kept).to_pylist()
+    return Curve(
+        positions=[float(row["positions"]) for row in rows],
+        loss=[round(finite(row["loss"], "a training loss"), 6) for row in rows],
+        dead_share=[maybe_finite(row.get("dead_share"), "the share of dead latents") for row in rows],
+    )
+
+
+def _latents(latents: Latents) -> LatentsReport:
+    table, meta = latents.latents, latents.meta
+    rates = np.asarray(table.column("firing_rate").to_pylist(), dtype=np.float64)
+    salience = np.asarray(table.column("salience").to_pylist(), dtype=np.float64)
+    return LatentsReport(
+        estimator=meta["estimator"],
+        n_latents=table.num_rows,
+        n_ranked=meta["n_ranked"],
+        n_candidates=meta["n_candidates"],
+        overview=_overview(rates, salience),
+    )
+
+
+def _overview(rates: Floats, salience: Floats) -> Overview:
+    """The grid spans what there is: a fixed one would crush small saliences into a line."""
+    firing = (rates > 0) & np.isfinite(salience)
+    logs, heights = np.log10(rates[firing]), salience[firing]
+    low = float(np.floor(logs.min())) if len(logs) else -1.0
+    limit = max(0.05, float(np.abs(heights).max()) * 1.02 if len(heights) else 0.05)
+    x_edges = np.linspace(min(low, -1.0), 0, _RATE_BINS + 1)
+    y_edges = np.linspace(-limit, limit, _SALIENCE_BINS + 1)
+    counts, _, _ = np.histogram2d(np.clip(logs, x_edges[0], 0), heights, bins=[x_edges, y_edges])
+    return Overview(
+        log10_rate_edges=[round(float(e), 5) for e in x_edges],
+        salience_edges=[round(float(e), 5) for e in y_edges],
+        counts=[[int(c) for c in row] for row in counts],
+        silent=int((~firing).sum()),
+    )
+
+
+def features_section(latents: Latents, labels: Labels | None, shown: ReportSpec) -> list[Feature]:
+    """The candidates: safety features first, then by salience; contexts on the first `shown.features`."""
+    table = latents.latents
+    rows = [row for row in table.to_pylist() if row["candidate"]]
+    labelled = {row["latent_id"]: row for row in labels.labels.to_pylist()} if labels is not None else {}
+    rows.sort(key=lambda row: _order(row, labelled.get(row["latent_id"])))
+    in_full = {row["latent_id"] for row in rows[: shown.features]}
+    subsets = _subsets(latents)
+    contexts = _contexts(latents, in_full) if shown.text else {}
+    return [
+        _feature(row, labelled.get(row["latent_id"]), shown.text).model_copy(
+            update={"subsets": subsets.get(row["latent_id"], []), "contexts": contexts.get(row["latent_id"], [])}
+        )
+        for row in rows
+    ]
+
+
+def _order(row: dict[str, Any], label: dict[str, Any] | None) -> tuple[int, int, int]:
+    safety = bool(label and label["safety_feature"])
+    return (0 if safety else 1, (label["rank"] or 0) if safety and label else row["rank"], row["latent_id"])
+
+
+def _feature(row: dict[str, Any], label: dict[str, Any] | None, text: bool) -> Feature:
+    salience = finite(row["salience"], f"the salience of latent {row['latent_id']}")
+    known = label or {}
+    explanation = known.get("explanation") if text else None
+    return Feature(
+        latent_id=row["latent_id"],
+        rank=row["rank"],
+        safety_feature=None if label is None else bool(label["safety_feature"]),
+        safety_rank=known.get("rank") if known.get("safety_feature") else None,
+        status=known.get("status"),
+        rating=known.get("rating"),
+        explanation=clipped(explanation, PHRASE_LIMIT) if explanation else None,
+        direction=known.get("direction") if text else None,
+        terms=[clipped(term, PHRASE_LIMIT) for term in (known.get("terms") or [])[:12]] if text else [],
+        labeller=known.get("labeller"),
+        fires_on="chosen" if salience >= 0 else "rejected",
+        salience=salience,
+        salience_lo=maybe_finite(row["salience_lo"], "a salience's interval"),
+        salience_hi=maybe_finite(row["salience_hi"], "a salience's interval"),
+        t=maybe_finite(row["t"], "a t statistic"),
+        salience_paper=maybe_finite(row["salience_paper"], "a salience"),
+        firing_rate=finite(row["firing_rate"], "a firing rate"),
+        responses=row["responses"],
+    )
+
+
+def _subsets(latents: Latents) -> dict[int, list[SubsetSalience]]:
+    found: dict[int, list[SubsetSalience]] = defaultdict(list)
+    if latents.has("subsets.arrow"):
+        for row in latents.table("subsets.arrow").to_pylist():
+            salience = maybe_finite(row["salience"], "a salience")
+            if salience is not None:
+                t = maybe_finite(row["t"], "a t statistic")
+                found[row["latent_id"]].append(
+                    SubsetSalience(axis=row["axis"], subset=row["subset"], n_groups=row["n_groups"], salience=salience, t=t)
+                )
+    return found
+
+
+def _contexts(latents: Latents, wanted: set[int]) -> dict[int, list[Context]]:
+    found: dict[int, list[Context]] = defaultdict(list)
+    if not latents.has("contexts.arrow"):
+        return found
+    rows = [row for row in latents.table("contexts.arrow").to_pylist() if row["latent_id"] in wanted]
+    for row in sorted(rows, key=lambda row: (row["latent_id"], row["rank"])):
+        found[row["latent_id"]].append(
+            Context(
+                pair_id=row["pair_id"],
+                side=row["side"],
+                position=row["position"],
+                activation=round(finite(row["activation"], "an activation"), 4),
+                tokens=[token[:PHRASE_LIMIT] for token in row["tokens"]],
+                activations=[
+                    None if a is None else round(a, 3) for a in (maybe_finite(v, "an activation") for v in row["activations"])
+                ],
+                focus=row["focus"],
+            )
+        )
+    return found
