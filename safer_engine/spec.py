@@ -145,8 +145,11 @@ class SaeBase(Section):
     loss: Literal["fvu", "nmse"] = Field(
         "fvu", description="Batch-variance normalised error, or the paper's mean of ‖x̂ − x‖² / ‖x‖²."
     )
+    renorm_every: int = Field(
+        1, gt=0, description="Steps between renormings of the decoder; with 1 the parallel gradient is removed too."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Precision of the matrix products in training; `auto` is bfloat16 where the device has it."
+        "auto", description="Precision of the encoder product in training; `auto` is bfloat16 on CUDA and float32 on CPU."
     )
     interpretable_floor: float = Field(
         0.5, ge=0, le=1, description="Reward recovered below this: features are shown as not interpretable."
@@ -298,7 +301,7 @@ PAPER_PRESET: dict[str, Any] = {
     "hook": {"positions": "sentence_ends", "region": "text", "min_gap": 5},
     "sae": {
         "kind": "topk", "k": 64, "normalisation": "layernorm", "relu": False, "loss": "nmse",
-        "lr": 3e-4, "passes": 1.0, "aux_k": 0, "min_steps": 0,
+        "lr": 3e-4, "passes": 1.0, "aux_k": 0, "min_steps": 0, "renorm_every": 10,
     },
     "salience": {"estimator": "paper", "candidates": 256, "min_rate": 0.0, "max_rate": 1.0},
     "contexts": {"per_latent": 10, "minimum": 4, "window": 128},
