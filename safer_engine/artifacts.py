@@ -153,13 +153,18 @@ class Latents(Artifact):
     """Activations of all latents, their salience and the candidates' contexts.
 
     `acts.safetensors`: for each side s: s_indptr int64 [P+1], s_indices int32 [nnz] (ascending within a row), s_sums
-        float32 [nnz] (sum of positive activations over the response's covered positions); n_positions int32 [P, 2].
+        float32 [nnz] (sum of positive activations over the response's counted positions); n_positions int32 [P, 2]
+        (counted positions: those covered, less outliers; see `science.latent_acts.counted_positions`).
     `latents.arrow`, one row per latent: latent_id, firing_rate, responses (n with any firing), energy (Σ z²), a_chosen,
-        a_rejected, salience, salience_lo, salience_hi, t, salience_paper, candidate bool, rank int32? (by absolute salience).
-    `subsets.arrow`: latent_id, axis, subset, n_groups, salience, t: for the candidates.
-    `contexts.arrow`: latent_id, rank, pair_id, side string, position, activation, tokens list<string>,
-        activations list<float32> (of each token), focus int32 (index of the focus in tokens).
-    meta: estimator, n_ranked, n_candidates, totals.
+        a_rejected, salience, salience_lo, salience_hi, t, salience_paper, axis string? (the axis the salience is of;
+        null: all pairs), candidate bool, rank int32? (by absolute salience). lo, hi, t null where not to be estimated.
+    `axes.arrow`, `subsets.arrow`: latent_id, axis, (subset,) n_groups, salience, salience_lo, salience_hi, t: for the
+        candidates.
+    `contexts.arrow`: latent_id, rank, pair_id, side string, position, activation, tokens list<string> (joined they are
+        the exact text), activations list<float32?> (of each token; null where it is not counted), focus int32 (index of
+        the focus in tokens).
+    `background.arrow`: pair_id, side, position, tokens, focus: windows at random positions, to compare contexts with.
+    meta: estimator, n_latents, n_never_fired, n_ranked, n_candidates, n_groups, n_pairs_left_out, totals.
     """
 
     @cached_property

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from safer_engine.errors import NumericalError
-from safer_engine.science.latent_acts import ShardActs
+from safer_engine.science.latent_acts import Encode, ShardActs, ShardRows
 
 Ints = NDArray[np.int64]
 
@@ -35,9 +36,13 @@ class TopContexts:
     responses_N: Ints
     positions_N: NDArray[np.int32]
 
-    def of(self, latents: Sequence[int]) -> TopContexts:
+    def of(self, latents: Ints) -> TopContexts:
         """Only those latents' contexts."""
-        return _take(self, np.flatnonzero(np.isin(self.latents_N, np.asarray(latents, dtype=np.int32))))
+        return self.take(np.flatnonzero(np.isin(self.latents_N, latents)))
+
+    def take(self, rows: Ints) -> TopContexts:
+        """Only those rows."""
+        return TopContexts(self.latents_N[rows], self.activations_N[rows], self.responses_N[rows], self.positions_N[rows])
 
     @property
     def ranks_N(self) -> Ints:
@@ -69,8 +74,8 @@ def merge_contexts(parts: Sequence[TopContexts], keep: int) -> TopContexts:
         np.concatenate([part.positions_N for part in parts]),
     )
     order = np.lexsort((together.positions_N, together.responses_N, -together.activations_N, together.latents_N))
-    ordered = _take(together, order)
-    return _take(ordered, np.flatnonzero(_places(ordered.latents_N) < keep))
+    ordered = together.take(order)
+    return ordered.take(np.flatnonzero(_places(ordered.latents_N) < keep))
 
 
 def span_round(position: int, length: int, window: int) -> Span:
@@ -97,10 +102,34 @@ def token_texts(text: str, offsets: Sequence[int], start: int, stop: int) -> lis
     return [text[a:b] for a, b in zip(edges[start:stop], edges[start + 1 : stop + 1], strict=True)]
 
 
-def _take(contexts: TopContexts, rows: Ints) -> TopContexts:
-    return TopContexts(
-        contexts.latents_N[rows], contexts.activations_N[rows], contexts.responses_N[rows], contexts.positions_N[rows]
-    )
+def window_activations(
+    rows: ShardRows, encode: Encode, contexts: TopContexts, spans: Sequence[Span]
+) -> list[NDArray[np.float32]]:
+    """Activation of each context's latent at every token of its span.
+
+    Args:
+        rows: a shard that holds the contexts' responses.
+        spans: of each context.
+
+    Returns:
+        Per context [stop − start], ≥ 0; NaN at tokens that are not among the counted positions.
+    """
+    bounds = np.searchsorted(rows.response_B, np.stack([contexts.responses_N, contexts.responses_N + 1]))
+    members = []
+    for (first, last), span in zip(bounds.T, spans, strict=True):
+        inside = np.arange(first, last)
+        position = rows.position_B[first:last]
+        members.append(inside[rows.counted_B[first:last] & (position >= span.start) & (position < span.stop)])
+    needed = np.unique(np.concatenate([*members, np.zeros(0, dtype=np.int64)])).astype(np.int64)
+    acts = encode(rows.x_BD[torch.from_numpy(needed)])
+    values_BK, latents_BK = acts.positive_BK.float().cpu().numpy(), acts.indices_BK.cpu().numpy()
+    found = []
+    for latent, member, span in zip(contexts.latents_N, members, spans, strict=True):
+        at = np.searchsorted(needed, member)
+        window = np.full(span.stop - span.start, np.nan, dtype=np.float32)
+        window[rows.position_B[member] - span.start] = np.where(latents_BK[at] == latent, values_BK[at], 0).sum(axis=1)
+        found.append(window)
+    return found
 
 
 def _places(sorted_latents: NDArray[np.int32]) -> Ints:

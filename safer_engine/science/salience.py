@@ -15,7 +15,7 @@ latents. Positive: fires more on chosen responses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,9 @@ Ints = NDArray[np.int64]
 Estimator = Literal["paired_mean", "paper"]
 
 _CHUNK_PAIRS = 1024
+
+MIN_AXIS_GROUPS = 20
+"""An axis with fewer groups has a salience of its own in the tables, but does not decide what a latent is ranked by."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,57 @@ def salience(
         level: coverage of the interval.
     """
     return contrast(group_moments(acts, groups_P, estimator, pairs), estimator, level)
+
+
+@dataclass(frozen=True)
+class AxisSalience:
+    """Salience of one axis of the data; `axis` is None over all pairs."""
+
+    axis: str | None
+    salience: Salience
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The salience each latent is ranked and shown by.
+
+    Attributes:
+        salience: of each latent, within the axis that was chosen for it (`n_groups` is of all pairs).
+        axis_S: that axis, None where all pairs count together.
+    """
+
+    salience: Salience
+    axis_S: tuple[str | None, ...]
+
+
+def headline(overall: Salience, axes: Sequence[AxisSalience]) -> Headline:
+    """For each latent, the axis in which |salience| is largest; the earlier axis among equals.
+
+    Axes ask different questions of a response, and a latent that answers one of them would be diluted by the pairs of
+    the others. Being the larger of several, the figure leans outwards; its interval does not allow for that. Without
+    an axis of `MIN_AXIS_GROUPS` groups, or where there is only one axis, all pairs count together.
+    """
+    large = [one for one in axes if one.salience.n_groups >= MIN_AXIS_GROUPS]
+    if len(axes) < 2 or not large:
+        return Headline(overall, (None,) * len(overall.salience_S))
+    best_S = np.argmax(np.abs([one.salience.salience_S for one in large]), axis=0)
+    columns = np.arange(len(best_S))
+
+    def pick(name: str) -> Floats:
+        values = np.stack([np.asarray(getattr(one.salience, name), dtype=np.float64) for one in large])
+        return np.asarray(values[best_S, columns], dtype=np.float64)
+
+    chosen = Salience(
+        a_chosen_S=pick("a_chosen_S"),
+        a_rejected_S=pick("a_rejected_S"),
+        salience_S=pick("salience_S"),
+        lo_S=pick("lo_S"),
+        hi_S=pick("hi_S"),
+        t_S=pick("t_S"),
+        n_groups=overall.n_groups,
+        n_left_out=overall.n_left_out,
+    )
+    return Headline(chosen, tuple(large[axis].axis for axis in best_S))
 
 
 def group_moments(acts: ResponseActs, groups_P: Ints, estimator: Estimator, pairs: Ints | None = None) -> Moments:
