@@ -89,7 +89,7 @@ def one_run(model: Path, data: Path, spec: dict[str, Any], folder: Path, name: s
     for stage in STAGES:
         manifest = json.loads(next((folder / "store" / "manifests" / "default" / stage).glob("*.json")).read_text())
         costs[stage] = {"seconds": manifest["cost"]["seconds"], "peak_memory_bytes": manifest["cost"]["peak_memory_bytes"]}
-    return {"name": name, "stages": costs, "n_pairs": report["dataset"]["n_pairs"] if "n_pairs" in report["dataset"] else None}
+    return {"name": name, "stages": costs, "n_pairs": report["dataset"].get("n_pairs")}
 
 
 def show(runs: list[dict[str, Any]]) -> None:

@@ -47,9 +47,13 @@ def show_command(built: BuiltSpec, as_json: bool) -> None:
 
 
 @spec_group.command("schema")
-def schema_command() -> None:
+@click.option("--markdown", is_flag=True, help="The same as a page for people (docs/spec.md).")
+def schema_command(markdown: bool) -> None:
     """The JSON Schema of the spec."""
-    print_json(AuditSpec.model_json_schema())
+    if markdown:
+        click.echo(spec_page(), nl=False)
+    else:
+        print_json(AuditSpec.model_json_schema())
 
 
 def value_text(value: Any) -> str:
@@ -72,6 +76,47 @@ def commented_spec() -> str:
     spec = AuditSpec.model_validate(example)
     lines += _section_lines(spec, "")
     return "\n".join(lines) + "\n"
+
+
+def spec_page() -> str:
+    """docs/spec.md: every section and key with its default and description."""
+    schema = AuditSpec.model_json_schema()
+    lines = [
+        "# The audit spec",
+        "",
+        "Written by `safer-audit spec schema --markdown`. Every knob of an audit, its default and what it means.",
+        "",
+    ]
+    lines += [
+        "`runtime` changes how fast results come, never which; all other sections enter the cache keys of the stages that read them.",
+        "",
+    ]
+    for name, section in [("(top level)", schema), *sorted(schema["$defs"].items())]:
+        fields = section.get("properties", {})
+        if not fields:
+            continue
+        lines += [
+            f"## {name}",
+            "",
+            section.get("description", "").split("\n")[0],
+            "",
+            "| key | default | meaning |",
+            "| --- | --- | --- |",
+        ]
+        required = section.get("required", [])
+        for key, field in fields.items():
+            default = "required" if key in required else _default(field)
+            meaning = str(field.get("description", "see the section below")).replace("|", "\\|")
+            lines.append(f"| `{key}` | {default} | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _default(field: dict[str, Any]) -> str:
+    value = field.get("default", field.get("const"))
+    if isinstance(value, dict) or (value is None and "default" not in field):
+        return ""
+    return f"`{value_text(value)}`"
 
 
 def _section_lines(section: BaseModel, indent: str) -> list[str]:
