@@ -1,0 +1,269 @@
+"""From raw rows to preference pairs: recognise the layout, map columns, read row by row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safer_engine.errors import DatasetRefused
+from safer_engine.science.drops import Drop
+from safer_engine.science.messages import MalformedCell, Message, is_message_list, is_transcript
+from safer_engine.science.row_layouts import (
+    Label,
+    NoPreference,
+    Parser,
+    Row,
+    Sides,
+    is_text_list,
+    parse_anthropic,
+    parse_helpsteer3,
+    parse_pku,
+    parse_rewardbench,
+    parse_rmbench,
+    parse_scored,
+    parse_trl,
+    parse_ultrafeedback,
+)
+
+SAMPLE_ROWS = 64
+"""Rows that `recognise` should be shown."""
+
+_PARSERS: dict[str, Parser] = {
+    "helpsteer3": parse_helpsteer3,
+    "pku-saferlhf": parse_pku,
+    "scored": parse_scored,
+    "rmbench": parse_rmbench,
+    "rewardbench": parse_rewardbench,
+    "ultrafeedback": parse_ultrafeedback,
+    "anthropic": parse_anthropic,
+    "trl": parse_trl,
+}
+"""Layouts in the order in which `auto` tries them: the more particular first."""
+
+_NEEDED: dict[str, tuple[frozenset[str], ...]] = {
+    "helpsteer3": (frozenset({"context", "response1", "response2", "overall_preference"}),),
+    "pku-saferlhf": (
+        frozenset({"prompt", "response_0", "response_1", "safer_response_id"}),
+        frozenset({"prompt", "response_0", "response_1", "better_response_id"}),
+    ),
+    "scored": (
+        frozenset({"prompt", "response_a", "response_b", "score_a", "score_b"}),
+        frozenset({"prompt", "responses", "scores"}),
+    ),
+    "rmbench": (frozenset({"prompt", "chosen", "rejected"}),),
+    "rewardbench": (frozenset({"prompt", "chosen", "rejected"}),),
+    "ultrafeedback": (frozenset({"chosen", "rejected", "score_chosen", "score_rejected"}),),
+    "anthropic": (frozenset({"chosen", "rejected"}),),
+    "trl": (frozenset({"chosen", "rejected"}),),
+}
+_FIELDS = frozenset(
+    {"id", "group", "axis", "subset", "style", "item", "strength", "annotators", "margin", "individual_preference"}
+)
+_MAPPABLE = _FIELDS.union(*(columns for choices in _NEEDED.values() for columns in choices))
+_SUBSET_COLUMNS = {"rmbench": "domain", "helpsteer3": "domain"}
+_STYLE_SUFFIX = re.compile(r"-(concise|detailed-plain|detailed-markdown)$")
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """One pair of a dataset, or a row that gives none.
+
+    Attributes:
+        row: index of the input row, from 0.
+        part: 0 where the row holds one pair, else the pair's number in its row, from 1.
+        id: the row's own id, if it has one.
+        prompt: messages both sides share.
+        chosen, rejected: what follows on each side; the last message is the response (role assistant).
+        group, axis, subset, style: the row's columns, if given.
+        item: best-of-N item; pairs of one item share the chosen response.
+        strength: size of the preference, in the dataset's own units.
+        annotators: individual preferences, positive for the chosen side.
+        reason: why there is no pair (malformed, tie), with `detail` for people; the sides are then empty.
+        raw: a dropped row's columns, from which an id can be made; None for a pair.
+    """
+
+    row: int
+    part: int = 0
+    id: str | None = None
+    prompt: tuple[Message, ...] = ()
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    group: str | None = None
+    axis: str | None = None
+    subset: str | None = None
+    style: str | None = None
+    item: str | None = None
+    strength: float | None = None
+    annotators: tuple[int, ...] | None = None
+    reason: Drop | None = None
+    detail: str = ""
+    raw: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a dataset are read.
+
+    Attributes:
+        name: one of the layout names of `DatasetSpec.format`, never `auto`.
+        columns: column map, our name → theirs (a column, a dotted path, or empty for "there is none").
+        label: which preference of PKU-SafeRLHF rows counts.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    label: Label
+
+
+def recognise(sample: Sequence[Row], format: str, columns: Mapping[str, str], label: Label) -> Layout:  # noqa: A002
+    """Find the layout of a dataset from its first rows.
+
+    Args:
+        sample: some rows, at least one.
+        format: a layout name, or `auto`.
+        columns: column map (see `Layout`).
+
+    Raises:
+        DatasetRefused: no rows, a mapped column that isn't there, columns missing for the named layout, or no layout fits.
+    """
+    if not sample:
+        raise DatasetRefused("the dataset has no rows", "check the path, and the split")
+    found = sorted({str(name) for row in sample for name in row})
+    _check_columns(sample, columns, found)
+    layout = Layout(format, dict(columns), label)
+    rows = [project(row, columns) for row in sample]
+    present = {name for row in rows for name, cell in row.items() if cell is not None}
+    names = _PARSERS if format == "auto" else (format,)
+    for name in names:
+        if any(needed <= present for needed in _NEEDED[name]) and (format != "auto" or _looks_like(name, rows, present)):
+            if name == "pku-saferlhf" and f"{label}_response_id" not in present:
+                raise DatasetRefused(
+                    f"the rows have no {label}_response_id", f"found columns: {', '.join(found)}; set dataset.label"
+                )
+            return Layout(name, layout.columns, label)
+    wanted = "; ".join(f"{name}: {', '.join(sorted(choice))}" for name in names for choice in _NEEDED[name])
+    raise DatasetRefused(
+        f"the rows fit no known layout: their columns are {', '.join(found)}" if format == "auto"
+        else f"the rows are not in layout {format!r}: their columns are {', '.join(found)}",
+        f"name the columns in dataset.columns (our name: theirs), or bring the rows into one of these. {wanted}",
+    )  # fmt: skip
+
+
+def project(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+    """A row with our column names beside its own; a name mapped to nothing is taken away."""
+    projected = {name: cell for name, cell in row.items() if columns.get(name) != ""}
+    return {**projected, **{ours: _look_up(row, theirs) for ours, theirs in columns.items() if theirs}}
+
+
+def read_pairs(rows: Iterable[Row], layout: Layout) -> Iterator[PreferenceRow]:
+    """Read rows one by one; a row that gives no pair comes out once, with its reason.
+
+    The number of pairs of a row and their order depend on the row alone.
+    """
+    for index, row in enumerate(rows):
+        yield from _read_row(index, project(row, layout.columns), layout)
+
+
+def _read_row(index: int, row: dict[str, Any], layout: Layout) -> Iterator[PreferenceRow]:
+    own_id = None
+    try:
+        own_id = _name(row.get("id"))
+        group, axis, subset, style, item = (_name(row.get(name)) for name in ("group", "axis", "subset", "style", "item"))
+        pairs = _PARSERS[layout.name](row, layout.label)
+    except NoPreference:
+        yield PreferenceRow(index, id=own_id, reason=Drop.TIE, raw=row)
+        return
+    except MalformedCell as error:
+        yield PreferenceRow(index, id=own_id, reason=Drop.MALFORMED, detail=str(error), raw=row)
+        return
+    except KeyError as error:
+        yield PreferenceRow(index, id=own_id, reason=Drop.MALFORMED, detail=f"the column {error} is missing", raw=row)
+        return
+    if subset is None:
+        subset = _plain_name(row.get(_SUBSET_COLUMNS.get(layout.name, "")))
+    if style is None and own_id is not None and (suffix := _STYLE_SUFFIX.search(own_id)):
+        style = suffix[1]
+    for number, sides in enumerate(pairs, 1):
+        yield PreferenceRow(
+            row=index,
+            part=number if len(pairs) > 1 else 0,
+            id=own_id,
+            prompt=sides.prompt,
+            chosen=sides.chosen,
+            rejected=sides.rejected,
+            group=group,
+            axis=axis,
+            subset=subset,
+            style=sides.style or style,
+            item=item or _item(sides, own_id, index),
+            strength=sides.strength,
+            annotators=sides.annotators,
+        )
+
+
+def _item(sides: Sides, own_id: str | None, index: int) -> str | None:
+    return None if sides.item is None else f"{own_id or f'row {index}'}/{sides.item}"
+
+
+def _name(cell: Any) -> str | None:
+    """A cell that names something, as text; None where it is empty."""
+    if cell is None or cell == "":
+        return None
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    if isinstance(cell, bool) or not isinstance(cell, (str, int)):
+        raise MalformedCell(f"{type(cell).__name__} where a name is expected")
+    return str(cell)
+
+
+def _plain_name(cell: Any) -> str | None:
+    return cell if isinstance(cell, str) and cell else None
+
+
+def _look_up(row: Row, path: str) -> Any:
+    """A column by name or by dotted path into nested mappings; None where it isn't there."""
+    if path in row:
+        return row[path]
+    cell: Any = row
+    for step in path.split("."):
+        if not isinstance(cell, Mapping) or step not in cell:
+            return None
+        cell = cell[step]
+    return cell
+
+
+def _check_columns(sample: Sequence[Row], columns: Mapping[str, str], found: list[str]) -> None:
+    unknown = sorted(set(columns) - _MAPPABLE)
+    if unknown:
+        raise DatasetRefused(
+            f"dataset.columns maps {', '.join(unknown)}, which no layout has", f"known names: {', '.join(sorted(_MAPPABLE))}"
+        )
+    for ours, theirs in columns.items():
+        if theirs and all(_look_up(row, theirs) is None for row in sample):
+            raise DatasetRefused(
+                f"dataset.columns maps {ours} to {theirs!r}, which the first rows don't have",
+                f"found columns: {', '.join(found)}",
+            )
+
+
+def _looks_like(name: str, rows: Sequence[Row], present: set[str]) -> bool:
+    """Whether cells are what a layout has, where its columns alone don't tell it from another."""
+    cells = [(row.get("chosen"), row.get("rejected")) for row in rows]
+    if name == "rmbench":
+        return "num_correct" not in present and all(
+            is_text_list(c) and is_text_list(r) and len(c) == len(r) > 1 for c, r in cells
+        )
+    if name == "rewardbench":
+        listed = any(is_text_list(c) or is_text_list(r) for c, r in cells)
+        return listed or {"chosen_model", "rejected_model", "subset"} <= present
+    if name == "ultrafeedback":
+        return any(is_message_list(c) and is_message_list(r) for c, r in cells)
+    if name == "anthropic":
+        return "prompt" not in present and any(is_transcript(c) and is_transcript(r) for c, r in cells)
+    return True
+
+
+def _same_styles(chosen: Any, rejected: Any) -> bool:
+    return is_text_list(chosen) and is_text_list(rejected) and len(chosen) == len(rejected) > 1
