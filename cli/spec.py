@@ -88,7 +88,7 @@ def spec_page() -> str:
         "",
     ]
     lines += [
-        "`runtime` changes how fast results come, never which; all other sections enter the cache keys of the stages that read them.",
+        "`runtime` changes how fast results come, never which; all others enter the cache keys of the stages that read them.",
         "",
     ]
     for name, section in [("(top level)", schema), *sorted(schema["$defs"].items())]:
