@@ -101,6 +101,12 @@ class PreferenceRow:
     detail: str = ""
     raw: Mapping[str, Any] | None = None
 
+    @property
+    def requests(self) -> tuple[tuple[tuple[Message, ...], str], tuple[tuple[Message, ...], str]]:
+        """(messages before the response, response) of the chosen and of the rejected side: what a `Renderer` is asked."""
+        chosen, rejected = self.chosen, self.rejected
+        return (self.prompt + chosen[:-1], chosen[-1].content), (self.prompt + rejected[:-1], rejected[-1].content)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -172,6 +178,7 @@ def _read_row(index: int, row: dict[str, Any], layout: Layout) -> Iterator[Prefe
         own_id = _name(row.get("id"))
         group, axis, subset, style, item = (_name(row.get(name)) for name in ("group", "axis", "subset", "style", "item"))
         pairs = _PARSERS[layout.name](row, layout.label)
+        _check_characters(pairs)
     except NoPreference:
         yield PreferenceRow(index, id=own_id, reason=Drop.TIE, raw=row)
         return
@@ -203,6 +210,16 @@ def _read_row(index: int, row: dict[str, Any], layout: Layout) -> Iterator[Prefe
         )
 
 
+def _check_characters(pairs: Sequence[Sides]) -> None:
+    """Refuse text that isn't Unicode (half of a surrogate pair): no tokenizer reads it."""
+    for sides in pairs:
+        for message in sides.prompt + sides.chosen + sides.rejected:
+            try:
+                message.content.encode()
+            except UnicodeEncodeError as error:
+                raise MalformedCell(f"text that is not valid Unicode: {error.reason}") from None
+
+
 def _item(sides: Sides, own_id: str | None, index: int) -> str | None:
     return None if sides.item is None else f"{own_id or f'row {index}'}/{sides.item}"
 
@@ -215,7 +232,7 @@ def _name(cell: Any) -> str | None:
         cell = int(cell)
     if isinstance(cell, bool) or not isinstance(cell, (str, int)):
         raise MalformedCell(f"{type(cell).__name__} where a name is expected")
-    return str(cell)
+    return str(cell).encode(errors="replace").decode()
 
 
 def _plain_name(cell: Any) -> str | None:
@@ -266,4 +283,4 @@ def _looks_like(name: str, rows: Sequence[Row], present: set[str]) -> bool:
 
 
 def _same_styles(chosen: Any, rejected: Any) -> bool:
-    return is_text_list(chosen) and is_text_list(rejected) and len(chosen) == len(rejected) > 1
+    return bool(is_text_list(chosen) and is_text_list(rejected) and len(chosen) == len(rejected) > 1)

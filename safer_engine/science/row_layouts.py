@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from safer_engine.science.messages import MalformedCell, Message, is_transcript, message_cell, normalised, text_cell, transcript
 
@@ -158,7 +158,7 @@ def parse_scored(row: Row, label: Label) -> list[Sides]:
     return [replace(sides, strength=values[best] - values[worst])]
 
 
-def is_text_list(cell: Any) -> bool:
+def is_text_list(cell: Any) -> TypeGuard[list[str]]:
     """Whether a cell is a non-empty list of texts (several responses, not one conversation)."""
     return isinstance(cell, (list, tuple)) and bool(cell) and all(isinstance(item, str) for item in cell)
 
