@@ -1,0 +1,156 @@
+"""How far rewards move when a sequence shares its batch with others or is padded: measured before they are trusted.
+
+A reward should depend on its text alone. Padding that leaks into attention or positions, or a wrong pad token, breaks
+that silently; low precision blurs it. The yardstick is the spread of the reward margins: a drift of 0.01 SD changes
+almost no preference, one of 0.3 SD changes many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from safer_engine.errors import ModelRefused
+from safer_engine.science.batches import BatchPlan, IntArray, pad
+from safer_engine.science.extraction import score
+from safer_engine.science.hooks import rewards
+from safer_engine.science.reward_model import RewardModel
+
+DRIFT_LIMIT = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Largest drift in SD of the margins that passes without a warning, by dtype."""
+
+CHANGED_LIMIT = 0.01
+"""Largest share of changed preferences that passes without a warning under bfloat16."""
+
+REFUSE_FACTOR = 5.0
+"""Beyond this many times a limit the model is refused."""
+
+_MIN_CHANGED = 3
+_EXTRA_PADDING = 32
+
+Sample = Sequence[tuple[IntArray, IntArray]]
+"""Token ids of (chosen, rejected) of some pairs, unpadded."""
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """How rewards moved, over a sample of pairs.
+
+    Attributes:
+        status: `ok`, `warning` or `refused` by the limits of this module.
+        n_pairs: pairs in the sample; margin_sd: SD of their margins, each sequence run alone.
+        batch_drift, padding_drift: largest |reward − reward alone| / margin_sd, run in mixed batches and run with
+            needless padding; median_drift is the median over both.
+        changed: pairs whose preference differs from that of the rewards alone in either condition.
+    """
+
+    status: Literal["ok", "warning", "refused"]
+    dtype: str
+    n_pairs: int
+    margin_sd: float
+    batch_drift: float
+    padding_drift: float
+    median_drift: float
+    changed: int
+
+    @property
+    def max_drift(self) -> float:
+        """The larger of the two drifts, in SD of the margins."""
+        return max(self.batch_drift, self.padding_drift)
+
+    def sentence(self) -> str:
+        """The finding in one sentence, for a person."""
+        return (
+            f"rewards move by up to {self.max_drift:.2g} SD of the margins with batching and padding ({self.dtype}, "
+            f"{self.n_pairs} pairs, {self.changed} preferences changed)"
+        )
+
+
+def measure_invariance(rm: RewardModel, sample: Sample, plan: BatchPlan) -> Invariance:
+    """Compare each sequence run alone with the same run in the audit's batches and run with more padding.
+
+    Args:
+        sample: at least 2 pairs, a few dozen for a fair picture.
+        plan: how the audit batches.
+
+    Raises:
+        ValueError: fewer than 2 pairs.
+        NumericalError: a reward is not finite.
+    """
+    if len(sample) < 2:
+        raise ValueError("invariance needs at least two pairs")
+    sequences = [ids for pair in sample for ids in pair]
+    alone = score(rm, sequences, BatchPlan(tokens=1)).rewards_R.numpy()
+    conditions = (_mixed(rm, sequences, plan), _padded(rm, sequences))
+    margins = alone[0::2] - alone[1::2]
+    spread = float(np.std(margins, ddof=1))
+    drifts = [_in_spreads(np.abs(found - alone), spread) for found in conditions]
+    changed = np.zeros(len(sample), dtype=bool)
+    for found in conditions:
+        changed |= np.sign(found[0::2] - found[1::2]) != np.sign(margins)
+    same = [bool(np.array_equal(chosen, rejected)) for chosen, rejected in sample]
+    n_changed = int((changed & ~np.array(same)).sum())
+    dtype = rm.info.dtype
+    return Invariance(
+        status=_status(dtype, max(float(drift.max()) for drift in drifts), n_changed, len(sample)),
+        dtype=dtype,
+        n_pairs=len(sample),
+        margin_sd=spread,
+        batch_drift=float(drifts[0].max()),
+        padding_drift=float(drifts[1].max()),
+        median_drift=float(np.median(np.concatenate(drifts))),
+        changed=n_changed,
+    )
+
+
+def require_invariance(found: Invariance) -> None:
+    """Raises ModelRefused where rewards depend too much on what shares the batch."""
+    if found.status == "refused":
+        raise ModelRefused(
+            found.sentence(),
+            "check the pad token and padding side, or set model.dtype=float32 or model.attention=eager",
+        )
+
+
+def _mixed(rm: RewardModel, sequences: Sequence[IntArray], plan: BatchPlan) -> NDArray[np.float64]:
+    """Rewards in batches that mix long and short sequences (worse than the audit's own, which are sorted by length)."""
+    width = max(len(ids) for ids in sequences)
+    rows = max(2, min(8, plan.tokens // max(1, width)))
+    stride = -(-len(sequences) // rows)
+    batches = [list(range(first, len(sequences), stride)) for first in range(stride)]
+    return _by_batches(rm, sequences, batches, 0)
+
+
+def _padded(rm: RewardModel, sequences: Sequence[IntArray]) -> NDArray[np.float64]:
+    """Rewards of sequences run one by one, with padding that nothing calls for."""
+    return _by_batches(rm, sequences, [[index] for index in range(len(sequences))], _EXTRA_PADDING)
+
+
+def _by_batches(rm: RewardModel, sequences: Sequence[IntArray], batches: list[list[int]], extra: int) -> NDArray[np.float64]:
+    found = np.empty(len(sequences))
+    with torch.inference_mode():
+        for rows in batches:
+            ids_BT, mask_BT = pad([sequences[row] for row in rows], rm.info.pad_id, extra)
+            found[rows] = rewards(rm, ids_BT, mask_BT).cpu().numpy()
+    return found
+
+
+def _in_spreads(drift: NDArray[np.float64], spread: float) -> NDArray[np.float64]:
+    """Drift in units of the spread; where margins do not differ at all, any drift is infinite."""
+    if spread > 0:
+        return drift / spread
+    return np.where(drift > 0, np.inf, 0.0)
+
+
+def _status(dtype: str, drift: float, changed: int, n_pairs: int) -> Literal["ok", "warning", "refused"]:
+    """Limits by dtype. Under bfloat16 a refusal for changed preferences takes at least three of them: near-ties do flip."""
+    limit = DRIFT_LIMIT.get(dtype, DRIFT_LIMIT["bfloat16"])
+    share = changed / n_pairs if dtype != "float32" else 0.0
+    if drift > REFUSE_FACTOR * limit or (share > REFUSE_FACTOR * CHANGED_LIMIT and changed >= _MIN_CHANGED):
+        return "refused"
+    return "warning" if drift > limit or share > CHANGED_LIMIT else "ok"
