@@ -140,7 +140,7 @@ def _parse(raw: bytes, where: str) -> EditLine:
     if value["status"] not in (SCORED, NOT_SCORED):
         raise InputRefused(f"{where}: status {value['status']!r} is not {SCORED} or {NOT_SCORED}", _HINT)
     suspicion = value["suspicion"]
-    if suspicion is not None and not (isinstance(suspicion, int | float) and 0 <= suspicion <= 1):
+    if suspicion is not None and not (type(suspicion) in (int, float) and 0 <= suspicion <= 1):
         raise InputRefused(f"{where}: suspicion {suspicion!r} is neither null nor in [0, 1]", _HINT)
     return EditLine(
         pair_id=str(value["pair_id"]),
