@@ -1,0 +1,77 @@
+"""Rows of a dataset on a Hugging Face hub, at a commit that is looked up once and recorded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from safer_engine.errors import DatasetRefused
+from safer_engine.sources.resolved import ResolvedDataset
+from safer_engine.spec import HubSource
+from safer_engine.store import canonical_json, digest_bytes
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve_hub(source: HubSource) -> ResolvedDataset:
+    """Pin a hub dataset to a commit. Its rows are fetched when they are first read; code in it is never run.
+
+    The digest stands for the commit, configuration and split. A revision that is a commit already needs no look-up, so
+    that a dataset in the cache can be used without a network.
+
+    Raises:
+        DatasetRefused: the hub can't be reached, or has no such dataset, revision, configuration or split.
+    """
+    commit = source.revision if source.revision and _COMMIT.fullmatch(source.revision) else _look_up_commit(source)
+    named = {"hub": source.path, "commit": commit, "name": source.name, "split": source.split}
+    return ResolvedDataset(digest_bytes(canonical_json(named)), source.path, lambda: _read(source, commit), commit)
+
+
+def _look_up_commit(source: HubSource) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        commit = HfApi().dataset_info(source.path, revision=source.revision).sha
+    except RevisionNotFoundError as error:
+        raise DatasetRefused(
+            f"dataset {source.path} has no revision {source.revision!r}", "name a commit, tag or branch"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise DatasetRefused(
+            f"the hub has no dataset {source.path!r}, or it is not open to you", "check the id, or log in to the hub"
+        ) from error
+    except HFValidationError as error:
+        raise DatasetRefused(f"{source.path!r} is not a dataset id", "give org/name, or the path of a local file") from error
+    except OSError as error:
+        raise DatasetRefused(f"the hub can't be asked for dataset {source.path}: {_cause(error)}", _OFFLINE) from error
+    if commit is None:
+        raise DatasetRefused(f"the hub names no commit for dataset {source.path}", "name a commit as revision")
+    return str(commit)
+
+
+_OFFLINE = (
+    "check the network and HF_HUB_OFFLINE, name a full commit as revision to use what is in the cache, or give a local file"
+)
+
+
+def _read(source: HubSource, commit: str) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = load_dataset(source.path, source.name, split=source.split, revision=commit)
+    except (ValueError, DatasetsError) as error:
+        raise DatasetRefused(
+            f"dataset {source.path} at {commit[:12]} can't be read: {_cause(error)}",
+            "check dataset.source.name and split; datasets that need code of their own are not run",
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise DatasetRefused(f"dataset {source.path} can't be fetched: {_cause(error)}", _OFFLINE) from error
+    yield from dataset
+
+
+def _cause(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
