@@ -65,9 +65,7 @@ def pair_table(rows: list[int], both: tuple[int, ...] = ()) -> pa.Table:
     return pa.table({"pair_id": ids, "row": pa.array(rows, pa.int64()), "both_orders": [row in both for row in rows]})
 
 
-def run(
-    tmp_path: Path, pairs: pa.Table, rows: pa.Table, scores: pa.Table, spec: dict[str, Any] | None = None
-) -> tuple[Any, list]:
+def run(root: Path, pairs: pa.Table, rows: pa.Table, scores: pa.Table, spec: dict[str, Any] | None = None) -> tuple[Any, list]:
     made = ScoreArtifacts(root)
     found = {
         PairSet: made.pairs(pairs, rows),
