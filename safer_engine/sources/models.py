@@ -78,6 +78,19 @@ def resolve_model(spec: ModelSpec, runtime: RuntimeSpec, cache: Path | None) -> 
     )
 
 
+def resolve_base(named: str, runtime: RuntimeSpec, cache: Path | None) -> ResolvedModel:
+    """Find a model that a reward head is to be trained on: checked like a reward model, but need not have a head.
+
+    Raises:
+        ModelRefused: as for `resolve_model`.
+    """
+    found = _find(named, runtime.trust_remote_code)
+    _check_settings(found.path, runtime.trust_remote_code)
+    read_weights(found.path)
+    files = [("model", path) for path in _wanted_files(found.path, runtime.trust_remote_code)]
+    return ResolvedModel(path=found.path, digest=_digest(files, cache), origin=named, revision=found.revision)
+
+
 def _find(named: str, code: bool) -> _Folder:
     local = Path(named).expanduser()
     if local.is_dir():
