@@ -75,6 +75,15 @@ class PassCount:
     batches: int = 0
     halved: int = 0
 
+    def sentence(self) -> str:
+        """The count in one sentence, for a person."""
+        padding = 1 - self.tokens / max(1, self.padded_tokens)
+        repeats, halved = self.sequences - self.distinct, f", {self.halved} halved for want of memory" if self.halved else ""
+        return (
+            f"read {self.sequences} sequences ({repeats} repeats), {self.tokens} tokens in {self.batches} batches, "
+            f"{padding:.1%} padding{halved}"
+        )
+
     def __add__(self, other: PassCount) -> PassCount:
         """Sum of two counts."""
         return PassCount(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))

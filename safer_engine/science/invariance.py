@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from safer_engine.errors import ModelRefused
 from safer_engine.science.batches import BatchPlan, IntArray, pad
-from safer_engine.science.extraction import score
-from safer_engine.science.hooks import rewards
+from safer_engine.science.extraction import Reading, ShardResult, score
+from safer_engine.science.hooks import rewards, rewards_from_residual
 from safer_engine.science.reward_model import RewardModel
 
 DRIFT_LIMIT = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -115,6 +115,28 @@ def require_invariance(found: Invariance) -> None:
             found.sentence(),
             "check the pad token and padding side, or set model.dtype=float32 or model.attention=eager",
         )
+
+
+def partial_forward_drift(rm: RewardModel, layer: int, result: ShardResult, readings: Sequence[Reading], most: int = 4) -> float:
+    """Largest |reward from the kept residual stream − reward of the full pass| over a few sequences, in reward units.
+
+    Zero up to rounding where the upper blocks see only the residual stream; anything else means that effects measured
+    by running the upper blocks alone cannot be trusted for this model.
+    """
+    if result.residuals is None:
+        return 0.0
+    found = result.residuals
+    ids = {(reading.pair, reading.side): (index, reading.ids) for index, reading in enumerate(readings)}
+    stops = found.length_n.long().cumsum(0).tolist()
+    drift = 0.0
+    for number, stop in enumerate(stops[:most]):
+        index, sequence = ids[int(found.pair_n[number]), int(found.side_n[number])]
+        ids_1T, _ = pad([sequence], rm.info.pad_id)
+        h_1TD = found.h_TD[stop - int(found.length_n[number]) : stop][None]
+        with torch.inference_mode():
+            partial = rewards_from_residual(rm, layer, h_1TD, None, ids_1T)
+        drift = max(drift, abs(float(partial[0]) - float(result.rewards_R[index])))
+    return drift
 
 
 def _mixed(rm: RewardModel, sequences: Sequence[IntArray], plan: BatchPlan) -> NDArray[np.float64]:

@@ -1,0 +1,157 @@
+"""The course of the activations stage: invariance first, then shard after shard, each kept as soon as it is read.
+
+Imported when the stage runs, for it brings torch along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from safer_engine import activation_files as files
+from safer_engine.science.batches import BatchPlan
+from safer_engine.science.extraction import (
+    PassCount,
+    Reading,
+    ShardResult,
+    extract,
+    flag_high_norms,
+    norm_median,
+    score,
+)
+from safer_engine.science.invariance import measure_invariance, partial_forward_drift, require_invariance
+from safer_engine.science.readings import choose_by_hash, choose_residual_pairs, readings_of, token_ids
+from safer_engine.science.reward_model import RewardModel
+from safer_engine.stage import StageContext
+
+_INVARIANCE_PAIRS = (8, 32)
+"""Least and most pairs in the sample of the invariance measurement; one in twenty between them."""
+
+_CPU_OVERHEAD, _CUDA_OVERHEAD = 48, 512
+"""What a batch costs beyond its tokens, in tokens (see `BatchPlan`): on a CPU little, on a GPU launches and copies."""
+
+
+@dataclass
+class ActivationPass:
+    """One run of the stage over one reward model.
+
+    Attributes:
+        layer: hook point. total: pairs to read, evaluation pairs included; done: pairs read so far.
+    """
+
+    ctx: StageContext
+    rm: RewardModel
+    layer: int
+    total: int
+    done: int = 0
+    count: PassCount = field(default_factory=PassCount)
+
+    def invariance(self, table: Any) -> dict[str, Any]:
+        """Measure how rewards move with batching, once; a model that moves too far is refused.
+
+        Raises:
+            ModelRefused: see `safer_engine.science.invariance`.
+        """
+        known = files.read_facts(self.ctx.work, "invariance.json")
+        if known is not None:
+            return dict(known)
+        least, most = _INVARIANCE_PAIRS
+        wanted = min(most, max(least, table.num_rows // 20), table.num_rows)
+        chosen = choose_by_hash(table.column("pair_id").to_pylist(), wanted, self.ctx.base_seed, "invariance")
+        sample = table.take(chosen)
+        found = measure_invariance(
+            self.rm, list(zip(token_ids(sample, "chosen"), token_ids(sample, "rejected"), strict=True)), self._plan()
+        )
+        if found.status != "ok":
+            self.ctx.note(found.sentence())
+        require_invariance(found)
+        facts = asdict(found)
+        files.publish_facts(self.ctx.work, "invariance.json", facts)
+        return facts
+
+    def pairs(self, table: Any) -> list[str]:
+        """Read the audited pairs into shards. Returns the names of the scratch files with their rewards."""
+        spec, size = self.ctx.spec, self.ctx.runtime.shard_pairs
+        keep = choose_residual_pairs(
+            table.column("pair_id").to_pylist(),
+            table.column("group").to_pylist(),
+            min(spec.causal.pairs, table.num_rows),
+            spec.split.held_out,
+            self.ctx.base_seed,
+        )
+        shards = -(-table.num_rows // size)
+        with _Writer() as writer:
+            for index in range(shards):
+                rows = table.slice(index * size, size)
+                if not self.ctx.work.has(files.shard_name(index)):
+                    readings = readings_of(rows, index * size, self.rm, spec.hook, keep)
+                    result = self._flagged(extract(self.rm, self.layer, readings, self._plan(), self._pulse), readings)
+                    writer.submit(files.publish_shard, self.ctx.work, index, result)
+                    self.count += result.count
+                self._advance(rows.num_rows)
+        return [f"rewards-{index:05d}" for index in range(shards)]
+
+    def evaluation(self, table: Any) -> list[str]:
+        """Read the rewards of the evaluation pairs. Returns the names of their scratch files."""
+        size = self.ctx.runtime.shard_pairs
+        names = []
+        for index in range(-(-table.num_rows // size)):
+            rows = table.slice(index * size, size)
+            names.append(f"eval-{index:05d}")
+            if not files.has_scratch(self.ctx.work, f"{names[-1]}.safetensors"):
+                both = zip(token_ids(rows, "chosen"), token_ids(rows, "rejected"), strict=True)
+                result = score(self.rm, [ids for pair in both for ids in pair], self._plan(), self._pulse)
+                files.publish_rewards(self.ctx.work, names[-1], result)
+                self.count += result.count
+            self._advance(rows.num_rows)
+        return names
+
+    def _flagged(self, result: ShardResult, readings: list[Reading]) -> ShardResult:
+        """High norms are judged by the median of the first shard, whatever the batching or the order of shards."""
+        facts = files.read_facts(self.ctx.work, "norm.json")
+        if facts is None:
+            facts = {"norm_median": norm_median(result)}
+            files.publish_facts(self.ctx.work, "norm.json", facts)
+        if result.residuals is not None and not files.has_scratch(self.ctx.work, "partial.json"):
+            drift = partial_forward_drift(self.rm, self.layer, result, readings)
+            files.publish_facts(self.ctx.work, "partial.json", {"partial_forward_drift": drift})
+        return flag_high_norms(result, facts["norm_median"])
+
+    def _pulse(self, readings: int) -> None:
+        self.ctx.progress(self.done + readings // 2, self.total, "pairs")
+
+    def _advance(self, pairs: int) -> None:
+        self.done += pairs
+        self.ctx.progress(self.done, self.total, "pairs")
+
+    def _plan(self) -> BatchPlan:
+        on_gpu = self.rm.device.type == "cuda"
+        return BatchPlan(self.ctx.runtime.batch_tokens, _CUDA_OVERHEAD if on_gpu else _CPU_OVERHEAD)
+
+
+class _Writer:
+    """Writes one thing at a time beside the computation; an error in writing is raised at the next call or at the end."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._settle()
+        finally:
+            self._pool.shutdown()
+
+    def submit(self, write: Callable[..., None], *args: Any) -> None:
+        self._settle()
+        self._pending = self._pool.submit(write, *args)
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
