@@ -1,0 +1,77 @@
+"""`safer-audit check`: the preflight alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import audit_options, json_option, store_option
+from cli.output import console, print_json, table
+from safer_engine.events import NullObserver
+from safer_engine.spec_layers import BuiltSpec
+
+if TYPE_CHECKING:
+    from safer_engine.artifacts import PairSet
+    from safer_engine.pipeline import AuditRequest
+    from safer_engine.preflight import Preflight
+
+_SHOWN_CHARACTERS = 1200
+
+
+@click.command("check")
+@audit_options
+@store_option
+@json_option
+def check_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
+    """Preflight alone: what would be refused, dropped or truncated; one rendered pair with its response tokens marked.
+
+    Exits with 2, and says why, where `run` would refuse. What it reads is kept in the store for `run`.
+    """
+    from safer_engine import api
+    from safer_engine.artifacts import PairSet, view
+    from safer_engine.pipeline import STAGES, run_stage
+    from safer_engine.preflight import preflight
+    from safer_engine.store import LocalArtifactStore
+
+    request = api.prepare(built.spec)
+    kept = LocalArtifactStore(store or api.default_store())
+    pairs = view(PairSet, run_stage(STAGES[0], request, kept, {}, NullObserver()))
+    assert isinstance(pairs, PairSet)
+    found = preflight(request, pairs)
+    if as_json:
+        print_json({"health": pairs.health, "model": found.model, "invariance": found.invariance, "example": found.example})
+        return
+    _print(request, pairs, found)
+
+
+def _print(request: AuditRequest, pairs: PairSet, found: Preflight) -> None:
+    shown = console()
+    shown.print(f"model {request.sources.model.origin}", markup=False)
+    shown.print(table("Reward model", ("what", "value"), [(key, value) for key, value in found.model.items()]))
+    for name in ("dataset", "evaluation"):
+        health = pairs.health.get(name)
+        if health is not None:
+            _print_health(name, health)
+    shown.print(table("Batching and padding", ("what", "value"), list(found.invariance.items())))
+    shown.print("One pair as the model reads it; response tokens between ⟦ ⟧, · between tokens:", markup=False)
+    for side in ("chosen", "rejected"):
+        shown.print(f"{side}: {_readable(found.example[side])}", markup=False, highlight=False)
+    shown.print("nothing is refused: `safer-audit run` with the same flags will go ahead", markup=False)
+
+
+def _print_health(name: str, health: dict[str, Any]) -> None:
+    dropped = health.get("dropped", {})
+    rows = [("read", health["n_in"]), ("kept", health["n_kept"])]
+    rows += [(f"dropped: {reason.replace('_', ' ')}", count) for reason, count in dropped.items()]
+    counted = {k: v for k, v in health.items() if isinstance(v, (int, float)) and k not in ("n_in", "n_kept")}
+    rows += [(key.replace("_", " "), value) for key, value in counted.items()]
+    console().print(table(f"{name.capitalize()}", ("pairs", ">count"), rows))
+
+
+def _readable(text: str) -> str:
+    """The text with control characters made visible, cut in the middle where it is long."""
+    visible = "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
+    half = _SHOWN_CHARACTERS // 2
+    return visible if len(visible) <= _SHOWN_CHARACTERS else f"{visible[:half]} … {visible[-half:]}"
