@@ -247,7 +247,7 @@ def _refuse_duplicates(names: Sequence[str]) -> None:
         more = f" and {len(names) - _NAMED_DUPLICATES} more" if len(names) > _NAMED_DUPLICATES else ""
         raise DatasetRefused(
             f"several rows have the same id: {', '.join(sorted(names)[:_NAMED_DUPLICATES])}{more}",
-            "make them unique, map another column to id, or map id to nothing (dataset.columns: {id: ''}): rows go by content then",
+            "make them unique, map another column to id, or map id to nothing (dataset.columns: {id: ''}) so that content counts",
         )
 
 

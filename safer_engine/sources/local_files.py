@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from safer_engine.errors import DatasetRefused
 from safer_engine.sources.resolved import ResolvedDataset
@@ -73,8 +73,8 @@ def _explained(path: Path, rows: Rows) -> Rows:
         raise DatasetRefused(f"{path} is not a whole gzip file: {error}", "fetch or compress it again") from error
 
 
-def _open_bytes(path: Path) -> io.BufferedIOBase | gzip.GzipFile:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+def _open_bytes(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _open_text(path: Path, newline: str | None = None) -> io.TextIOWrapper:
@@ -183,9 +183,9 @@ def _digest_files(folder: Path, files: list[Path]) -> str:
 def _saved_to_disk(folder: Path, source: LocalSource) -> ResolvedDataset:
     """A folder of datasets' save_to_disk: its Arrow files, or those of one split."""
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+        splits: list[str] = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
         split = source.split or (splits[0] if len(splits) == 1 else None)
-        if split not in splits:
+        if split is None or split not in splits:
             wanted = "no split is named" if split is None else f"it has no split {split!r}"
             raise DatasetRefused(f"{folder} holds several splits and {wanted}", f"set the split to one of: {', '.join(splits)}")
         folder = folder / split

@@ -1,0 +1,307 @@
+"""From a resolved dataset to the files of a `PairSet`: two passes, neither of which holds the texts.
+
+The survey reads all rows once and decides what is dropped before rendering; writing reads them again, renders batch by
+batch, drops what can't be read, and streams Arrow record batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safer_engine.errors import DatasetRefused
+from safer_engine.science.drops import Drop
+from safer_engine.sources.resolved import ResolvedDataset
+from safer_engine.spec import DatasetSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from safer_engine.science.messages import Message
+    from safer_engine.science.pair_formats import Layout, PreferenceRow
+    from safer_engine.science.pairs import Candidate, Entry
+    from safer_engine.science.rendering import RenderedSide, Renderer
+
+BATCH_PAIRS = 256
+_MOST_BAD = 0.5
+_EXAMPLES = 3
+_STRATA: dict[str, Literal["axis", "subset"]] = {"axis": "axis", "subset": "subset"}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A dataset after its first pass.
+
+    Attributes:
+        layout: how its rows are read.
+        candidates, entries: one of each per pair, in order.
+        details: why the first malformed rows are malformed.
+    """
+
+    layout: Layout
+    candidates: tuple[Candidate, ...]
+    entries: tuple[Entry, ...]
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of writing a dataset's pairs.
+
+    Attributes:
+        reasons: why each entry of the survey was dropped; None for those in the table.
+        tokens: tokens of all sides written.
+        truncated: sides that were cut.
+        details: why the first unrenderable pairs are so.
+    """
+
+    reasons: tuple[Drop | None, ...]
+    tokens: int
+    truncated: int
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A pair that goes into the table, with its sides as the model reads them."""
+
+    entry: Entry
+    pair: PreferenceRow
+    sides: tuple[RenderedSide, RenderedSide]
+
+
+def survey(dataset: ResolvedDataset, spec: DatasetSpec, seed: int, training_prompts: frozenset[bytes] = frozenset()) -> Survey:
+    """Read all rows once and decide what is dropped before rendering.
+
+    Args:
+        seed: of the sample.
+        training_prompts: for evaluation data, the prompt keys of the dataset under audit.
+
+    Raises:
+        DatasetRefused: unknown layout, ids given twice, an unknown column to stratify by, mostly malformed rows.
+    """
+    from safer_engine.science.pair_formats import SAMPLE_ROWS, read_pairs, recognise
+    from safer_engine.science.pairs import Sampling, candidate, select
+
+    stratify = _STRATA.get(spec.stratify or "")
+    if spec.stratify and stratify is None:
+        raise DatasetRefused(f"a sample can't be stratified by {spec.stratify!r}", "stratify by axis or subset")
+    first = list(itertools.islice(dataset.rows(), SAMPLE_ROWS))
+    layout = recognise(first, spec.format, spec.columns, spec.label)
+    candidates: list[Candidate] = []
+    details: list[str] = []
+    for pair in read_pairs(dataset.rows(), layout):
+        candidates.append(candidate(pair))
+        if pair.detail and len(details) < _EXAMPLES:
+            details.append(f"row {pair.row + 1}: {pair.detail}")
+    _refuse_mostly((one.reason for one in candidates), Drop.MALFORMED, details, f"layout {layout.name!r}")
+    entries = select(candidates, Sampling(spec.sample, stratify, seed), training_prompts)
+    return Survey(layout, tuple(candidates), entries, tuple(details))
+
+
+def write_pairs(
+    path: Path, dataset: ResolvedDataset, surveyed: Survey, renderer: Renderer, progress: Callable[[int], None]
+) -> Written:
+    """Render the surveyed pairs and write those that can be read, in order, as `pairs.arrow` is described in `PairSet`.
+
+    Args:
+        progress: told the number of pairs looked at so far.
+
+    Raises:
+        DatasetRefused: the rows changed since the survey, or most of them can't be rendered.
+    """
+    import pyarrow as pa
+
+    from safer_engine.science.pair_formats import read_pairs
+
+    reasons: list[Drop | None] = []
+    details: list[str] = []
+    tokens = truncated = 0
+    pairs = zip(surveyed.entries, read_pairs(dataset.rows(), surveyed.layout), strict=True)
+    with pa.ipc.new_file(str(path), pairs_schema()) as file:
+        while batch := list(itertools.islice(pairs, BATCH_PAIRS)):
+            usable = []
+            for outcome in _rendered(batch, renderer):
+                if isinstance(outcome, Usable):
+                    usable.append(outcome)
+                    tokens += sum(len(side.ids) for side in outcome.sides)
+                    truncated += sum(side.truncated > 0 for side in outcome.sides)
+                    reasons.append(None)
+                else:
+                    reasons.append(outcome[0])
+                    details += [outcome[1]] if outcome[1] and len(details) < _EXAMPLES else []
+            if usable:
+                file.write_batch(_record_batch(usable))
+            progress(len(reasons))
+    _refuse_mostly(reasons, Drop.UNRENDERABLE, details, "the model's chat template")
+    return Written(tuple(reasons), tokens, truncated, tuple(details))
+
+
+def write_rows(path: Path, surveyed: Survey, written: Written) -> None:
+    """Write `rows.arrow`: every input row with its status."""
+    import pyarrow as pa
+
+    from safer_engine.science.pairs import row_statuses
+
+    rows = row_statuses(surveyed.entries, written.reasons)
+    names = ("pair_id", "content_digest", "group", "axis", "subset")
+    columns: dict[str, Any] = {"row": pa.array([row.row for row in rows], pa.int64())}
+    columns |= {name: pa.array([getattr(row, name) for row in rows], pa.string()) for name in names}
+    columns["status"] = pa.array(["not_scored" if row.reason else "scored" for row in rows], pa.string())
+    columns["reason"] = pa.array([row.reason and row.reason.value for row in rows], pa.string())
+    table = pa.table(columns)
+    with pa.ipc.new_file(str(path), table.schema) as file:
+        file.write_table(table)
+
+
+def health(surveyed: Survey, written: Written) -> dict[str, Any]:
+    """Counts of what was read, kept and dropped, in pairs; a row that gives no pair counts as one.
+
+    Raises:
+        AssertionError: they don't add up.
+    """
+    kept = [entry for entry, reason in zip(surveyed.entries, written.reasons, strict=True) if reason is None]
+    dropped = Counter(reason for reason in written.reasons if reason is not None)
+    assert len(surveyed.candidates) == len(kept) + dropped.total(), "dropped pairs don't add up"
+    given = sum(one.group is not None for one in surveyed.candidates)
+    return {
+        "layout": surveyed.layout.name,
+        "n_rows": len({entry.row for entry in surveyed.entries}),
+        "n_in": len(surveyed.candidates),
+        "n_kept": len(kept),
+        "dropped": {reason.value: dropped[reason] for reason in Drop if dropped[reason]},
+        "n_groups": len({entry.group for entry in kept}),
+        "groups": "given" if given == len(surveyed.candidates) else "partly given" if given else "computed",
+        "both_orders": sum(entry.both_orders for entry in kept),
+        "sides_truncated": written.truncated,
+        "tokens": written.tokens,
+        "axes": dict(sorted(Counter(entry.axis for entry in kept).items())),
+        "subsets": dict(sorted(Counter(entry.subset for entry in kept).items())),
+        "examples": [*surveyed.details, *written.details],
+    }
+
+
+def refuse_too_few(counts: dict[str, Any], minimum: int, what: str) -> None:
+    """Raise DatasetRefused, with the table of drops, when fewer than `minimum` pairs are left."""
+    if counts["n_kept"] < minimum:
+        table = ", ".join(f"{reason} {n}" for reason, n in counts["dropped"].items()) or "nothing was dropped"
+        raise DatasetRefused(
+            f"{what} has {counts['n_kept']} usable pairs of {counts['n_in']}, fewer than {minimum} (dropped: {table})",
+            "give more pairs, or lower min_pairs",
+        )
+
+
+def pairs_schema() -> pa.Schema:
+    """Columns of `pairs.arrow` and `eval.arrow`."""
+    import pyarrow as pa
+
+    text = ("content_digest", "group", "axis", "subset", "style", "item")
+    fields = [pa.field("pair_id", pa.string()), pa.field("row", pa.int64())]
+    fields += [pa.field(name, pa.string()) for name in text]
+    fields += [
+        pa.field("strength", pa.float64()),
+        pa.field("annotators", pa.list_(pa.int8())),
+        pa.field("both_orders", pa.bool_()),
+    ]
+    fields += [pa.field(name, pa.string()) for name in ("prompt", "chosen", "rejected")]
+    for side in ("chosen", "rejected"):
+        fields += [
+            pa.field(f"{side}_text", pa.string()),
+            pa.field(f"{side}_ids", pa.list_(pa.int32())),
+            pa.field(f"{side}_offsets", pa.list_(pa.int32())),
+            pa.field(f"{side}_special", pa.list_(pa.bool_())),
+            pa.field(f"{side}_start", pa.int32()),
+            pa.field(f"{side}_end", pa.int32()),
+        ]
+    return pa.schema(fields)
+
+
+def _rendered(batch: Sequence[tuple[Entry, PreferenceRow]], renderer: Renderer) -> Iterator[Usable | tuple[Drop, str]]:
+    """The pairs of a batch, rendered; or why one is dropped, and a detail where the reason is not plain."""
+    from safer_engine.science.rendering import SideDropped
+
+    wanted = [pair for entry, pair in batch if entry.reason is None]
+    sides = iter(renderer.sides([request for pair in wanted for request in pair.requests]))
+    for entry, pair in batch:
+        if (entry.row, entry.part) != (pair.row, pair.part):
+            raise DatasetRefused("the dataset changed while it was read", "run again when nothing writes to it")
+        if entry.reason is not None:
+            yield entry.reason, ""
+            continue
+        chosen, rejected = next(sides), next(sides)
+        if isinstance(chosen, SideDropped):
+            yield chosen.reason, f"row {pair.row + 1}, chosen: {chosen.detail}"
+        elif isinstance(rejected, SideDropped):
+            yield rejected.reason, f"row {pair.row + 1}, rejected: {rejected.detail}"
+        elif chosen.ids.tobytes() == rejected.ids.tobytes():
+            yield Drop.IDENTICAL_AFTER_TRUNCATION, ""
+        else:
+            yield Usable(entry, pair, (chosen, rejected))
+
+
+def _record_batch(usable: Sequence[Usable]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    schema = pairs_schema()
+    columns: dict[str, Any] = {
+        "pair_id": [one.entry.pair_id for one in usable],
+        "row": [one.entry.row for one in usable],
+        "content_digest": [one.entry.digest for one in usable],
+        "both_orders": [one.entry.both_orders for one in usable],
+        "prompt": [_shown(one.pair.prompt, marked=True) for one in usable],
+        "chosen": [_shown(one.pair.chosen) for one in usable],
+        "rejected": [_shown(one.pair.rejected) for one in usable],
+    }
+    columns |= {name: [getattr(one.entry, name) for one in usable] for name in ("group", "axis", "subset")}
+    columns |= {name: [getattr(one.pair, name) for one in usable] for name in ("style", "item", "strength", "annotators")}
+    arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
+    for number, name in enumerate(("chosen", "rejected")):
+        arrays |= _side_arrays(name, [one.sides[number] for one in usable])
+    return pa.record_batch([arrays[name] for name in schema.names], schema=schema)
+
+
+def _side_arrays(name: str, sides: Sequence[RenderedSide]) -> dict[str, pa.Array]:
+    import pyarrow as pa
+
+    return {
+        f"{name}_text": pa.array([side.text for side in sides], pa.string()),
+        f"{name}_ids": _lists([side.ids for side in sides], pa.int32()),
+        f"{name}_offsets": _lists([side.offsets.ravel() for side in sides], pa.int32()),
+        f"{name}_special": _lists([side.special for side in sides], pa.bool_()),
+        f"{name}_start": pa.array([side.start for side in sides], pa.int32()),
+        f"{name}_end": pa.array([side.end for side in sides], pa.int32()),
+    }
+
+
+def _lists(parts: Sequence[Any], kind: pa.DataType) -> pa.ListArray:
+    """Arrays as one list column, without a Python object per value."""
+    import numpy as np
+    import pyarrow as pa
+
+    bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pa.array(np.concatenate(parts), kind))
+
+
+def _shown(messages: Sequence[Message], *, marked: bool = False) -> str:
+    """Messages for people: a lone response as it is, anything else role-marked."""
+    from safer_engine.science.messages import role_marked
+
+    return messages[0].content if len(messages) == 1 and not marked else role_marked(messages)
+
+
+def _refuse_mostly(reasons: Iterable[Drop | None], bad: Drop, details: Sequence[str], against: str) -> None:
+    """Raise DatasetRefused when more than half of the pairs that got this far were dropped for one reason."""
+    counts = Counter(reasons)
+    if bad is Drop.UNRENDERABLE:
+        total = counts[None] + counts[bad] + counts[Drop.OVER_LONG] + counts[Drop.IDENTICAL_AFTER_TRUNCATION]
+    else:
+        total = counts.total()
+    if counts[bad] > _MOST_BAD * total:
+        raise DatasetRefused(
+            f"{counts[bad]} of {total} pairs are {bad} for {against}: {'; '.join(details)}",
+            "check dataset.format and dataset.columns" if bad is Drop.MALFORMED else "check the chat template, or the roles",
+        )
