@@ -157,10 +157,11 @@ class Latents(Artifact):
         (counted positions: those covered, less outliers; see `science.latent_acts.counted_positions`).
     `latents.arrow`, one row per latent: latent_id, firing_rate, responses (n with any firing), energy (Σ z²), a_chosen,
         a_rejected, salience, salience_lo, salience_hi, t, salience_paper, axis string? (the axis the salience is of;
-        null: all pairs), candidate bool, rank int32? (by absolute salience). lo, hi, t null where not to be estimated.
+        null: all pairs), candidate bool, rank int32? (from 1, by absolute salience; null: not ranked). lo, hi, t
+        null where not to be estimated.
     `axes.arrow`, `subsets.arrow`: latent_id, axis, (subset,) n_groups, salience, salience_lo, salience_hi, t: for the
         candidates.
-    `contexts.arrow`: latent_id, rank, pair_id, side string, position, activation, tokens list<string> (joined they are
+    `contexts.arrow`: latent_id, rank (from 1), pair_id, side string, position, activation, tokens list<string> (joined they are
         the exact text), activations list<float32?> (of each token; null where it is not counted), focus int32 (index of
         the focus in tokens).
     `background.arrow`: pair_id, side, position, tokens, focus: windows at random positions, to compare contexts with.
@@ -178,8 +179,9 @@ class Labels(Artifact):
 
     `labels.arrow`, one row per candidate: latent_id, status (labelled | unparsed | too_few_contexts | error |
         skipped), rating int8? (1–5), explanation string, direction string?, terms list<string>, labeller string,
-        safety_feature bool, rank int32? (among safety features).
-    meta: rubric, labeller, counts by status, calls, cost, currency-free; n_safety_features.
+        safety_feature bool, rank int32? (from 1, among safety features).
+    meta: rubric, labeller, counts {status: n}, ratings {rating: n}, calls, cost (in the currency of the prices given),
+        n_safety_features.
     """
 
     @cached_property

@@ -113,8 +113,8 @@ def latents_table(totals: LatentTotals, ranking: Ranking) -> pa.Table:
     import pyarrow as pa
 
     d_sae = len(totals.firings_S)
-    rank_S = np.full(d_sae, -1, dtype=np.int32)
-    rank_S[ranking.ranked] = np.arange(len(ranking.ranked), dtype=np.int32)
+    rank_S = np.zeros(d_sae, dtype=np.int32)
+    rank_S[ranking.ranked] = np.arange(1, len(ranking.ranked) + 1, dtype=np.int32)
     shown = ranking.headline.salience
     return pa.table(
         {
@@ -131,7 +131,7 @@ def latents_table(totals: LatentTotals, ranking: Ranking) -> pa.Table:
             "salience_paper": pa.array(ranking.paper.salience_S),
             "axis": pa.array(ranking.headline.axis_S, type=pa.string()),
             "candidate": pa.array(np.isin(np.arange(d_sae), ranking.candidates)),
-            "rank": pa.array(rank_S, mask=rank_S < 0),
+            "rank": pa.array(rank_S, mask=rank_S == 0),
         }
     )
 
@@ -146,7 +146,7 @@ def contexts_table(pairs: pa.Table, contexts: TopContexts, spans: Sequence[Span]
     return pa.table(
         {
             "latent_id": pa.array(contexts.latents_N, type=pa.int32()),
-            "rank": pa.array(contexts.ranks_N, type=pa.int32()),
+            "rank": pa.array(contexts.ranks_N + 1, type=pa.int32()),
             "pair_id": pa.array([pairs["pair_id"][int(r) // 2].as_py() for r in contexts.responses_N], type=pa.string()),
             "side": pa.array([SIDES[int(r) % 2] for r in contexts.responses_N], type=pa.string()),
             "position": pa.array(contexts.positions_N, type=pa.int32()),
