@@ -91,9 +91,7 @@ def facts(found: Labelling, marked: dict[int, int], rubric: str, labeller: str) 
         "labeller": labeller,
         "counts": dict(sorted(Counter(label.status for label in found.labels).items())),
         "ratings": {str(rating): n for rating, n in sorted(ratings.items())},
-            str(rating): n for rating, n in sorted(Counter(label.rating for label in found.labels if label.rating).items())
-        },
-        "calls": found.calls,
+        "ratings": {str(rating): n for rating, n in sorted(ratings.items())},
         "cost": found.cost,
         "n_safety_features": len(marked),
     }
