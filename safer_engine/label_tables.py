@@ -55,7 +55,7 @@ def background_windows(latents: Latents) -> list[Window]:
 
 
 def mark_features(labels: Sequence[LatentLabel], latents: Latents, spec: LabelSpec) -> dict[int, int]:
-    """Rank, from 1, of each safety feature: latents labelled with at least `min_rating`, the first `keep` by absolute salience."""
+    """Rank, from 1, of each safety feature: rated at least `min_rating`, the first `keep` by absolute salience."""
     rated = {
         label.latent_id
         for label in labels
@@ -91,7 +91,7 @@ def facts(found: Labelling, marked: dict[int, int], rubric: str, labeller: str) 
         "labeller": labeller,
         "counts": dict(sorted(Counter(label.status for label in found.labels).items())),
         "ratings": {str(rating): n for rating, n in sorted(ratings.items())},
-        "ratings": {str(rating): n for rating, n in sorted(ratings.items())},
+        "calls": found.calls,
         "cost": found.cost,
         "n_safety_features": len(marked),
     }
