@@ -149,8 +149,11 @@ def _mixed(rm: RewardModel, sequences: Sequence[IntArray], plan: BatchPlan) -> N
 
 
 def _padded(rm: RewardModel, sequences: Sequence[IntArray]) -> NDArray[np.float64]:
-    """Rewards of sequences run one by one, with padding that nothing calls for."""
-    return _by_batches(rm, sequences, [[index] for index in range(len(sequences))], _EXTRA_PADDING)
+    """Rewards of sequences run one by one, with padding that nothing calls for; never beyond the longest of the sample, for
+    a model may have no more positions than that."""
+    longest = max(len(ids) for ids in sequences)
+    found = [_by_batches(rm, [ids], [[0]], min(_EXTRA_PADDING, longest - len(ids))) for ids in sequences]
+    return np.concatenate(found)
 
 
 def _by_batches(rm: RewardModel, sequences: Sequence[IntArray], batches: list[list[int]], extra: int) -> NDArray[np.float64]:

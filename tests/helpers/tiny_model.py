@@ -7,11 +7,18 @@ deterministic: the same arguments give the same files.
 from __future__ import annotations
 
 import re
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from safer_engine.science.reward_model import RewardModel
 
 TokenizerKind = Literal["llama", "bert"]
 
@@ -89,6 +96,27 @@ def build_reward_model(
         _widen(model)
     model.save_pretrained(folder)
     return folder
+
+
+@cache
+def load_tiny(arch: str = "llama", num_labels: int = 1) -> RewardModel:
+    """A loaded tiny reward model, made once per process. Tests must leave it as they found it."""
+    from safer_engine.sources.model_loading import load_reward_model
+    from safer_engine.sources.models import resolve_model
+    from safer_engine.spec import ModelSpec, RuntimeSpec
+
+    with tempfile.TemporaryDirectory() as folder:
+        build_reward_model(folder, arch, num_labels)
+        spec = ModelSpec(path=folder, dtype="float32", reward_index=0 if num_labels > 1 else None)
+        runtime = RuntimeSpec(device="cpu")
+        return load_reward_model(resolve_model(spec, runtime, None), spec, runtime)
+
+
+def token_sequences(arch: str = "llama") -> list[NDArray[np.int32]]:
+    """The corpus and some joins of it as token ids of the tiny model: 20 sequences of very different lengths."""
+    tokenizer = load_tiny(arch).tokenizer
+    texts = [*CORPUS, *(" ".join(CORPUS[: count + 1]) for count in range(9)), CORPUS[0][:1]]
+    return [np.asarray(ids, dtype=np.int32) for ids in tokenizer(texts).input_ids]
 
 
 def _train_bpe() -> tuple[Any, dict[str, Any]]:
