@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safer_engine.artifacts import Activations, PairSet
-from safer_engine.errors import NumericalError
-from safer_engine.report.columns import Floats, by_id, histogram, scalars
-from safer_engine.report.model import Dataset, Estimate, Evaluation, Facts, Health, Margins, Measured, RewardModel
-from safer_engine.science.stats import group_bootstrap_mean
+from safer_engine.report.columns import by_id, histogram, scalars
+from safer_engine.report.model import (
+    Dataset,
+    Estimate,
+    Evaluation,
+    Facts,
+    Health,
+    Margins,
+    Measured,
+    RewardModel,
+    Score,
+    StyleMatrix,
+)
+from safer_engine.science.evaluation import BenchmarkScore, ScoredPairs, SliceScore, evaluate
+from safer_engine.science.stats import Interval
 from safer_engine.spec import AuditSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BINS = 44
-_COLUMNS = ("pair_id", "group", "axis", "subset", "style")
 
 
 def dataset_section(pairs: PairSet) -> Dataset:
@@ -54,32 +61,20 @@ def _health(counts: dict[str, Any]) -> Health:
     return Health(n_in=counts["n_in"], n_kept=counts["n_kept"], dropped=counts["dropped"], facts=facts)
 
 
-@dataclass(frozen=True)
-class ScoredPairs:
-    """Pairs with their reward margins, joined by pair_id.
-
-    Attributes:
-        rows: pair_id, group, axis, subset, style of each pair.
-        margins: [P] reward of the chosen minus that of the rejected response.
-    """
-
-    rows: list[dict[str, Any]]
-    margins: Floats
-
-
 def scored_pairs(table: pa.Table, rewards: pa.Table) -> ScoredPairs:
-    """Join a table of pairs with its table of rewards.
+    """Join a table of pairs with its table of rewards, by pair_id.
 
     Raises:
         ArtifactError: a pair has no reward. NumericalError: a reward is not finite.
     """
-    rows = table.select([name for name in _COLUMNS if name in table.column_names]).to_pylist()
-    ids = [row["pair_id"] for row in rows]
-    sides = [np.asarray(by_id(rewards, ids, f"reward_{side}"), dtype=np.float64) for side in ("chosen", "rejected")]
-    margins = sides[0] - sides[1]
-    if not np.isfinite(margins).all():
-        raise NumericalError("a reward is not finite", "run the audit again in float32: --set model.dtype=float32")
-    return ScoredPairs(rows, margins)
+    columns = {name: table.column(name).to_pylist() for name in ("pair_id", "group", "axis", "subset", "style", "item")}
+    return ScoredPairs(
+        **columns, reward_chosen=_rewards(rewards, columns, "chosen"), reward_rejected=_rewards(rewards, columns, "rejected")
+    )
+
+
+def _rewards(rewards: pa.Table, columns: dict[str, list[Any]], side: str) -> NDArray[np.float64]:
+    return np.asarray(by_id(rewards, columns["pair_id"], f"reward_{side}"), dtype=np.float64)
 
 
 def reward_model_section(pairs: PairSet, activations: Activations, spec: AuditSpec) -> RewardModel:
@@ -101,7 +96,7 @@ def reward_model_section(pairs: PairSet, activations: Activations, spec: AuditSp
             }
         ),
         invariance=scalars(meta.get("invariance") or {}),
-        on_audited_pairs=measured(scored, spec),
+        on_audited_pairs=[_measured(part) for part in evaluate(scored, spec.report.bootstrap, spec.seed).slices],
         margins=margin_histograms(scored),
     )
 
@@ -115,54 +110,46 @@ def _model_facts(meta: dict[str, Any], spec: AuditSpec) -> Facts:
 def evaluation_section(table: pa.Table, rewards: pa.Table, spec: AuditSpec) -> Evaluation:
     """The reward model on the evaluation pairs."""
     scored = scored_pairs(table, rewards)
-    return Evaluation(groups=measured(scored, spec), margins=margin_histograms(scored))
+    scores = evaluate(scored, spec.report.bootstrap, spec.seed)
+    return Evaluation(
+        groups=[_measured(part) for part in scores.slices],
+        margins=margin_histograms(scored),
+        best_of_n=[_score(score) for score in scores.best_of_n] or None,
+        styles=[_score(score) for score in scores.styles] or None,
+        style_matrices=[
+            StyleMatrix(axis=m.axis, subset=m.subset, n_prompts=m.n_prompts, accuracy=[list(row) for row in m.accuracy])
+            for m in scores.matrices
+        ]
+        or None,
+    )
 
 
-def measured(scored: ScoredPairs, spec: AuditSpec) -> list[Measured]:
-    """Accuracy and margin of all pairs, of each axis and of each subset."""
-    return [
-        Measured(
-            axis=axis,
-            subset=subset,
-            accuracy=_estimate((scored.margins[kept] > 0).astype(float), scored, kept, spec),
-            margin=_estimate(scored.margins[kept], scored, kept, spec),
-        )
-        for axis, subset, kept in _slices(scored.rows)
-    ]
+def _measured(part: SliceScore) -> Measured:
+    return Measured(
+        axis=part.axis, subset=part.subset, accuracy=_estimate(part.accuracy), margin=_estimate(part.margin), ties=part.ties
+    )
 
 
-def _estimate(values: Floats, scored: ScoredPairs, kept: NDArray[np.int64], spec: AuditSpec) -> Estimate:
-    groups = [scored.rows[i]["group"] for i in kept]
-    rng = np.random.default_rng(_seed(spec.seed))
-    interval = group_bootstrap_mean(values, groups, spec.report.bootstrap, rng)
+def _score(score: BenchmarkScore) -> Score:
+    return Score(name=score.name, axis=score.axis, subset=score.subset, accuracy=_estimate(score.accuracy))
+
+
+def _estimate(interval: Interval) -> Estimate:
     return Estimate(estimate=interval.estimate, lo=interval.lo, hi=interval.hi, n=interval.n, n_groups=interval.n_groups)
 
 
-def _seed(base: int) -> int:
-    """The same for every slice, so that a slice's interval does not depend on which others there are."""
-    return int.from_bytes(hashlib.sha256(f"{base}/report/bootstrap".encode()).digest()[:8], "big")
-
-
-def _slices(rows: list[dict[str, Any]]) -> Iterator[tuple[str | None, str | None, NDArray[np.int64]]]:
-    """All pairs, then each axis followed by its subsets; a subset that is its whole axis is not repeated."""
-    everything: dict[str, dict[str, list[int]]] = {}
-    for index, row in enumerate(rows):
-        everything.setdefault(row["axis"], {}).setdefault(row["subset"], []).append(index)
-    yield None, None, np.arange(len(rows))
-    for axis, subsets in sorted(everything.items()):
-        yield axis, None, np.sort(np.concatenate([np.asarray(part) for part in subsets.values()]))
-        if len(subsets) > 1:
-            for subset, part in sorted(subsets.items()):
-                yield axis, subset, np.asarray(part)
-
-
 def margin_histograms(scored: ScoredPairs) -> list[Margins]:
-    """Margins of each axis and subset, between edges common to all."""
-    low, high = np.quantile(scored.margins, [0.005, 0.995])
+    """Margins of each axis and subset, between edges common to all; a subset that is its whole axis is not repeated."""
+    margins = scored.margin
+    low, high = np.quantile(margins, [0.005, 0.995])
     reach = max(abs(float(low)), abs(float(high)), 1e-6)
     edges = np.linspace(-reach, reach, _BINS + 1)
-    return [
-        Margins(axis=axis, subset=subset, histogram=histogram(scored.margins[kept], edges))
-        for axis, subset, kept in _slices(scored.rows)
-        if axis is not None
-    ]
+    axis, subset = np.asarray(scored.axis), np.asarray(scored.subset)
+    found = []
+    for name in sorted(set(scored.axis)):
+        within = axis == name
+        inner = sorted(set(subset[within].tolist()))
+        found.append(Margins(axis=name, subset=None, histogram=histogram(margins[within], edges)))
+        if len(inner) > 1:
+            found += [Margins(axis=name, subset=s, histogram=histogram(margins[within & (subset == s)], edges)) for s in inner]
+    return found

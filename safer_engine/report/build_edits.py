@@ -20,12 +20,14 @@ def edits_section(pairs: PairSet, scores: PairScores, edits: Edits | None, shown
     """Suspicion, what is recommended for it, and the most suspicious pairs."""
     lines = _lines(edits)
     actions = _actions(pairs, lines)
-    ranked = sorted(scores.scores.to_pylist(), key=lambda row: _order(row, actions))
+    rows = [row for row in scores.scores.to_pylist() if maybe_finite(row["suspicion"], "a suspicion") is not None]
+    ranked = sorted(rows, key=lambda row: _order(row, actions))
     not_scored = tally(line["reason"] for line in lines if line["status"] == "not_scored")
     return EditsReport(
         estimator=scores.meta["estimator"],
         suspicion_kind=ranked[0]["suspicion_kind"] if ranked else "rank",
         signals=_weights(scores.meta["signals"]),
+        left_out={name: str(reason) for name, reason in scores.meta.get("left_out", {}).items()},
         budget=None if edits is None else edits.meta.get("budget"),
         actions=None if edits is None else tally(line["action"] for line in lines),
         not_scored=None if edits is None else not_scored,
@@ -61,8 +63,8 @@ def _order(row: dict[str, Any], actions: dict[str, str]) -> tuple[int, float, st
 
 
 def _weights(signals: dict[str, Any]) -> dict[str, Any]:
-    """Weight of each signal; other facts about it stay in the artifact."""
-    return scalars({name: part.get("weight") if isinstance(part, dict) else part for name, part in signals.items()})
+    """Weight of each signal that was used."""
+    return scalars({name: part["weight"] for name, part in signals.items() if part.get("used", True)})
 
 
 def _by_axis(lines: list[dict[str, Any]]) -> list[AxisEdits]:

@@ -141,6 +141,7 @@ def _feature(row: dict[str, Any], label: dict[str, Any] | None, text: bool) -> F
         terms=[clipped(term, PHRASE_LIMIT) for term in (known.get("terms") or [])[:12]] if text else [],
         labeller=known.get("labeller"),
         fires_on="chosen" if salience >= 0 else "rejected",
+        axis=row.get("axis"),
         salience=salience,
         salience_lo=maybe_finite(row["salience_lo"], "a salience's interval"),
         salience_hi=maybe_finite(row["salience_hi"], "a salience's interval"),

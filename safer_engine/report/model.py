@@ -93,6 +93,7 @@ class Measured(Node):
     subset: str | None = Field(description="Null: the whole axis.")
     accuracy: Estimate = Field(description="Share of pairs with margin > 0.")
     margin: Estimate = Field(description="Mean reward margin, in the reward model's own units.")
+    ties: Count = Field(description="Pairs with equal rewards.")
 
 
 class Margins(Node):
@@ -118,9 +119,19 @@ class RewardModel(Node):
 class Score(Node):
     """One figure of a benchmark's own scoring."""
 
-    name: str
+    name: str = Field(description="best_of_n, easy, normal or hard.")
+    axis: str | None
     subset: str | None
     accuracy: Estimate
+
+
+class StyleMatrix(Node):
+    """Accuracy by style of the chosen (rows) and the rejected response (columns): concise, detailed-plain, detailed-markdown."""
+
+    axis: str | None
+    subset: str | None
+    n_prompts: Count
+    accuracy: list[list[Rate | None]]
 
 
 class Evaluation(Node):
@@ -128,8 +139,9 @@ class Evaluation(Node):
 
     groups: list[Measured]
     margins: list[Margins]
-    best_of_n: list[Score] | None = Field(None, description="Items whose chosen response beats every rejected one.")
-    styles: list[Score] | None = Field(None, description="RM-Bench's easy, normal and hard accuracies.")
+    best_of_n: list[Score] | None = Field(None, description="RewardBench 2's credit of items; null without such items.")
+    styles: list[Score] | None = Field(None, description="RM-Bench's easy, normal and hard accuracies; null without styles.")
+    style_matrices: list[StyleMatrix] | None = None
 
 
 class Curve(Node):
@@ -217,6 +229,7 @@ class Feature(Node):
     terms: list[Text] = Field(default_factory=list)
     labeller: str | None = None
     fires_on: Literal["chosen", "rejected"] = Field(description="The side it fires more on: the sign of its salience.")
+    axis: str | None = Field(None, description="Axis that the salience is of; null: all pairs.")
     salience: float = Field(description="In [−1, 1]; positive: fires more on chosen responses.")
     salience_lo: float | None = None
     salience_hi: float | None = None
@@ -273,11 +286,12 @@ class EditsReport(Node):
     estimator: str
     suspicion_kind: str
     signals: Facts = Field(description="Fused signals and their weights.")
+    left_out: dict[str, str] = Field(default_factory=dict, description="Signals that could not be computed, and why.")
     budget: float | None = Field(None, description="Share of each axis that is recommended for dropping.")
     actions: dict[str, Count] | None = Field(None, description="Input rows by recommended action.")
     not_scored: dict[str, Count] | None = Field(None, description="Input rows without a score, by reason.")
     by_axis: list[AxisEdits] = Field(default_factory=list)
-    n_scored: Count
+    n_scored: Count = Field(description="Pairs with a suspicion.")
     pairs: list[SuspiciousPair] = Field(description="The most suspicious pairs; all are in pair_scores.parquet.")
 
 

@@ -1,0 +1,31 @@
+"""The words that a report uses, each explained once."""
+
+from __future__ import annotations
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    (
+        "Pair, chosen, rejected",
+        "Two responses to one prompt, and which of them the data call the better. The label is that choice.",
+    ),
+    ("Group", "Pairs linked by a prompt or a response. Splits, folds and intervals never cut through a group."),
+    ("Axis, subset", "A column of the data (for example safety, chat), and a finer one. Suspicion is ranked within an axis."),
+    ("Reward margin", "Reward of the chosen response minus that of the rejected one, in the reward model's own units."),
+    ("Pair accuracy", "Share of pairs with a reward margin above zero. Equal rewards are not counted as right."),
+    ("Latent", "One unit of the sparse autoencoder, not interpreted. A feature is a latent with a label."),
+    ("Safety feature", "A feature that the labeller rated as relevant to the rubric, at or above the spec's rating."),
+    (
+        "Salience",
+        "How much more a latent fires on chosen (+) than on rejected (−) responses, between −1 and 1, with its interval.",
+    ),
+    ("FVU, variance explained", "Fraction of the activations' variance that the autoencoder does not explain; one minus it."),
+    ("L0", "Mean number of latents active at a position."),
+    ("Dead latent", "A latent that never fires in the held-out positions."),
+    ("Reward recovered", "What is left of rewards and preferences when activations are replaced by their reconstruction."),
+    ("Context", "A text window where a latent fires strongly. Shading is its activation at each token."),
+    ("Causal effect", "Change of the reward margin when a latent is removed from the activations."),
+    ("Pair score", "The paper's score: signed activation of safety features, chosen minus rejected (arXiv 2507.00665)."),
+    ("Suspicion", "How likely the label contradicts the evidence, from 0 to 1. As a rank it orders pairs and is no probability."),
+    ("Evidence", "What single latents contribute to a pair's signal: positive speaks for the label, negative against it."),
+    ("Contested", "Suspicious, and honestly disputed: public preference data show disagreement on a quarter of pairs and more."),
+    ("Edit", "What is recommended for a row: keep, review, drop or flip. The budget is the share of an axis that is dropped."),
+)

@@ -1,0 +1,193 @@
+"""The report as a short Markdown text, for a pull request or a terminal: the same figures, no text of the data.
+
+Names that come from labellers or data stand in code spans, which no renderer reads as markup, links or mentions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from safer_engine.report import summary, text
+from safer_engine.report.model import Feature, Measured, ReportDocument
+
+_FEATURES = 12
+_PAIRS = 15
+_SLICES = 60
+
+
+def render_markdown(report: ReportDocument) -> str:
+    """The report in GitHub-flavoured Markdown."""
+    parts = [
+        f"# Reward model audit: {code(summary.title(report))}",
+        _progress(report),
+        _table(("figure", "value", ""), [(f.name, f"**{f.value}**", escaped(f.detail)) for f in summary.key_figures(report)]),
+        escaped(summary.paragraph(report)),
+        "\n".join(f"- {escaped(caution.text)}" for caution in summary.cautions(report)),
+        *_features(report),
+        *_accuracy(report),
+        *_pairs(report),
+        *_data(report),
+        *_cost(report),
+        *_provenance(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def code(value: str, limit: int = 160) -> str:
+    """A foreign name as a code span on one line; pipes are escaped for tables."""
+    line = " ".join(text.visible(value).split())
+    line = line if len(line) <= limit else line[: limit - 1] + "…"
+    if not line:
+        return text.NONE
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line.replace('|', chr(92) + '|')}{pad}{fence}"
+
+
+def escaped(value: str) -> str:
+    """A sentence of ours that may quote foreign words: whatever Markdown or HTML could read is escaped."""
+    line = " ".join(text.visible(value).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*_\[\]|#!~])", r"\\\1", line)
+    return line.replace("@", "&#64;\u200b").replace("://", ":&#47;&#47;")
+
+
+def _progress(report: ReportDocument) -> str:
+    progress = report.provenance.progress
+    if progress is None:
+        return ""
+    return f"> Audit in progress: stage {progress.done + 1} of {progress.total}. Next: {text.words(progress.following)}."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _features(report: ReportDocument) -> list[str]:
+    if report.features is None:
+        return ["## Features", _absent(report, "features")]
+    shown = [f for f in report.features if f.safety_feature] or report.features
+    head = ("latent", "about", "rating", "fires on", "salience", "95 % interval", "fires at")
+    rest = len(report.features) - len(shown[:_FEATURES])
+    return [
+        "## Features",
+        _table(head, [_feature_row(feature) for feature in shown[:_FEATURES]]),
+        f"{text.count(rest)} more candidates are in features.parquet." if rest > 0 else "",
+    ]
+
+
+def _feature_row(feature: Feature) -> tuple[str, ...]:
+    return (
+        str(feature.latent_id),
+        code(text.plain(feature.explanation, 100)) if feature.explanation else text.NONE,
+        str(feature.rating) if feature.rating is not None else text.NONE,
+        feature.fires_on,
+        text.signed(feature.salience),
+        text.interval(feature.salience_lo, feature.salience_hi),
+        text.small_percent(feature.firing_rate),
+    )
+
+
+def _accuracy(report: ReportDocument) -> list[str]:
+    parts = ["## Accuracy"]
+    if report.evaluation is not None:
+        parts += ["On evaluation pairs:", _measured(report.evaluation.groups)]
+        scores = [*(report.evaluation.best_of_n or []), *(report.evaluation.styles or [])]
+        rows = [
+            (
+                text.words(s.name),
+                code(s.subset or s.axis or "all pairs"),
+                text.count(s.accuracy.n),
+                text.percent(s.accuracy.estimate),
+            )
+            for s in scores[:_SLICES]
+        ]
+        parts.append(_table(("score", "slice", "comparisons", "accuracy"), rows))
+    if report.reward_model is None:
+        return [*parts, _absent(report, "reward_model")]
+    return [*parts, "On the audited pairs:", _measured(report.reward_model.on_audited_pairs)]
+
+
+def _measured(rows: Sequence[Measured]) -> str:
+    head = ("slice", "pairs", "accuracy", "95 % interval", "mean margin")
+    return _table(
+        head,
+        [
+            (
+                code(f"{row.axis} / {row.subset}" if row.subset is not None else row.axis or "all pairs"),
+                text.count(row.accuracy.n),
+                text.percent(row.accuracy.estimate),
+                text.share_interval(row.accuracy),
+                text.signed(row.margin.estimate),
+            )
+            for row in rows[:_SLICES]
+        ],
+    )
+
+
+def _pairs(report: ReportDocument) -> list[str]:
+    edits = report.edits
+    if edits is None:
+        return ["## Suspicious pairs", _absent(report, "edits")]
+    head = ("pair", "axis", "suspicion", "margin", "recommended", "latents behind it")
+    rows = [
+        (
+            code(pair.pair_id, 80),
+            code(pair.axis, 40),
+            text.number(pair.suspicion, 3),
+            text.signed(pair.reward_margin),
+            pair.action or text.NONE,
+            ", ".join(f"{part.latent_id} ({text.signed(part.contribution, 2)})" for part in pair.evidence[:3]) or text.NONE,
+        )
+        for pair in edits.pairs[:_PAIRS]
+    ]
+    rest = max(0, edits.n_scored - len(rows))
+    return [
+        "## Suspicious pairs",
+        _table(head, rows),
+        f"{text.count(rest)} more pairs are in pair_scores.parquet." if rest else "",
+    ]
+
+
+def _data(report: ReportDocument) -> list[str]:
+    data = report.dataset
+    if data is None:
+        return ["## Data health", _absent(report, "dataset")]
+    parts = [("Audited pairs", data.health)] + ([("Evaluation pairs", data.evaluation_health)] if data.evaluation_health else [])
+    lines = []
+    for name, health in parts:
+        dropped = "".join(f" + {text.count(n)} {escaped(text.words(reason))}" for reason, n in health.dropped.items())
+        lines.append(f"- {name}: {text.count(health.n_in)} read = {text.count(health.n_kept)} kept{dropped}")
+    return ["## Data health", "\n".join(lines)]
+
+
+def _cost(report: ReportDocument) -> list[str]:
+    timing = report.provenance.timing
+    rows = [
+        (text.words(cost.stage), text.duration(cost.seconds), text.duration(cost.cpu_seconds), text.size(cost.peak_memory_bytes))
+        for cost in timing.stages
+    ]
+    return [
+        f"<!-- timing -->\n## Cost\n\n{text.duration(timing.total_seconds)} of computing; written {timing.created}.\n\n"
+        f"{_table(('stage', 'time', 'CPU time', 'peak memory'), rows)}\n<!-- end of timing -->"
+    ]
+
+
+def _provenance(report: ReportDocument) -> list[str]:
+    found = report.provenance
+    inputs = [f"- {name}: {code(record.origin)} sha256 `{record.digest[:16]}`" for name, record in found.inputs.items()]
+    missing = [f"- `{path}`: {escaped(reason)}" for path, reason in found.not_computed.items()]
+    return [
+        "## Provenance",
+        "\n".join([f"- {found.tool} {found.tool_version}, seed {found.seed}", *inputs]),
+        "Not in this report:" if missing else "",
+        "\n".join(missing),
+    ]
+
+
+def _absent(report: ReportDocument, path: str) -> str:
+    return f"Not in this report: {escaped(report.provenance.not_computed.get(path, 'not computed'))}."

@@ -1,0 +1,283 @@
+"""The report in words: key figures, a plain paragraph, what to keep in mind. Shared by the HTML and the Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument
+from safer_engine.report.text import NONE, base_name, count, percent, plain, share_interval, signed, small_percent, visible, words
+
+_SMALL_GROUPS = 100
+_MANY_DROPPED = 0.1
+_MANY_DEAD = 0.3
+_LENGTH_SKEW = 0.15
+_MANY_UNLABELLED = 0.2
+_LEARNT_GAP = 0.1
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One of the figures at the top: what, how much, of what, and the section that says more."""
+
+    name: str
+    value: str
+    detail: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something that limits what the figures mean."""
+
+    level: Literal["stop", "care"]
+    text: str
+
+
+def title(report: ReportDocument) -> str:
+    """What was audited on what, in one line."""
+    inputs = report.provenance.inputs
+    return f"{base_name(inputs['model'].origin)} on {base_name(inputs['dataset'].origin)}"
+
+
+def key_figures(report: ReportDocument) -> list[KeyFigure]:
+    """The figures to see first; those not computed show a dash and why."""
+    return [
+        _pairs_figure(report),
+        _accuracy_figure(report),
+        *_sae_figures(report),
+        _features_figure(report),
+        *_edit_figures(report),
+    ]
+
+
+def overall(groups: list[Measured]) -> Measured:
+    """The row of all axes."""
+    return next(row for row in groups if row.axis is None)
+
+
+def _missing(report: ReportDocument, name: str, path: str, anchor: str) -> KeyFigure:
+    return KeyFigure(name, NONE, visible(report.provenance.not_computed.get(path, "not computed")), anchor)
+
+
+def _pairs_figure(report: ReportDocument) -> KeyFigure:
+    data = report.dataset
+    if data is None:
+        return _missing(report, "Pairs", "dataset", "data")
+    dropped = data.health.n_in - data.health.n_kept
+    return KeyFigure("Pairs", count(data.n_pairs), f"in {count(data.n_groups)} groups, {count(dropped)} dropped", "data")
+
+
+def _accuracy_figure(report: ReportDocument) -> KeyFigure:
+    if report.evaluation is not None:
+        found = overall(report.evaluation.groups).accuracy
+        return KeyFigure("Pair accuracy", percent(found.estimate), f"{share_interval(found)} on evaluation pairs", "accuracy")
+    if report.reward_model is not None:
+        found = overall(report.reward_model.on_audited_pairs).accuracy
+        return KeyFigure("Pair accuracy", percent(found.estimate), f"{share_interval(found)} on the audited pairs", "accuracy")
+    return _missing(report, "Pair accuracy", "reward_model", "accuracy")
+
+
+def _sae_figures(report: ReportDocument) -> list[KeyFigure]:
+    sae = report.sae
+    if sae is None:
+        return [_missing(report, "Variance explained", "sae", "sae"), _missing(report, "Reward recovered", "sae", "sae")]
+    explained = KeyFigure("Variance explained", percent(1 - sae.fvu), f"FVU {sae.fvu:.3f} on held-out groups", "sae")
+    covered = (sae.recovered or {}).get("covered", {})
+    if "margin_variance" not in covered:
+        return [explained, _missing(report, "Reward recovered", "sae.recovered", "sae")]
+    kept = covered.get("preference_kept")
+    detail = "of the margin variance" + (f", {percent(kept)} of preferences kept" if kept is not None else "")
+    return [explained, KeyFigure("Reward recovered", percent(covered["margin_variance"]), detail, "sae")]
+
+
+def _features_figure(report: ReportDocument) -> KeyFigure:
+    features = report.features
+    if features is None:
+        return _missing(report, "Safety features", "features", "features")
+    named = [f for f in features if f.safety_feature]
+    if any(f.safety_feature is None for f in features):
+        return _missing(report, "Safety features", "features[].safety_feature", "features")
+    return KeyFigure("Safety features", count(len(named)), f"of {count(len(features))} candidate latents", "features")
+
+
+def _edit_figures(report: ReportDocument) -> list[KeyFigure]:
+    edits = report.edits
+    if edits is None or edits.actions is None:
+        path = "edits" if edits is None else "edits.actions"
+        return [_missing(report, "Suspicious pairs", path, "pairs"), _missing(report, "Recommended drops", path, "pairs")]
+    removed, reviewed = _removed(edits), edits.actions.get("review", 0)
+    drops = [
+        f"{words(row.axis)} {count(row.actions.get('drop', 0) + row.actions.get('flip', 0))}"
+        for row in edits.by_axis
+        if row.subset is None
+    ]
+    name = "Recommended flips" if edits.actions.get("flip") else "Recommended drops"
+    return [
+        KeyFigure("Suspicious pairs", count(removed + reviewed), f"{count(reviewed)} of them for review", "pairs"),
+        KeyFigure(name, count(removed), " · ".join(drops), "pairs"),
+    ]
+
+
+def _removed(edits: EditsReport) -> int:
+    actions = edits.actions or {}
+    return actions.get("drop", 0) + actions.get("flip", 0)
+
+
+def paragraph(report: ReportDocument) -> str:
+    """The findings in a few sentences, each only where its figures are there."""
+    said = (_say_accuracy(report), _say_sae(report), _say_features(report), _say_edits(report))
+    return " ".join(sentence for sentence in said if sentence) or "Nothing has been measured yet."
+
+
+def _with_interval(estimate: Estimate) -> str:
+    ends = share_interval(estimate)
+    return percent(estimate.estimate) + (f" ({ends})" if ends != NONE else "")
+
+
+def _say_accuracy(report: ReportDocument) -> str:
+    if report.reward_model is None:
+        return ""
+    audited = overall(report.reward_model.on_audited_pairs).accuracy
+    text = f"The reward model agrees with the label of {_with_interval(audited)} of the {count(audited.n)} audited pairs"
+    if report.evaluation is not None:
+        tested = overall(report.evaluation.groups).accuracy
+        return f"{text}, and of {_with_interval(tested)} of {count(tested.n)} evaluation pairs."
+    return f"{text}."
+
+
+def _say_sae(report: ReportDocument) -> str:
+    sae = report.sae
+    if sae is None:
+        return ""
+    text = (
+        f"A sparse autoencoder of {count(sae.d_sae)} latents explains {percent(1 - sae.fvu)} of the variance of its activations"
+    )
+    kept = (sae.recovered or {}).get("covered", {}).get("preference_kept")
+    return f"{text}, and {percent(kept)} of preferences survive its reconstruction." if kept is not None else f"{text}."
+
+
+def _say_features(report: ReportDocument) -> str:
+    named = [f for f in report.features or [] if f.safety_feature]
+    if not named:
+        return ""
+    first = max(named, key=lambda f: abs(f.salience))
+    quote = f" (“{plain(first.explanation, 70)}”)" if first.explanation else ""
+    chosen = sum(f.fires_on == "chosen" for f in named)
+    return (
+        f"{count(len(named))} latents are rated as safety features, {count(chosen)} firing more on chosen and "
+        f"{count(len(named) - chosen)} on rejected responses; the most salient is latent {first.latent_id}{quote}, "
+        f"which fires more on {first.fires_on} responses (salience {signed(first.salience, 2)})."
+    )
+
+
+def _say_edits(report: ReportDocument) -> str:
+    edits = report.edits
+    if edits is None or edits.actions is None:
+        return ""
+    removed, reviewed = _removed(edits), edits.actions.get("review", 0)
+    share = f" ({small_percent(removed / edits.n_scored)})" if edits.n_scored else ""
+    verb = "flipping" if edits.actions.get("flip") else "dropping"
+    text = f"{count(removed)} pairs{share} are recommended for {verb} and {count(reviewed)} for review"
+    return f"{text}; no retraining has tested that." if report.verification is None else f"{text}."
+
+
+def cautions(report: ReportDocument) -> list[Caution]:
+    """What a reader must know before acting on the figures."""
+    found = [*_about_data(report), *_about_rewards(report), *_about_sae(report), *_about_labels(report), *_about_edits(report)]
+    return sorted(found, key=lambda warning: warning.level != "stop")
+
+
+def _about_data(report: ReportDocument) -> list[Caution]:
+    data = report.dataset
+    if data is None:
+        return []
+    found = []
+    dropped = data.health.n_in - data.health.n_kept
+    if data.health.n_in and dropped / data.health.n_in > _MANY_DROPPED:
+        found.append(_care(f"{count(dropped)} of {count(data.health.n_in)} pairs could not be used: see data health."))
+    if data.n_groups < _SMALL_GROUPS:
+        found.append(_care(f"There are only {count(data.n_groups)} groups: intervals are wide, and salience is unsure."))
+    if abs(data.longer_chosen - 0.5) > _LENGTH_SKEW:
+        side = "longer" if data.longer_chosen > 0.5 else "shorter"
+        share = max(data.longer_chosen, 1 - data.longer_chosen)
+        found.append(
+            _care(f"The chosen response is the {side} one in {percent(share, 0)} of pairs: some features may be about length.")
+        )
+    if data.n_both_orders:
+        found.append(
+            _care(f"{count(data.n_both_orders)} pairs also occur with the labels the other way round; they are for review.")
+        )
+    leaked = data.evaluation_health.dropped.get("in_training_data", 0) if data.evaluation_health else 0
+    if leaked:
+        found.append(_care(f"{count(leaked)} evaluation pairs were left out because their prompt is in the audited data."))
+    return found
+
+
+def _about_rewards(report: ReportDocument) -> list[Caution]:
+    model = report.reward_model
+    if model is None:
+        return []
+    found = []
+    note = model.invariance.get("warning")
+    if isinstance(note, str) and note:
+        found.append(_care(f"Rewards move with batching: {visible(note)}"))
+    audited = overall(model.on_audited_pairs).accuracy
+    if audited.lo is not None and audited.lo <= 0.5:
+        found.append(
+            Caution("stop", "The reward model does not agree with the labels better than chance: there is little to explain.")
+        )
+    if report.evaluation is not None:
+        tested = overall(report.evaluation.groups).accuracy
+        if audited.estimate - tested.estimate > _LEARNT_GAP:
+            gap = percent(audited.estimate - tested.estimate, 0)
+            text = f"Accuracy on the audited pairs is {gap} above that on evaluation pairs: margins have learnt the labels,"
+            found.append(_care(f"{text} wrong ones too."))
+    return found
+
+
+def _about_sae(report: ReportDocument) -> list[Caution]:
+    sae = report.sae
+    if sae is None:
+        return []
+    found = []
+    if sae.interpretable is False:
+        found.append(
+            Caution("stop", "Too little of the reward survives the SAE's reconstruction: do not interpret its features.")
+        )
+    if sae.dead_share > _MANY_DEAD:
+        found.append(_care(f"{percent(sae.dead_share, 0)} of latents never fire on held-out groups."))
+    if report.features and report.provenance.not_computed.get("features[].causal_effect"):
+        found.append(_care("Features are correlational: salience says how they fire, not that they move the reward."))
+    return found
+
+
+def _about_labels(report: ReportDocument) -> list[Caution]:
+    features = [f for f in report.features or [] if f.safety_feature is not None]
+    if not features:
+        return []
+    found = []
+    if not any(f.safety_feature for f in features):
+        found.append(_care("No candidate was rated as a safety feature."))
+    failed = sum(f.status in ("unparsed", "error", "skipped") for f in features)
+    if failed / len(features) > _MANY_UNLABELLED:
+        found.append(_care(f"{count(failed)} of {count(len(features))} candidates have no label: unparsed, failed or skipped."))
+    if any(f.labeller == "lexicon" for f in features):
+        found.append(_care("Labels come from a word list, not from a reader: check the contexts before you trust a name."))
+    return found
+
+
+def _about_edits(report: ReportDocument) -> list[Caution]:
+    edits = report.edits
+    if edits is None:
+        return []
+    found = [_care(f"Signal {visible(name)} is left out: {visible(reason)}") for name, reason in edits.left_out.items()]
+    if edits.suspicion_kind == "rank":
+        found.append(
+            _care("Suspicion is a rank within its axis, not a probability: the budget decides how many pairs are recommended.")
+        )
+    return found
+
+
+def _care(text: str) -> Caution:
+    return Caution("care", text)

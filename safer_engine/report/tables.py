@@ -1,0 +1,65 @@
+"""The report's tables for machines: evaluation.jsonl, features.parquet, pair_scores.parquet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safer_engine.artifacts import Labels, Latents, PairScores
+from safer_engine.report.columns import by_id, finite
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_OF_LABELS = ("status", "rating", "explanation", "direction", "terms", "labeller", "safety_feature")
+_TEXTS = ("explanation", "direction", "terms")
+
+
+def write_evaluation(path: Path, table: pa.Table, rewards: pa.Table) -> None:
+    """One line for each evaluation pair: pair_id, group, axis, subset, style, margin.
+
+    Raises:
+        ArtifactError: a pair has no reward. NumericalError: a margin is not finite.
+    """
+    rows = table.select(["pair_id", "group", "axis", "subset", "style"]).to_pylist()
+    ids = [row["pair_id"] for row in rows]
+    chosen, rejected = (by_id(rewards, ids, f"reward_{side}") for side in ("chosen", "rejected"))
+    with path.open("w", encoding="utf-8", newline="\n") as handle:
+        for row, high, low in zip(rows, chosen, rejected, strict=True):
+            margin = finite(high - low, f"the margin of {row['pair_id']}")
+            handle.write(json.dumps({**row, "margin": margin}, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def features_table(latents: Latents, labels: Labels | None, *, text: bool) -> pa.Table:
+    """One row for each candidate latent: its columns in latents.arrow and, prefixed nowhere, those of its label.
+
+    Args:
+        text: false leaves out what was written from texts (explanation, direction, terms).
+    """
+    import pyarrow.compute as pc
+
+    table = latents.latents
+    table = table.filter(pc.field("candidate")).drop_columns(["candidate"]).sort_by([("rank", "ascending")])
+    if labels is None:
+        return table
+    wanted = [name for name in _OF_LABELS if text or name not in _TEXTS]
+    labelled = labels.labels.select(["latent_id", *wanted, "rank"]).rename_columns(["latent_id", *wanted, "safety_rank"])
+    return _joined(table, labelled)
+
+
+def _joined(table: pa.Table, labels: pa.Table) -> pa.Table:
+    """Left join by latent_id, in the order of `table` (Arrow's own join keeps no order and takes no list columns)."""
+    import pyarrow as pa
+
+    places = {latent: place for place, latent in enumerate(labels.column("latent_id").to_pylist())}
+    rows = pa.array([places.get(latent) for latent in table.column("latent_id").to_pylist()], pa.int64())
+    for name in labels.column_names:
+        if name != "latent_id":
+            table = table.append_column(labels.schema.field(name), labels.column(name).take(rows))
+    return table
+
+
+def scores_table(scores: PairScores) -> pa.Table:
+    """All columns of pair_scores.arrow."""
+    return scores.scores

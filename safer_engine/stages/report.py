@@ -1,0 +1,53 @@
+"""Stage `report`: everything that was found, for people and for scripts."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from safer_engine.artifacts import (
+    Activations,
+    Artifact,
+    CausalEffects,
+    Edits,
+    Labels,
+    Latents,
+    PairScores,
+    PairSet,
+    Report,
+    SparseAutoencoder,
+    Verification,
+)
+from safer_engine.spec import AuditSpec
+from safer_engine.stage import Draft, Inputs, StageContext
+
+
+class ReportStage:
+    """See `Report` for what is written. The report prints the whole spec, so all of it but `runtime` enters the key."""
+
+    name: ClassVar[str] = "report"
+    version: ClassVar[int] = 1
+    resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
+    consumes: ClassVar[tuple[type[Artifact], ...]] = (
+        PairSet,
+        Activations,
+        SparseAutoencoder,
+        Latents,
+        Labels,
+        CausalEffects,
+        PairScores,
+        Edits,
+        Verification,
+    )
+    produces: ClassVar[type[Artifact]] = Report
+    reads: ClassVar[tuple[str, ...]] = tuple(name for name in AuditSpec.model_fields if name != "runtime")
+
+    def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
+        """Build the report and write its files."""
+        from safer_engine.report.build import ReportRequest
+        from safer_engine.report.write import utc_now, write_report
+
+        sections: dict[str, Any] = {name: getattr(ctx.spec, name) for name in self.reads}
+        spec = AuditSpec(**sections, runtime=ctx.runtime)
+        found = {kind: inputs.maybe(kind) for kind in self.consumes}
+        document = write_report(ReportRequest(spec, ctx.sources, found, utc_now()), ctx.work.publish)
+        return Draft({"schema_version": document.schema_version, "not_computed": document.provenance.not_computed})
