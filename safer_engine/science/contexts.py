@@ -86,7 +86,7 @@ def span_round(position: int, length: int, window: int) -> Span:
     return Span(start, min(length, start + window), position - start)
 
 
-def token_texts(text: str, offsets: Sequence[int], start: int, stop: int) -> list[str]:
+def token_texts(text: str, offsets: Sequence[int] | NDArray[np.integer], start: int, stop: int) -> list[str]:
     """The exact text of tokens start … stop − 1, which joined give the text they cover without a gap.
 
     A token owns the characters from the end of the tokens before it to its own end: spaces between words belong to
