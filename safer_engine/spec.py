@@ -132,11 +132,13 @@ class SaeBase(Section):
         "scalar", description="Input scaling: one scalar (mean ‖x‖² becomes d_in), or per-position LayerNorm (the paper's)."
     )
     relu: bool = Field(True, description="Drop negative activations after top-k; false reproduces the paper's code.")
-    batch: int = Field(4096, gt=0, description="Positions per training step.")
+    batch: int = Field(4096, gt=0, description="Positions per training step, at most.")
     passes: float = Field(2.0, gt=0, description="Passes over the training positions.")
-    min_steps: int = Field(400, ge=0, description="At least this many steps, however small the data.")
+    min_steps: int = Field(400, ge=0, description="At least this many steps: small data get smaller batches, then more passes.")
     max_steps: int = Field(50_000, gt=0, description="At most this many steps.")
-    lr: float | None = Field(None, gt=0, description="Adam learning rate; default 2e-4 / √(d_sae / 2¹⁴).")
+    lr: float | None = Field(
+        None, gt=0, description="Adam learning rate; default 2e-4 / √(d_sae / 2¹⁴), more for runs under 40 000 steps."
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a linearly rising rate.")
     decay: float = Field(0.2, ge=0, lt=1, description="Share of the steps at the end with a linearly falling rate.")
     aux_k: int | None = Field(None, ge=0, description="Dead latents in the AuxK loss; default d_in / 2; 0 turns it off.")

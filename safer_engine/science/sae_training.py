@@ -21,6 +21,7 @@ from torch.optim.adam import adam
 
 from safer_engine.errors import ArtifactError, NumericalError
 from safer_engine.science.sae import Normalisation, Sae, SaeShape, normalise
+from safer_engine.science.sae_budget import default_lr, training_size
 from safer_engine.science.sae_gradients import StepOutcome, StepSettings, Weights, step_gradients
 from safer_engine.spec import SaeSpec
 
@@ -77,21 +78,18 @@ def plan_training(spec: SaeSpec, normalisation: Normalisation, d_in: int, n_posi
 
     Raises NumericalError when there is no position to train on.
     """
-    if n_positions < 1:
-        raise NumericalError("no position is left to train the SAE on", "audit more pairs, or widen hook.positions")
+    size = training_size(spec, n_positions)
     d_sae = spec.d_sae or spec.expansion * d_in
     shape = SaeShape(spec.kind, d_in, d_sae, min(spec.k, d_sae), spec.relu, normalisation)
-    batch = min(spec.batch, n_positions)
-    steps = min(max(math.ceil(spec.passes * n_positions / batch), spec.min_steps, 1), spec.max_steps)
     on_gpu = torch.device(device).type == "cuda"
     matmul: Literal["float32", "bfloat16"] = spec.dtype if spec.dtype != "auto" else ("bfloat16" if on_gpu else "float32")
     return TrainingParams(
         shape=shape,
-        batch=batch,
-        steps=steps,
-        lr=spec.lr or default_lr(d_sae),
-        warmup_steps=round(spec.warmup * steps),
-        decay_steps=round(spec.decay * steps),
+        batch=size.batch,
+        steps=size.steps,
+        lr=spec.lr or default_lr(d_sae, size.steps),
+        warmup_steps=round(spec.warmup * size.steps),
+        decay_steps=round(spec.decay * size.steps),
         loss=spec.loss,
         aux_k=d_in // 2 if spec.aux_k is None else spec.aux_k,
         aux_weight=spec.aux_weight,
@@ -99,11 +97,6 @@ def plan_training(spec: SaeSpec, normalisation: Normalisation, d_in: int, n_posi
         renorm_every=spec.renorm_every,
         matmul=matmul,
     )
-
-
-def default_lr(d_sae: int) -> float:
-    """2e-4 / √(d_sae / 2¹⁴)."""
-    return 2e-4 / math.sqrt(d_sae / 2**14)
 
 
 @dataclass(frozen=True)
