@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from safer_engine.spec import DatasetSpec, RuntimeSpec, Section
+from safer_engine.errors import SpecError
+from safer_engine.spec import DatasetSpec, RuntimeSpec, Section, merge
 
 
 class RecipeSpec(Section):
@@ -25,9 +26,7 @@ class RecipeSpec(Section):
         0.0, ge=0, description="Weight of the squared sum of a pair's two rewards, which keeps rewards near zero; 0 is off."
     )
     dropout: bool = Field(False, description="Keep the base's dropout; off, training is faster and rewards are repeatable.")
-    max_length: int | None = Field(
-        None, ge=8, description="Longest sequence in tokens; default 1024 or what the base can read, whichever is less."
-    )
+    max_length: int = Field(1024, ge=8, description="Longest sequence in tokens, or what the base can read if that is less.")
     truncation_side: Literal["left", "right"] = Field("left", description="Which end is cut from an over-long sequence.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -62,3 +61,17 @@ PAPER_RECIPE: dict[str, Any] = {
     "max_length": 4096, "truncation_side": "left",
 }  # fmt: skip
 """METHOD §1, row `reward model` (arXiv 2507.00665): merged under what the user gives when `preset: paper`."""
+
+
+def build_train_spec(document: dict[str, Any]) -> TrainSpec:
+    """A validated spec from what the user gives, over the preset it names.
+
+    Raises:
+        SpecError: unknown keys, values out of range, no base or dataset.
+    """
+    preset = {"recipe": PAPER_RECIPE} if document.get("preset") == "paper" else {}
+    try:
+        return TrainSpec.model_validate(merge(preset, document))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
+        raise SpecError(f"the training spec is wrong: {wrong}", "`safer-audit train-rm --help` lists the knobs") from None

@@ -142,13 +142,15 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], batch_tokens: int
 
 
 def init_head(model: nn.Module, names: Sequence[str], std: float, generator: torch.Generator) -> None:
-    """Give the named parameters fresh values: matrices normal(0, std), vectors zero; in name order, from the generator."""
+    """Give the named parameters fresh values, in name order: matrices normal(0, std), biases 0, other vectors (norms) 1."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in sorted(names):
             weight = parameters[name]
-            fresh = torch.randn(weight.shape, generator=generator) * std if weight.ndim > 1 else torch.zeros(weight.shape)
-            weight.copy_(fresh)
+            if weight.ndim > 1:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+            else:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def silence_dropout(model: nn.Module) -> int:
@@ -234,6 +236,10 @@ class RewardTrainer:
         self.done += 1
         epoch = self.done / self.steps_per_epoch
         return StepStats(self.done, epoch, losses / len(rows), right / len(rows), rate, norm, tokens)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return list(self._trained.values())
 
     def state(self) -> dict[str, Tensor]:
         """Everything `restore` needs, by name: trained weights, both moments of Adam, steps done. Tensors are shared."""

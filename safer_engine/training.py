@@ -1,0 +1,293 @@
+"""Training a reward model, from files to a model folder.
+
+The pairs are read, dropped and rendered by the pipeline's own `pairs` stage, so that an audit of the trained model
+reads exactly what it was trained on. All state lies in a work folder beside the output until the model is complete; the
+same call goes on from the last checkpoint, and returns at once when the output is there already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safer_engine.artifacts import PairSet
+from safer_engine.errors import Interrupted, SpecError
+from safer_engine.events import NullObserver, Observer
+from safer_engine.machine import provenance, resolve_device
+from safer_engine.sources.base_models import BaseModel, BaseTokenizer, add_lora, load_base, load_base_tokenizer, save_model
+from safer_engine.sources.datasets import resolve_dataset
+from safer_engine.sources.models import resolve_base
+from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
+from safer_engine.spec import AuditSpec, ModelSpec
+from safer_engine.store import LocalArtifactStore, LocalWork, canonical_json, digest_bytes
+from safer_engine.train_spec import TrainSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from safer_engine.science.rm_training import OptimSettings, RewardTrainer, StepStats, TokenPairs
+
+STAGE = "train"
+RECORD = "training.json"
+RECORD_VERSION = 1
+_VERSION = 1
+_CHECKPOINT = "checkpoint.safetensors"
+_SAVING_SHARE = 0.05
+_SMALL = 100_000_000
+_BOOTSTRAP = 2000
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained reward model.
+
+    Attributes:
+        path: model folder: weights, config, tokenizer and training.json.
+        record: what training.json says.
+        cached: the folder held this very training already.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    cached: bool
+
+
+@dataclass(frozen=True)
+class _Sources:
+    base: ResolvedModel
+    dataset: ResolvedDataset
+    evaluation: ResolvedDataset | None
+
+
+def train_reward_model(
+    spec: TrainSpec,
+    out: Path | str,
+    observer: Observer | None = None,
+    *,
+    rows: Rows | None = None,
+    evaluation_rows: Rows | None = None,
+) -> TrainResult:
+    """Train a reward model and save it as a folder that `safer-audit run --model` takes.
+
+    Args:
+        out: folder to make; a folder that holds another training, or anything else, is refused.
+        observer: is told of progress in steps; when it asks to stop, a checkpoint is kept.
+        rows, evaluation_rows: preference rows in memory, for `memory` sources.
+
+    Raises:
+        ModelRefused, DatasetRefused, SpecError: what cannot be trained on, or written to.
+        NumericalError: training diverged.
+        Interrupted: the observer asked to stop; the same call goes on.
+    """
+    target = Path(out).expanduser().absolute()
+    watcher = observer or NullObserver()
+    sources = _resolve(spec, rows, evaluation_rows)
+    key = training_key(spec, sources.base, sources.dataset, sources.evaluation)
+    if (found := _finished(target, key)) is not None:
+        watcher.stage_finished(STAGE, "cached", 0.0)
+        return TrainResult(target, found, cached=True)
+    folder = target.with_name(f".{target.name}.training")
+    store = LocalArtifactStore(folder)
+    started = time.monotonic()
+    with store.open_work(STAGE, key) as work:
+        watcher.stage_started(STAGE, key)
+        record = _train(spec, sources, store, work, watcher)
+        record = {"record_version": RECORD_VERSION, "key": key, **record}
+        record["timing"] = {"seconds": round(time.monotonic() - started, 1), **record["timing"]}
+        trained = work.scratch / "model"
+        (trained / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(trained, target)
+    shutil.rmtree(folder, ignore_errors=True)
+    watcher.stage_finished(STAGE, "computed", time.monotonic() - started)
+    return TrainResult(target, record, cached=False)
+
+
+def training_key(
+    spec: TrainSpec, base: ResolvedModel, dataset: ResolvedDataset, evaluation: ResolvedDataset | None = None
+) -> str:
+    """sha256 over everything that makes a training what it is; where inputs lie and `runtime` stay out."""
+    dumped = spec.model_dump(
+        mode="json", exclude={"base": True, "runtime": True, "dataset": {"source"}, "evaluation": {"source"}}
+    )
+    contents = [base.digest, dataset.digest, evaluation.digest if evaluation else None]
+    return digest_bytes(canonical_json({"version": _VERSION, "spec": dumped, "contents": contents}))
+
+
+def _resolve(spec: TrainSpec, rows: Rows | None, evaluation_rows: Rows | None) -> _Sources:
+    def plain(given: Rows | None) -> list[dict[str, Any]] | None:
+        return None if given is None else [dict(row) for row in given]
+
+    return _Sources(
+        base=resolve_base(spec.base, spec.runtime, None),
+        dataset=resolve_dataset(spec.dataset, plain(rows)),
+        evaluation=resolve_dataset(spec.evaluation, plain(evaluation_rows)) if spec.evaluation else None,
+    )
+
+
+def _finished(target: Path, key: str) -> dict[str, Any] | None:
+    """The record of a finished training of this key; None where the folder is free. Raises SpecError where it is taken."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return None
+    path = target / RECORD
+    if path.is_file():
+        record = json.loads(path.read_bytes())
+        if isinstance(record, dict) and record.get("key") == key:
+            return record
+        raise SpecError(f"{target} holds the model of another training", "choose another --out, or remove that folder")
+    raise SpecError(f"{target} exists and is not a trained model", "choose another --out")
+
+
+def _train(spec: TrainSpec, sources: _Sources, store: LocalArtifactStore, work: LocalWork, observer: Observer) -> dict[str, Any]:
+    """Read the pairs, train, evaluate and save the model into the work area; returns the record."""
+    import torch
+
+    from safer_engine.science.rm_training import RewardTrainer, silence_dropout
+
+    if spec.runtime.threads is not None:
+        torch.set_num_threads(spec.runtime.threads)
+    ready = load_base_tokenizer(sources.base, spec.runtime)
+    read = _read_pairs(spec, sources, ready, store, work, observer)
+    pairs = token_pairs(read.pairs)
+    base = load_base(sources.base, ready, spec.runtime, spec.seed)
+    model = add_lora(base, spec.lora, spec.seed) if spec.lora else base.model
+    if not spec.recipe.dropout:
+        silence_dropout(model)
+    device = resolve_device(spec.runtime.device)
+    model.to(device)
+    settings = optim_settings(spec, base.n_parameters, device)
+    trainer = RewardTrainer(model, pairs, settings, ready.tokenizer.pad_token_id)
+    began = time.monotonic()
+    curve = _run(trainer, work, spec.runtime.checkpoint_seconds, observer)
+    seconds = time.monotonic() - began
+    model = model.merge_and_unload() if spec.lora and spec.lora.merge else model
+    save_model(model, base, ready, work.scratch / "model")
+    return {
+        "spec": spec.model_dump(mode="json", exclude={"runtime"}),
+        "base": {"origin": sources.base.origin, "revision": sources.base.revision, "digest": sources.base.digest},
+        "dataset": {"origin": sources.dataset.origin, "revision": sources.dataset.revision, "digest": sources.dataset.digest},
+        "pairs": {key: read.meta[key] for key in ("n_pairs", "n_groups", "axes", "subsets", "template", "max_length")},
+        "health": read.health,
+        "model": _facts(model, base, ready, trainer),
+        "settings": asdict(settings),
+        "curve": [asdict(stats) for stats in curve],
+        "evaluation": _evaluate(spec, read, model, settings, ready),
+        "provenance": provenance(device),
+        "timing": {"training_seconds": round(seconds, 1), "tokens": sum(stats.tokens for stats in curve)},
+    }
+
+
+def optim_settings(spec: TrainSpec, n_parameters: int, device: str) -> OptimSettings:
+    """The trainer's settings, with every `auto` and default that depends on model or device decided."""
+    from safer_engine.science.rm_training import OptimSettings
+
+    recipe = spec.recipe
+    default_lr = 2e-4 if spec.lora else 5e-5 if n_parameters < _SMALL else 2e-5
+    shared = recipe.model_dump(include={"epochs", "batch", "weight_decay", "schedule", "warmup", "clip", "centring"})
+    return OptimSettings(
+        **shared,
+        lr=recipe.lr or default_lr,
+        seed=spec.seed,
+        batch_tokens=spec.runtime.batch_tokens,
+        bfloat16=recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and device.startswith("cuda")),
+    )
+
+
+def _read_pairs(
+    spec: TrainSpec, sources: _Sources, ready: BaseTokenizer, store: LocalArtifactStore, work: LocalWork, observer: Observer
+) -> PairSet:
+    """The datasets as an audit of the trained model will read them: by the pipeline's stage, with the saved tokenizer."""
+    from safer_engine.pipeline import AuditRequest, run_stage
+    from safer_engine.stages.pairs import PairsStage
+
+    start = work.scratch / "start"
+    ready.tokenizer.save_pretrained(start)
+    ready.config.save_pretrained(start)
+    model = ModelSpec(path=spec.base, max_length=spec.recipe.max_length, truncation_side=spec.recipe.truncation_side)
+    audit = AuditSpec(seed=spec.seed, model=model, dataset=spec.dataset, evaluation=spec.evaluation, runtime=spec.runtime)
+    resolved = ResolvedInputs(replace(sources.base, path=start), sources.dataset, sources.evaluation)
+    return PairSet(run_stage(PairsStage(), AuditRequest(audit, resolved), store, {}, observer))
+
+
+def token_pairs(table: pa.Table) -> TokenPairs:
+    """The tokens of a pair table (see `PairSet`)."""
+    from safer_engine.science.rm_training import TokenPairs
+
+    sides = {side: tuple(ids.values.to_numpy() for ids in table[f"{side}_ids"]) for side in ("chosen", "rejected")}
+    return TokenPairs(tuple(table["pair_id"].to_pylist()), sides["chosen"], sides["rejected"])
+
+
+def _run(trainer: RewardTrainer, work: LocalWork, every_seconds: float, observer: Observer) -> list[StepStats]:
+    """Train to the end from the last checkpoint, saving one now and then; returns the whole curve."""
+    curve = _restore(trainer, work)
+    saved, pause = time.monotonic(), every_seconds
+    while trainer.done < trainer.n_steps:
+        curve.append(trainer.step())
+        observer.progress(STAGE, trainer.done, trainer.n_steps, "steps")
+        stop = observer.cancelled()
+        if stop or time.monotonic() - saved > pause or trainer.done == trainer.n_steps:
+            began = time.monotonic()
+            _checkpoint(trainer, curve, work)
+            saved = time.monotonic()
+            pause = max(every_seconds, (saved - began) / _SAVING_SHARE)
+        if stop:
+            raise Interrupted("stopped on request", "run the same command again to go on")
+    return curve
+
+
+def _checkpoint(trainer: RewardTrainer, curve: list[StepStats], work: LocalWork) -> None:
+    from safetensors.torch import save_file
+
+    state = {name: tensor.contiguous() for name, tensor in trainer.state().items()}
+    with work.publish(_CHECKPOINT, scratch=True) as path:
+        save_file(state, path, metadata={"curve": json.dumps([asdict(stats) for stats in curve])})
+
+
+def _restore(trainer: RewardTrainer, work: LocalWork) -> list[StepStats]:
+    from safetensors import safe_open
+
+    from safer_engine.science.rm_training import StepStats
+
+    path = work.scratch / _CHECKPOINT
+    if not path.is_file():
+        return []
+    with safe_open(path, framework="pt") as handle:
+        trainer.restore({name: handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118 - not a mapping
+        return [StepStats(**stats) for stats in json.loads(handle.metadata()["curve"])]
+
+
+def _facts(model: Any, base: BaseModel, ready: BaseTokenizer, trainer: RewardTrainer) -> dict[str, Any]:
+    return {
+        "architecture": type(base.model).__name__,
+        "n_parameters": base.n_parameters,
+        "n_trained": sum(weight.numel() for weight in trainer.trained()),
+        "fresh_head": list(base.fresh),
+        "pad_token": ready.tokenizer.pad_token,
+        "pad_origin": ready.pad_origin,
+        "stored_dtype": str(base.stored_dtype).removeprefix("torch."),
+    }
+
+
+def _evaluate(spec: TrainSpec, read: PairSet, model: Any, settings: OptimSettings, ready: BaseTokenizer) -> dict[str, Any] | None:
+    """Scores on the evaluation pairs, if there are any."""
+    import numpy as np
+
+    from safer_engine.science.evaluation import ScoredPairs, evaluate
+    from safer_engine.science.rm_training import pair_rewards
+
+    table = read.evaluation
+    if table is None or table.num_rows == 0:
+        return None
+    pad_id = ready.tokenizer.pad_token_id
+    rewards = pair_rewards(model, token_pairs(table), pad_id, settings.batch_tokens, settings.bfloat16)
+    names = ("pair_id", "group", "axis", "subset", "style", "item")
+    columns = {name: table[name].to_pylist() for name in names}
+    scored = ScoredPairs(**columns, reward_chosen=np.asarray(rewards.chosen), reward_rejected=np.asarray(rewards.rejected))
+    return evaluate(scored, _BOOTSTRAP, spec.seed).as_json()
