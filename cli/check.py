@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ def check_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
     assert isinstance(pairs, PairSet)
     found = preflight(request, pairs)
     if as_json:
-        print_json({"health": pairs.health, "model": found.model, "invariance": found.invariance, "example": found.example})
+        facts = {"health": pairs.health, "model": found.model, "invariance": found.invariance}
+        print_json({**facts, "example": dataclasses.asdict(found.example)})
         return
     _print(request, pairs, found)
 
@@ -55,9 +57,15 @@ def _print(request: AuditRequest, pairs: PairSet, found: Preflight) -> None:
         if health is not None:
             _print_health(name, health)
     shown.print(table("Batching and padding", ("what", "value"), list(found.invariance.items())))
-    shown.print("One pair as the model reads it; response tokens between ⟦ ⟧, · between tokens:", markup=False)
-    for side in ("chosen", "rejected"):
-        shown.print(f"{side}: {_readable(found.example[side])}", markup=False, highlight=False)
+    example = found.example
+    shown.print(
+        f"Line {example.row} as the model reads it ({example.layout} rows, {example.template} template); "
+        "response between ⟦ ⟧, · between its tokens",
+        markup=False,
+    )
+    for name, side in (("chosen", example.chosen), ("rejected", example.rejected)):
+        shown.print(f"\n{name}, {side.response_tokens} of {side.tokens} tokens are the response:", markup=False)
+        shown.print(_readable(side.marked), markup=False)
     shown.print("nothing is refused: `safer-audit run` with the same flags will go ahead", markup=False)
 
 
