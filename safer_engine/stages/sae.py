@@ -1,0 +1,40 @@
+"""Stage `sae`: trains the sparse autoencoder on the activations and measures it on held-out groups."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from safer_engine import sae_files
+from safer_engine.artifacts import Activations, Artifact, PairSet, SparseAutoencoder
+from safer_engine.stage import Draft, Inputs, StageContext
+
+
+class SaeStage:
+    """An SAE of the residual stream at the hook, with its quality measures."""
+
+    name: ClassVar[str] = "sae"
+    version: ClassVar[int] = 1
+    resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
+    consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations)
+    produces: ClassVar[type[Artifact]] = SparseAutoencoder
+    reads: ClassVar[tuple[str, ...]] = ("sae", "split", "model", "hook")
+
+    def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
+        """See `Stage.run`. Raises NumericalError, ResourceError, Interrupted; what was trained is kept."""
+        from safer_engine.sae_run import SaeRun
+        from safer_engine.science.hooks import rewards_from_residual
+        from safer_engine.sources.model_loading import load_reward_model
+
+        activations = inputs.get(Activations)
+        run = SaeRun(ctx, inputs.get(PairSet), activations)
+        trained = run.train()
+        metrics = run.measure(trained.sae)
+        metrics |= {"dead_share": trained.dead_share, "dead_window": trained.dead_window}
+        rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)
+        layer = int(activations.meta["hook_layer"])
+        metrics |= run.recovered(trained.sae, lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids))
+        metrics["training"] = run.training_facts(trained)
+        sae_files.publish_sae(ctx.work, trained.sae)
+        sae_files.publish_curve(ctx.work, trained.curve)
+        sae_files.publish_json(ctx.work, "metrics.json", metrics)
+        return Draft({name: value for name, value in metrics.items() if name != "density"})
