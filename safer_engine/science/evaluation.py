@@ -13,6 +13,7 @@ Every accuracy counts what its benchmark counts as right:
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -108,7 +109,8 @@ class EvaluationScores:
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return document
 
 
 @dataclass(frozen=True)
