@@ -30,7 +30,7 @@ def resolve_hub(source: HubSource) -> ResolvedDataset:
 
 def _look_up_commit(source: HubSource) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         commit = HfApi().dataset_info(source.path, revision=source.revision).sha
@@ -44,7 +44,7 @@ def _look_up_commit(source: HubSource) -> str:
         ) from error
     except HFValidationError as error:
         raise DatasetRefused(f"{source.path!r} is not a dataset id", "give org/name, or the path of a local file") from error
-    except OSError as error:
+    except (HTTPError, OSError) as error:
         raise DatasetRefused(f"the hub can't be asked for dataset {source.path}: {_cause(error)}", _OFFLINE) from error
     if commit is None:
         raise DatasetRefused(f"the hub names no commit for dataset {source.path}", "name a commit as revision")
@@ -59,6 +59,7 @@ _OFFLINE = (
 def _read(source: HubSource, commit: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
 
     try:
         dataset = load_dataset(source.path, source.name, split=source.split, revision=commit)
@@ -67,7 +68,7 @@ def _read(source: HubSource, commit: str) -> Iterator[dict[str, Any]]:
             f"dataset {source.path} at {commit[:12]} can't be read: {_cause(error)}",
             "check dataset.source.name and split; datasets that need code of their own are not run",
         ) from error
-    except (OSError, RuntimeError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:
         raise DatasetRefused(f"dataset {source.path} can't be fetched: {_cause(error)}", _OFFLINE) from error
     yield from dataset
 
