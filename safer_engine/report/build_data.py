@@ -55,9 +55,11 @@ def _lengths(table: pa.Table, side: str) -> NDArray[np.int64]:
     return np.asarray(pc.utf8_length(table.column(side)).to_pylist(), dtype=np.int64)
 
 
+_HEALTH_FACTS = ("layout", "groups", "n_rows", "sides_truncated")
+
+
 def _health(counts: dict[str, Any]) -> Health:
-    others = {name: value for name, value in counts.items() if name not in ("n_in", "n_kept", "dropped")}
-    facts = {name: value for name, value in scalars(others).items() if isinstance(value, (bool, int, float))}
+    facts = scalars({name: counts[name] for name in _HEALTH_FACTS if name in counts})
     return Health(n_in=counts["n_in"], n_kept=counts["n_kept"], dropped=counts["dropped"], facts=facts)
 
 

@@ -15,6 +15,7 @@ from safer_engine.spec import ReportSpec
 _CURVE_POINTS = 240
 _RATE_BINS, _SALIENCE_BINS = 56, 44
 _LOWEST_RATE = 1e-6
+_NAMED = ("kind", "d_in", "d_sae", "k")
 
 
 def sae_section(sae: SparseAutoencoder, latents: Latents | None) -> SaeReport:
@@ -25,11 +26,13 @@ def sae_section(sae: SparseAutoencoder, latents: Latents | None) -> SaeReport:
         d_in=facts["d_in"],
         d_sae=facts["d_sae"],
         k=facts["k"],
-        facts=scalars({name: value for name, value in facts.items() if name not in ("kind", "d_in", "d_sae", "k")}),
+        facts=scalars({**{n: v for n, v in facts.items() if n not in _NAMED}, "training": metrics.get("training", {})}),
         fvu=finite(metrics["fvu"], "FVU"),
         nmse=maybe_finite(metrics.get("nmse"), "NMSE"),
         l0=finite(metrics["l0"], "L0"),
         dead_share=finite(metrics["dead_share"], "the share of dead latents"),
+        dead_window=metrics.get("dead_window"),
+        silent_share=maybe_finite(metrics.get("silent_share"), "the share of silent latents"),
         n_positions=metrics["n_positions"],
         density=_density(metrics.get("density")),
         recovered=_recovered(metrics.get("recovered")),
@@ -91,7 +94,7 @@ def _overview(rates: Floats, salience: Floats) -> Overview:
     firing = (rates > 0) & np.isfinite(salience)
     logs, heights = np.log10(rates[firing]), salience[firing]
     low = float(np.floor(logs.min())) if len(logs) else -1.0
-    limit = max(0.05, float(np.abs(heights).max()) * 1.02 if len(heights) else 0.05)
+    limit = max(0.02, float(np.abs(heights).max()) * 1.12 if len(heights) else 0.02)
     x_edges = np.linspace(min(low, -1.0), 0, _RATE_BINS + 1)
     y_edges = np.linspace(-limit, limit, _SALIENCE_BINS + 1)
     counts, _, _ = np.histogram2d(np.clip(logs, x_edges[0], 0), heights, bins=[x_edges, y_edges])

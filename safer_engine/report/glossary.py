@@ -19,7 +19,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     ("FVU, variance explained", "Fraction of the activations' variance that the autoencoder does not explain; one minus it."),
     ("L0", "Mean number of latents active at a position."),
-    ("Dead latent", "A latent that never fires in the held-out positions."),
+    ("Dead latent", "A latent that did not fire for a long stretch of training. Silent: it fires at no held-out position."),
     ("Reward recovered", "What is left of rewards and preferences when activations are replaced by their reconstruction."),
     ("Context", "A text window where a latent fires strongly. Shading is its activation at each token."),
     ("Causal effect", "Change of the reward margin when a latent is removed from the activations."),

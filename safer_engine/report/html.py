@@ -36,6 +36,7 @@ from safer_engine.report.svg import element
 
 MAX_BYTES = 3_000_000
 _LEVELS = 6
+_FIRST_CARDS = 8
 _CONTENTS = (
     ("overview", "Overview"),
     ("salience", "Salience"),
@@ -54,6 +55,7 @@ _CANDIDATE_COLUMNS = (
     ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
 )  # fmt: skip
 _STYLES = ("concise", "detailed plain", "detailed markdown")
+_DATA_FACTS = {"groups": "grouping", "n_rows": "input rows", "sides_truncated": "texts truncated"}
 _MEASURES = {"correlation": "correlation of rewards", "preference_kept": "preferences kept", "margin_variance": "margin variance"}
 
 
@@ -144,8 +146,10 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
     features = report.features or []
     wanted = int(report.spec["report"]["features"])
     cards = features[: min(wanted, limits.cards)]
+    first = sum(bool(feature.safety_feature) for feature in cards) or _FIRST_CARDS
     return {
-        "cards": cards,
+        "cards": cards[:first],
+        "more_cards": cards[first:],
         "carded": frozenset(feature.latent_id for feature in cards),
         "labelled": any(feature.safety_feature is not None for feature in features),
         "listed": features[: limits.rows],
@@ -164,6 +168,8 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
     ]
     return {
         "shown_pairs": pairs,
+        "flagged": [pair for pair in pairs if pair.action != "keep"],
+        "kept": [pair for pair in pairs if pair.action == "keep"],
         "pair_filters": [(field, values) for field, values in filters if len(values) > 1],
         "edits_slices": _slices(edits.by_axis) if edits is not None else [],
         "names": {feature.latent_id: feature.explanation for feature in report.features or []},
@@ -221,12 +227,17 @@ def _token(token: str, activation: float | None, level: int, *, focus: bool) -> 
 def _recovered_plot(sae: SaeReport, floor: float) -> Markup:
     parts = sae.recovered or {}
     bars = [
-        Bar(f"{_MEASURES.get(name, text.words(name))}, {which} positions", value)
+        Bar(
+            name=f"{_MEASURES[name]}, {which} positions",
+            value=value,
+            reference=measures.get(f"ablated_{name}"),
+            floor=floor if (which, name) == ("covered", "margin_variance") else None,
+        )
         for which, measures in parts.items()
         for name, value in measures.items()
         if name in _MEASURES
     ]
-    return plots.bars_plot(bars, floor, "Reward recovered: " + ", ".join(f"{bar.name} {text.percent(bar.value)}" for bar in bars))
+    return plots.bars_plot(bars, "Reward recovered: " + ", ".join(f"{bar.name} {text.percent(bar.value)}" for bar in bars))
 
 
 def _strip(share: float, width: int, class_: str) -> Markup:
@@ -310,7 +321,7 @@ def _dataset_facts(report: ReportDocument) -> dict[str, Any]:
         "tokens": data.tokens,
         "in both orders": data.n_both_orders,
         "chosen is longer": text.percent(data.longer_chosen),
-        **data.health.facts,
+        **{_DATA_FACTS.get(name, name): value for name, value in data.health.facts.items()},
     }
 
 

@@ -182,7 +182,9 @@ class SaeReport(Node):
     fvu: float = Field(description="Fraction of variance unexplained, in raw units; 0 is perfect.")
     nmse: float | None = Field(None, description="Mean of ‖x − x̂‖² / ‖x‖².")
     l0: float = Field(description="Mean number of active latents at a position.")
-    dead_share: Rate = Field(description="Share of latents that never fired in the held-out positions.")
+    dead_share: Rate = Field(description="Share of latents that did not fire in the last `dead_window` training positions.")
+    dead_window: Count | None = None
+    silent_share: Rate | None = Field(None, description="Share of latents that fired at no held-out position.")
     n_positions: Count = Field(description="Held-out positions measured.")
     density: Histogram | None = Field(None, description="Latents by log10 of their firing rate; silent ones in the first bin.")
     recovered: dict[str, dict[str, float]] | None = Field(

@@ -115,7 +115,8 @@ def _names(features: Sequence[Feature], x: Scale, y: Scale, frame: Frame) -> lis
         to_right = dot + 12 + width < frame.right
         start = dot + 11 if to_right else dot - 11 - width
         free = all(abs(height - other) > 15 or start > right or start + width < left for left, right, other in taken)
-        if free and start > frame.left and frame.top + 22 < height < frame.bottom - 18 and len(parts) < _MAX_LABELS:
+        cornered = start < frame.left + 240 and not frame.top + 22 < height < frame.bottom - 18
+        if free and not cornered and start > frame.left and len(parts) < _MAX_LABELS:
             taken.append((start, start + width, height))
             parts.append(text(dot + (11 if to_right else -11), height, name, "dot-name", "start" if to_right else "end"))
     return parts
@@ -172,14 +173,16 @@ def density_plot(density: Histogram) -> Markup:
 
 @dataclass(frozen=True)
 class Bar:
-    """A named share."""
+    """A named share, and what it is to be compared with."""
 
     name: str
     value: float
+    reference: float | None = None
+    floor: float | None = None
 
 
-def bars_plot(bars: Sequence[Bar], floor: float | None, label: str) -> Markup:
-    """Horizontal bars of shares in [0, 1], with a floor marked; negative shares are drawn as empty bars."""
+def bars_plot(bars: Sequence[Bar], label: str) -> Markup:
+    """Horizontal bars of shares in [0, 1], reference (tick) and floor (dashed) marked; a negative share is an empty bar."""
     row = 38.0
     height = max(_SMALL_HEIGHT, 20 + row * len(bars))
     x = Scale(0, 1, 0, _SMALL_WIDTH - 62)
@@ -189,9 +192,12 @@ def bars_plot(bars: Sequence[Bar], floor: float | None, label: str) -> Markup:
         parts.append(text(0, top + 10, bar.name, "bar-name", "start"))
         parts.append(rect(0, top + 16, x.end, 11, "bar-track"))
         parts.append(rect(0, top + 16, x(min(1.0, max(0.0, bar.value))), 11, "bar", f"{bar.name}: {percent(bar.value)}"))
+        if bar.reference is not None:
+            at = x(min(1.0, max(0.0, bar.reference)))
+            parts.append(line(at, top + 13, at, top + 30, "reference"))
+        if bar.floor is not None:
+            parts.append(line(x(bar.floor), top + 11, x(bar.floor), top + 32, "floor"))
         parts.append(text(_SMALL_WIDTH - 4, top + 26, percent(bar.value), "value", "end"))
-    if floor is not None and bars:
-        parts.append(line(x(floor), 22, x(floor), 10 + row * len(bars) - 6, "floor"))
     return picture(_SMALL_WIDTH, height, label, parts)
 
 

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument
-from safer_engine.report.text import NONE, base_name, count, percent, plain, share_interval, signed, small_percent, visible, words
+from safer_engine.report.text import (
+    NONE,
+    base_name,
+    count,
+    number,
+    percent,
+    plain,
+    share_interval,
+    signed,
+    small_percent,
+    visible,
+    words,
+)
 
 _SMALL_GROUPS = 100
 _MANY_DROPPED = 0.1
@@ -96,7 +108,7 @@ def _features_figure(report: ReportDocument) -> KeyFigure:
     if features is None:
         return _missing(report, "Safety features", "features", "features")
     named = [f for f in features if f.safety_feature]
-    if any(f.safety_feature is None for f in features):
+    if "features[].safety_feature" in report.provenance.not_computed:
         return _missing(report, "Safety features", "features[].safety_feature", "features")
     return KeyFigure("Safety features", count(len(named)), f"of {count(len(features))} candidate latents", "features")
 
@@ -193,7 +205,7 @@ def _about_data(report: ReportDocument) -> list[Caution]:
     if data is None:
         return []
     found = []
-    dropped = data.health.n_in - data.health.n_kept
+    dropped = data.health.n_in - data.health.n_kept - data.health.dropped.get("sampled_out", 0)
     if data.health.n_in and dropped / data.health.n_in > _MANY_DROPPED:
         found.append(_care(f"{count(dropped)} of {count(data.health.n_in)} pairs could not be used: see data health."))
     if data.n_groups < _SMALL_GROUPS:
@@ -219,9 +231,10 @@ def _about_rewards(report: ReportDocument) -> list[Caution]:
     if model is None:
         return []
     found = []
-    note = model.invariance.get("warning")
-    if isinstance(note, str) and note:
-        found.append(_care(f"Rewards move with batching: {visible(note)}"))
+    drifts = [drift for name, drift in model.invariance.items() if name.endswith("_drift") and isinstance(drift, float)]
+    if model.invariance.get("status") == "warning" and drifts:
+        moved = f"Rewards move by up to {number(max(drifts), 3)} SD of the margins with batching and padding"
+        found.append(_care(f"{moved}: figures near a tie are unsure."))
     audited = overall(model.on_audited_pairs).accuracy
     if audited.lo is not None and audited.lo <= 0.5:
         found.append(
@@ -241,12 +254,14 @@ def _about_sae(report: ReportDocument) -> list[Caution]:
     if sae is None:
         return []
     found = []
-    if sae.interpretable is False:
+    if sae.recovered is None:
+        found.append(_care("Reward recovered was not measured: nothing says that the features are what the reward is made of."))
+    elif sae.interpretable is False:
         found.append(
             Caution("stop", "Too little of the reward survives the SAE's reconstruction: do not interpret its features.")
         )
     if sae.dead_share > _MANY_DEAD:
-        found.append(_care(f"{percent(sae.dead_share, 0)} of latents never fire on held-out groups."))
+        found.append(_care(f"{percent(sae.dead_share, 0)} of latents are dead: they did not fire at the end of training."))
     if report.features and report.provenance.not_computed.get("features[].causal_effect"):
         found.append(_care("Features are correlational: salience says how they fire, not that they move the reward."))
     return found

@@ -30,9 +30,12 @@ def _name(name: str) -> str:
 
 def picture(width: float, height: float, label: str, children: Sequence[Markup], class_: str = "plot") -> Markup:
     """The outermost element. `label` says in words what the picture shows."""
-    return element(
-        "svg", children, viewBox=f"0 0 {width:g} {height:g}", class_=class_, role="img", aria_label=visible(label), xmlns=None
-    )
+    return element("svg", children, viewBox=f"0 0 {width:g} {height:g}", class_=class_, **_described(label))
+
+
+def _described(label: str) -> dict[str, Attribute]:
+    """A picture without a description repeats figures beside it: screen readers skip it."""
+    return {"role": "img", "aria_label": visible(label)} if label else {"aria_hidden": "true"}
 
 
 @dataclass(frozen=True)

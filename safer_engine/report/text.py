@@ -53,8 +53,9 @@ def plain(text: Text | None, limit: int = 120) -> str:
     """A text on one line, clipped."""
     if text is None:
         return ""
-    line = " ".join(visible(text.text[: limit + 1]).split())
-    return line if len(line) <= limit and not text.omitted else line[: limit - 1].rstrip() + "…"
+    line = " ".join(visible(text.text[: 4 * limit]).split())
+    cut = len(line) > limit or len(text.text) > 4 * limit or text.omitted
+    return line[: limit - 1].rstrip() + "…" if cut else line
 
 
 def count(value: float | int | None) -> str:
@@ -133,7 +134,7 @@ def fact(value: Scalar) -> str:
     if isinstance(value, int):
         return count(value)
     if isinstance(value, float):
-        return number(value, 3)
+        return f"{value:.4g}".replace("-", MINUS)
     return NONE if value is None else visible(value)
 
 

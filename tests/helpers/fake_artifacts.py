@@ -104,12 +104,13 @@ def build(root: Path, *, hostile: bool = False, groups: int = 90, long_text: int
     pairs = _pair_rows(groups, hostile, long_text)
     evaluation = _pair_rows(groups // 2, hostile, 0, prefix="eval")
     planted = frozenset(row["pair_id"] for row in pairs if row["planted"])
+    latents = writer.latents(pairs, hostile)
     found: dict[type[Artifact], Artifact | Absent] = {
         PairSet: writer.pairs(pairs, evaluation),
         Activations: writer.activations(pairs, evaluation),
         SparseAutoencoder: writer.sae(),
-        Latents: writer.latents(pairs, hostile),
-        Labels: writer.labels(hostile),
+        Latents: latents,
+        Labels: writer.labels(latents, hostile),
         CausalEffects: Absent("causal effects are not computed in this version"),
         PairScores: writer.pair_scores(pairs),
         Edits: writer.edits(pairs),
@@ -194,13 +195,26 @@ class _Writer:
     def pairs(self, rows: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> Artifact:
         kept, dropped = len(rows), sum(DROPPED.values())
         health = {
-            "dataset": {"n_in": kept + dropped, "n_kept": kept, "dropped": DROPPED},
+            "dataset": {
+                "layout": "trl",
+                "n_rows": kept + dropped,
+                "n_in": kept + dropped,
+                "n_kept": kept,
+                "dropped": DROPPED,
+                "groups": "given",
+                "sides_truncated": 3,
+                "axes": {"safety": 1},
+                "examples": [f"row 3: malformed {HOSTILE[0]}"],
+            },
             "evaluation": {"n_in": len(evaluation) + 4, "n_kept": len(evaluation), "dropped": {"in_training_data": 4}},
         }
         inputs = [{**row, "status": "scored", "reason": None} for row in rows]
         reasons = [reason for reason, n in DROPPED.items() for _ in range(n)]
         inputs += [
-            {"row": kept + i, "pair_id": f"lost-{i}", "group": "", "axis": "safety", "subset": "", "status": "not_scored", "reason": reason}
+            {
+                "row": kept + i, "pair_id": f"lost-{i}", "group": "", "axis": "safety", "subset": "",
+                "status": "not_scored", "reason": reason,
+            }
             for i, reason in enumerate(reasons)
         ]  # fmt: skip
         columns = ("row", "pair_id", "content_digest", "group", "axis", "subset", "status", "reason")
@@ -226,7 +240,10 @@ class _Writer:
             "d_in": 64, "n_blocks": 6, "hook_layer": 4, "hook_name": "model.layers.3", "dtype": "float32", "attention": "sdpa",
             "n_positions": 48_000, "flags": {"special": 512, "high_norm": 9}, "norm_median": 11.5,
             "reward_model": {"architecture": "LlamaForSequenceClassification", "n_parameters": 1_234_567, "head_name": "score"},
-            "invariance": {"max_drift_sd": 2.1e-6, "changed_share": 0.0, "warning": None},
+            "invariance": {
+                "status": "ok", "dtype": "float32", "n_pairs": 16, "margin_sd": 1.1, "batch_drift": 2.1e-6,
+                "padding_drift": 1.4e-6, "median_drift": 4e-7, "changed": 0,
+            },
         }  # fmt: skip
         files = {"rewards.arrow": self._rewards(rows, 0.9), "eval_rewards.arrow": self._rewards(evaluation, 0.75)}
         return self._commit(Activations, "activations", files, meta)
@@ -245,16 +262,21 @@ class _Writer:
         steps = np.arange(0, 2000, 5)
         curve = [
             {
-                "step": int(step), "positions": int(step) * 4096, "loss": 0.18 + 0.8 * math.exp(-step / 240) + 0.01 * math.sin(step),
-                "aux_loss": 0.02, "dead_share": min(0.05, step / 40_000), "lr": 2e-4,
+                "step": int(step), "positions": int(step) * 4096,
+                "loss": 0.18 + 0.8 * math.exp(-step / 240) + 0.01 * math.sin(step), "aux_loss": 0.02,
+                "dead_share": min(0.05, step / 40_000), "lr": 2e-4,
             }
             for step in steps
         ]  # fmt: skip
         metrics = {
-            "fvu": 0.1875, "nmse": 0.171, "l0": 31.6, "dead_share": 0.046875, "n_positions": 4_800,
+            "fvu": 0.1875, "nmse": 0.171, "l0": 31.6, "dead_share": 0.046875, "dead_window": 200_000, "silent_share": 0.05,
+            "n_positions": 4_800, "training": {"n_positions": 43_000, "left_out": {"special": 12}, "lr": 2e-4},
             "density": [0.0 if i % 21 == 0 else 10 ** (-4 + 3.5 * (i / N_LATENTS)) for i in range(N_LATENTS)],
             "recovered": {
-                "covered": {"correlation": 0.983, "preference_kept": 0.958, "margin_variance": 0.941},
+                "covered": {
+                    "correlation": 0.983, "preference_kept": 0.958, "margin_variance": 0.941,
+                    "ablated_correlation": 0.41, "ablated_preference_kept": 0.66, "ablated_margin_change": 0.9,
+                },
                 "all": {"correlation": 0.917, "preference_kept": 0.902, "margin_variance": 0.829},
             },
             "interpretable": True,
@@ -297,14 +319,15 @@ class _Writer:
         return self._commit(Latents, "latents", files, meta)
 
     def _latent(self, index: int) -> dict[str, Any]:
-        salience = float(np.tanh(self._rng.standard_t(4) * 0.14))
+        rate = 0.0 if index % 21 == 20 else float(10 ** self._rng.normal(-2.4, 0.6))
+        salience = float(np.tanh(self._rng.standard_t(6) * 0.13)) if rate else 0.0
         if index < N_FEATURES:
             salience = (0.85 - 0.05 * index) * (1 if _LABELS[index][2] != "rejected" else -1)
-        rate = 0.0 if index % 21 == 20 else float(10 ** self._rng.normal(-2.4, 0.6))
         return {
-            "latent_id": index, "firing_rate": min(rate, 0.9), "responses": int(rate * 5_000), "energy": 3.5, "a_chosen": 0.2,
-            "a_rejected": 0.1, "salience": salience, "salience_lo": max(-1.0, salience - 0.07), "salience_hi": min(1.0, salience + 0.07),
-            "t": salience * 14, "salience_paper": salience * 0.8, "candidate": False, "rank": None,
+            "latent_id": index, "firing_rate": min(rate, 0.9), "responses": int(min(rate, 0.2) * 1_500 + (rate > 0)), "energy": 3.5,
+            "a_chosen": 0.2, "a_rejected": 0.1, "salience": salience, "salience_lo": max(-1.0, salience - 0.07),
+            "salience_hi": min(1.0, salience + 0.07), "t": salience * 14, "salience_paper": salience * 0.8, "axis": None,
+            "candidate": False, "rank": None,
         }  # fmt: skip
 
     def _contexts(self, latent: int, rows: list[dict[str, Any]], salience: float, hostile: bool) -> list[dict[str, Any]]:
@@ -326,9 +349,10 @@ class _Writer:
             )  # fmt: skip
         return found
 
-    def labels(self, hostile: bool) -> Artifact:
+    def labels(self, latents: Artifact, hostile: bool) -> Artifact:
         rows = []
-        for latent in range(N_CANDIDATES):
+        candidates = [row["latent_id"] for row in latents.table("latents.arrow").to_pylist() if row["candidate"]]
+        for latent in candidates:
             known = latent < N_FEATURES
             text, rating, direction, terms = _LABELS[latent] if known else ("", None, None, [])
             rows.append(

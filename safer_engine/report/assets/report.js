@@ -106,6 +106,8 @@
       pair.hidden = filters.some((filter) => filter.value !== "" && pair.dataset[filter.dataset.field] !== filter.value);
       shown += pair.hidden ? 0 : 1;
     }
+    const kept = document.getElementById("kept-pairs");
+    if (kept && filters.some((filter) => filter.value !== "")) kept.open = true;
     matches.textContent = `${shown} shown`;
   };
   filters.forEach((filter) => filter.addEventListener("change", applyFilters));
@@ -128,11 +130,4 @@
     }
   }, { rootMargin: "-15% 0px -75% 0px" });
   all("main > section[id]").forEach((section) => seen.observe(section));
-
-  let reopened = [];
-  addEventListener("beforeprint", () => {
-    reopened = all("details.pair:not([open])");
-    reopened.forEach((details) => { details.open = true; });
-  });
-  addEventListener("afterprint", () => reopened.forEach((details) => { details.open = false; }));
 })();
