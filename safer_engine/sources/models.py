@@ -110,8 +110,8 @@ def _from_hub(name: str, revision: str | None, code: bool) -> _Folder:
     try:
         info = HfApi().model_info(name, revision=revision)
         _check_listing(name, [file.rfilename for file in info.siblings or []])
-        path = Path(snapshot_download(name, revision=info.sha, allow_patterns=patterns))
-        return _Folder(path, info.sha)
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return _Folder(path, path.name)
     except HFValidationError as error:
         raise ModelRefused(f"{name} is neither a folder nor a hub id", "give a folder, or org/name@revision") from error
     except HfHubHTTPError as error:
