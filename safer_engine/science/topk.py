@@ -12,6 +12,8 @@ from safer_engine.errors import NumericalError
 _GROUP = 8
 _MIN_GROUPED = 1024
 _MAX_SWEEPS = 64
+_GUESS_SHARE = 0.9
+_SURPLUS = 2.0
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def top_k(pre_BS: Tensor, k: int) -> TopK:
 def batch_top_k(pre_BS: Tensor, k: int, guess: float | None = None) -> Selected:
     """The B·k largest positive entries of the whole batch, exactly (arXiv 2412.06410, eq. 5).
 
-    A threshold that lets slightly more than B·k entries through is found by bisection over cheap counting sweeps; only
-    those entries are then ordered. With fewer than B·k positive entries, all of them are taken.
+    A threshold that lets somewhat more than B·k entries through is found by counting sweeps, one where the guess is good;
+    only those entries are then ordered. With fewer than B·k positive entries, all of them are taken.
 
     Args:
         pre_BS: pre-activations [B, S].
@@ -79,23 +81,30 @@ def batch_top_k(pre_BS: Tensor, k: int, guess: float | None = None) -> Selected:
         guess: where the threshold was last time; saves sweeps, never changes the outcome but for exact ties.
     """
     wanted = pre_BS.shape[0] * k
-    threshold = _threshold_below(pre_BS, wanted, guess)
-    rows_N, columns_N = (pre_BS > threshold).nonzero(as_tuple=True)
-    values_N = pre_BS[rows_N, columns_N]
-    if len(values_N) > wanted:
-        kept_N = values_N.topk(wanted, sorted=False).indices.sort().values
-        rows_N, columns_N, values_N = rows_N[kept_N], columns_N[kept_N], values_N[kept_N]
-    counts_B = torch.bincount(rows_N, minlength=pre_BS.shape[0])
-    offsets_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
-    return Selected(values_N, columns_N, offsets_B1)
+    found = above(pre_BS, _threshold_below(pre_BS, wanted, guess))
+    if len(found.values_N) <= wanted:
+        return found
+    kept_N = found.values_N.topk(wanted, sorted=False).indices.sort().values
+    return _by_row(found.rows_N[kept_N], found.columns_N[kept_N], found.values_N[kept_N], pre_BS.shape[0])
 
 
 def above(pre_BS: Tensor, threshold: float | Tensor) -> Selected:
-    """All entries above a threshold, row by row, columns ascending."""
-    rows_N, columns_N = (pre_BS > threshold).nonzero(as_tuple=True)
-    counts_B = torch.bincount(rows_N, minlength=pre_BS.shape[0])
-    offsets_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
-    return Selected(pre_BS[rows_N, columns_N], columns_N, offsets_B1)
+    """All entries above a threshold, row by row; within a row in a fixed order of no meaning."""
+    n_rows, n_columns = pre_BS.shape
+    n_groups = n_columns // _GROUP
+    if n_columns < _MIN_GROUPED or n_columns % _GROUP or not pre_BS.is_contiguous():
+        rows_N, columns_N = (pre_BS > threshold).nonzero(as_tuple=True)
+        return _by_row(rows_N, columns_N, pre_BS[rows_N, columns_N], n_rows)
+    grouped = pre_BS.view(n_rows, _GROUP, n_groups)
+    rows_M, groups_M = (grouped.amax(dim=1) > threshold).nonzero(as_tuple=True)
+    candidates = grouped[rows_M, :, groups_M]
+    place_N, member_N = (candidates > threshold).nonzero(as_tuple=True)
+    return _by_row(rows_M[place_N], member_N * n_groups + groups_M[place_N], candidates[place_N, member_N], n_rows)
+
+
+def _by_row(rows_N: Tensor, columns_N: Tensor, values_N: Tensor, n_rows: int) -> Selected:
+    counts_B = torch.bincount(rows_N, minlength=n_rows)
+    return Selected(values_N, columns_N, torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)]))
 
 
 def _threshold_below(pre_BS: Tensor, wanted: int, guess: float | None) -> float:
@@ -104,14 +113,16 @@ def _threshold_below(pre_BS: Tensor, wanted: int, guess: float | None) -> float:
     if not high < float("inf"):
         raise NumericalError("a pre-activation is not finite", "lower the learning rate (sae.lr)")
     low = 0.0
-    middle = guess * 0.98 if guess is not None and 0 < guess * 0.98 < high else high / 2
-    for _ in range(_MAX_SWEEPS):
-        count = int((pre_BS > middle).sum())
+    middle = guess * _GUESS_SHARE if guess is not None and 0 < guess * _GUESS_SHARE < high else high / 2
+    for sweep in range(_MAX_SWEEPS):
+        count = int(torch.count_nonzero(pre_BS > middle))
         if count < wanted:
             high = middle
+            if sweep == 0 and int(torch.count_nonzero(pre_BS > 0)) <= wanted:
+                return 0.0
         else:
             low = middle
-            if count <= wanted * 1.3:
+            if count <= wanted * _SURPLUS:
                 break
         middle = (low + high) / 2
         if not low < middle < high:
