@@ -1,0 +1,115 @@
+"""`safer-audit apply`: carry out recommended edits on a dataset, or undo them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from safer_engine.errors import SpecError
+
+if TYPE_CHECKING:
+    from safer_engine.edit_files import EditResult
+
+_DATASET_OPTIONS = (
+    click.option("--split", help="Split, where the dataset folder holds several."),
+    click.option("--format", "layout", default="auto", show_default=True, help="Row layout the dataset was audited with."),
+    click.option("--label", type=click.Choice(["safer", "better"]), default="safer", help="PKU-SafeRLHF rows: which preference."),
+    click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Column map the dataset was audited with."),
+)
+
+
+def _dataset_options(function: Any) -> Any:
+    for option in reversed(_DATASET_OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command("apply")
+@click.option("--edits", type=click.Path(path_type=Path), help="The edits.jsonl of an audit.")
+@click.option("--dataset", "-d", type=click.Path(path_type=Path), help="The dataset that was audited: file or folder.")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, help="The edited dataset; with --undo: what to restore."
+)
+@click.option("--action", "actions", default="drop", show_default=True, help="What to carry out: drop, flip or drop,flip.")
+@click.option("--budget", help="Cut each axis anew at this share, e.g. 4% or 0.04, instead of taking the recommended actions.")
+@_dataset_options
+@click.option("--undo", is_flag=True, help="Restore the original at --out.")
+@click.option("--force", is_flag=True, help="Replace what is at --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def apply_command(undo: bool, as_json: bool, **given: Any) -> None:
+    """Apply the recommended edits to a dataset, or undo them.
+
+    The edited dataset keeps the original's format. What was removed lies beside it, with a manifest (OUT.safer-edits.json) from
+    which --undo restores the original. Rows marked review are for a person: set their action in edits.jsonl to carry it out.
+    """
+    from safer_engine.edit_files import undo_edits
+
+    if undo:
+        if given["edits"] or given["dataset"]:
+            raise SpecError("--undo takes --out alone", "leave --edits and --dataset out: the manifest beside --out says it all")
+        _report(undo_edits(given["out"]), as_json, undone=True)
+        return
+    _report(_apply(given), as_json, undone=False)
+
+
+def _apply(given: dict[str, Any]) -> EditResult:
+    from pydantic import ValidationError
+
+    from safer_engine.edit_files import ApplyRequest, apply_edits
+    from safer_engine.spec import DatasetSpec, LocalSource
+
+    for name in ("edits", "dataset"):
+        if given[name] is None:
+            raise SpecError(f"--{name} is missing", "apply needs --edits, --dataset and --out")
+    source = LocalSource(path=str(given["dataset"]), split=given["split"])
+    try:
+        dataset = DatasetSpec(source=source, format=given["layout"], label=given["label"], columns=_columns(given["columns"]))
+    except ValidationError as error:
+        raise SpecError(f"--format {given['layout']}: {error.errors()[0]['msg']}") from error
+    actions = frozenset(action.strip() for action in given["actions"].split(",") if action.strip())
+    if unknown := sorted(actions - {"drop", "flip"}):
+        raise SpecError(f"--action {', '.join(unknown)} cannot be applied", "give drop, flip or drop,flip")
+    budget = None if given["budget"] is None else parse_share(given["budget"])
+    return apply_edits(ApplyRequest(given["edits"], dataset, given["out"], actions, budget, given["force"]))
+
+
+def parse_share(text: str) -> float:
+    """`4%` or `0.04` as 0.04. Raises SpecError for anything else."""
+    try:
+        return float(text.strip().removesuffix("%").strip()) / (100.0 if text.strip().endswith("%") else 1.0)
+    except ValueError:
+        raise SpecError(f"--budget {text!r} is not a share", "give for example 4% or 0.04") from None
+
+
+def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        ours, found, theirs = pair.partition("=")
+        if not found or not ours:
+            raise SpecError(f"--column {pair!r} is not OURS=THEIRS", "for example --column chosen=winner")
+        columns[ours.strip()] = theirs.strip()
+    return columns
+
+
+def _report(result: EditResult, as_json: bool, *, undone: bool) -> None:
+    if as_json:
+        from cli.output import print_json
+
+        shown = {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(result).items()}
+        print_json({"undone": undone, **shown})
+        return
+    if undone:
+        click.echo(
+            f"{result.out}: restored, {result.n_rows:,} rows ({result.dropped:,} brought back, {result.flipped:,} flipped back)"
+        )
+        return
+    kept = result.n_rows - result.dropped
+    click.echo(f"{result.out}: {kept:,} of {result.n_rows:,} rows, {result.dropped:,} dropped, {result.flipped:,} flipped")
+    for action, count in sorted(result.left.items()):
+        how = "for a person to decide" if action == "review" else f"not applied; give --action drop,{action}"
+        click.echo(f"  {count:,} rows marked {action} are left as they are: {how}")
+    click.echo(f"  as they were: {result.removed}")
+    click.echo(f"  undo: safer-audit apply --undo --out {result.out}")

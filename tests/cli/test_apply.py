@@ -1,0 +1,80 @@
+"""`safer-audit apply` from the outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.main import run_main
+from tests.helpers.edit_cases import local, rows, write_edits
+
+ACTIONS = ["keep", "drop", "review", "flip", "keep", "drop"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(6)))
+    write_edits(tmp_path / "edits.jsonl", local(data), ACTIONS, [i / 6 for i in range(6)])
+    return tmp_path
+
+
+def apply(place: Path, *more: str) -> int:
+    names = ["--edits", str(place / "edits.jsonl"), "--dataset", str(place / "data.jsonl"), "--out", str(place / "clean.jsonl")]
+    return run_main(["apply", *names, *more])
+
+
+def test_apply_and_undo(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert apply(place) == 0
+    said = capsys.readouterr().out
+    assert "4 of 6 rows, 2 dropped, 0 flipped" in said
+    assert "1 rows marked flip are left as they are: not applied; give --action drop,flip" in said
+    assert "1 rows marked review" in said
+    assert len((place / "clean.jsonl").read_text().splitlines()) == 4
+    assert run_main(["apply", "--undo", "--out", str(place / "clean.jsonl")]) == 0
+    assert "restored, 6 rows" in capsys.readouterr().out
+    assert (place / "clean.jsonl").read_bytes() == (place / "data.jsonl").read_bytes()
+
+
+def test_json_output_and_flips(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert apply(place, "--action", "drop,flip", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["dropped"], said["flipped"], said["left"], said["undone"]) == (2, 1, {"review": 1}, False)
+    assert said["removed"] == str(place / "clean.removed.jsonl")
+    assert run_main(["apply", "--undo", "--out", str(place / "clean.jsonl"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] is None
+
+
+@pytest.mark.parametrize("budget", ["20%", "0.2", " 20 % "])
+def test_a_budget_is_a_share_or_per_cent(place: Path, budget: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert apply(place, "--budget", budget, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--budget", "lots"], "is not a share"),
+        (["--budget", "90%"], "out of range"),
+        (["--action", "burn"], "cannot be applied"),
+        (["--action", ","], "no action"),
+        (["--column", "chosen"], "not OURS=THEIRS"),
+        (["--column", "chosen=nowhere"], "which the first rows don't have"),
+        (["--format", "odd"], "--format odd"),
+        (["--undo"], "takes --out alone"),
+        (["--split", "train"], "no split"),
+    ],
+)
+def test_what_is_wrong_is_said_with_exit_code_2(
+    place: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert apply(place, *more) == 2
+    assert said in capsys.readouterr().err
+    assert not (place / "clean.jsonl").exists()
+
+
+def test_what_is_missing_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(["apply", "--out", str(place / "o.jsonl")]) == 2
+    assert "--edits is missing" in capsys.readouterr().err
