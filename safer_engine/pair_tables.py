@@ -121,7 +121,7 @@ def write_pairs(
     reasons: list[Drop | None] = []
     details: list[str] = []
     tokens = truncated = 0
-    pairs = zip(surveyed.entries, read_pairs(dataset.rows(), surveyed.layout), strict=True)
+    pairs = _unchanged(surveyed.entries, read_pairs(dataset.rows(), surveyed.layout))
     with pa.ipc.new_file(str(path), pairs_schema()) as file:
         while batch := list(itertools.islice(pairs, BATCH_PAIRS)):
             usable = []
@@ -220,6 +220,18 @@ def pairs_schema() -> pa.Schema:
     return pa.schema(fields)
 
 
+def _unchanged(entries: Iterable[Entry], pairs: Iterable[PreferenceRow]) -> Iterator[tuple[Entry, PreferenceRow]]:
+    """Entries of the survey with the pairs of the second reading. Raises DatasetRefused when they are not the same."""
+    from safer_engine.science.messages import content_digest
+
+    for entry, pair in itertools.zip_longest(entries, pairs):
+        same = entry is not None and pair is not None and (entry.row, entry.part) == (pair.row, pair.part)
+        usable = same and entry.reason is None
+        if not same or (usable and (pair.reason or content_digest(pair.prompt, pair.chosen, pair.rejected) != entry.digest)):
+            raise DatasetRefused("the dataset changed while it was read", "run again when nothing writes to it")
+        yield entry, pair
+
+
 def _rendered(batch: Sequence[tuple[Entry, PreferenceRow]], renderer: Renderer) -> Iterator[Usable | tuple[Drop, str]]:
     """The pairs of a batch, rendered; or why one is dropped, and a detail where the reason is not plain."""
     from safer_engine.science.rendering import SideDropped
@@ -227,8 +239,6 @@ def _rendered(batch: Sequence[tuple[Entry, PreferenceRow]], renderer: Renderer) 
     wanted = [pair for entry, pair in batch if entry.reason is None]
     sides = iter(renderer.sides([request for pair in wanted for request in pair.requests]))
     for entry, pair in batch:
-        if (entry.row, entry.part) != (pair.row, pair.part):
-            raise DatasetRefused("the dataset changed while it was read", "run again when nothing writes to it")
         if entry.reason is not None:
             yield entry.reason, ""
             continue
