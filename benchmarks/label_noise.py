@@ -2,6 +2,9 @@
 
 python -m benchmarks.label_noise --data preferences.train.jsonl.gz --base MODEL --out DIR --seeds 0,1,2
 python -m benchmarks.label_noise --out DIR --table
+
+Each step of a seed is skipped when its output is there: flipped data, trained reward model, audit store, scores. Killed at
+any moment, the same command goes on.
 """
 
 from __future__ import annotations
@@ -11,11 +14,20 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, truth_document, word_scores, write_rows
+from benchmarks.label_noise_rows import contradictions, row_doubts
+from benchmarks.label_noise_table import markdown_table
+from safer_engine.errors import ArtifactError, SpecError
 from safer_engine.events import Observer
+from safer_engine.store import digest_file
 from safer_engine.train_spec import TrainSpec
+
+if TYPE_CHECKING:
+    from safer_engine.api import AuditReport
 
 
 @dataclass(frozen=True)
@@ -43,10 +55,18 @@ class Cell:
     def model(self) -> Path:
         return self.folder / "rm"
 
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.parquet"
+
+    @property
+    def facts(self) -> Path:
+        return self.folder / "facts.json"
+
 
 @dataclass(frozen=True)
 class Setup:
-    """What all cells share."""
+    """What all cells share. `audit`: sections of the audit spec that differ from the defaults."""
 
     data: Path
     base: Path
@@ -55,6 +75,7 @@ class Setup:
     epochs: int
     lr: float | None
     device: str
+    audit: dict[str, Any]
 
 
 class LogObserver:
@@ -97,9 +118,26 @@ def flip(cell: Cell, setup: Setup) -> None:
 
 def train(cell: Cell, setup: Setup, observer: Observer) -> dict[str, Any]:
     """Train the cell's reward model, or read the record of the one there."""
-    from safer_engine.training import train_reward_model
+    from safer_engine.training import RECORD, train_reward_model
 
-    return train_reward_model(train_spec(cell, setup), cell.model, observer).record
+    path = cell.model / RECORD
+    if not path.is_file():
+        return train_reward_model(train_spec(cell, setup), cell.model, observer).record
+    record: dict[str, Any] = json.loads(path.read_bytes())
+    wanted = (cell.seed, setup.epochs, setup.max_length, setup.lr, digest_file(cell.data))
+    recipe = record["spec"]["recipe"]
+    found = (record["spec"]["seed"], recipe["epochs"], recipe["max_length"], recipe["lr"], _content(record, cell))
+    if found != wanted:
+        raise SpecError(f"{cell.model} was trained with {found}, not {wanted}", "remove it, or choose another --out")
+    return record
+
+
+def _content(record: dict[str, Any], cell: Cell) -> str | None:
+    """Digest of the cell's data if the model was trained on it."""
+    from safer_engine.sources.datasets import resolve_dataset
+
+    now = resolve_dataset(TrainSpec.model_validate(record["spec"]).dataset).digest
+    return digest_file(cell.data) if record["dataset"]["digest"] == now else None
 
 
 def train_spec(cell: Cell, setup: Setup) -> TrainSpec:
@@ -116,8 +154,97 @@ def train_spec(cell: Cell, setup: Setup) -> TrainSpec:
     return TrainSpec.model_validate(document)
 
 
+def audit(cell: Cell, setup: Setup, observer: Observer) -> AuditReport:
+    """Audit the cell's model on the data it was trained on."""
+    from safer_engine import api
+
+    document = {"seed": cell.seed, "runtime": {"device": setup.device}, **setup.audit}
+    document["model"] = {"path": str(cell.model), "max_length": setup.max_length}
+    document["dataset"] = {"source": {"kind": "local", "path": str(cell.data)}}
+    return api.audit(document, store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
+
+
+def score(cell: Cell, report: AuditReport) -> None:
+    """Write every row's doubt of every pair beside the truth, and facts about the audit."""
+    import pandas as pd
+
+    from safer_engine.artifacts import Absent, Activations, Artifact, Labels, Latents, PairSet, SparseAutoencoder
+    from safer_engine.signal_inputs import signal_inputs
+
+    found = report.artifacts
+    pairs, activations = found[PairSet], found[Activations]
+    latents, labels, sae = found[Latents], found[Labels], found[SparseAutoencoder]
+    if not isinstance(pairs, PairSet) or not isinstance(activations, Activations) or not isinstance(sae, Artifact):
+        raise ArtifactError(f"the audit of {cell.folder} is incomplete", "run the benchmark again")
+    assert isinstance(latents, (Latents, Absent))
+    assert isinstance(labels, (Labels, Absent))
+    inputs = signal_inputs(pairs, activations, latents, labels, dense=True)
+    table = pairs.pairs
+    truth = set(json.loads(cell.truth.read_bytes())["flipped"])
+    columns = {name: table[name].to_pylist() for name in ("pair_id", "group", "axis", "subset")}
+    doubts = row_doubts(inputs, columns["pair_id"], cell.seed)
+    doubts["string match"] = contradictions(*(table[name].to_pylist() for name in ("prompt", "chosen", "rejected")))
+    frame = pd.DataFrame({**columns, "flipped": [name in truth for name in columns["pair_id"]], **doubts})
+    temporary = cell.scores.with_name(f".{cell.scores.name}.{os.getpid()}")
+    frame.to_parquet(temporary)
+    os.replace(temporary, cell.scores)
+    write_json(cell.facts, {"sae": sae.meta, "activations": {"n_positions": activations.meta.get("n_positions")}})
+
+
+def run_cell(cell: Cell, setup: Setup, again: bool) -> None:
+    """All steps of a cell; `again` scores anew from the stored audit."""
+    observer = LogObserver(f"{cell.target} {cell.share:g} seed {cell.seed}")
+    flip(cell, setup)
+    record = train(cell, setup, observer)
+    observer.note("train", f"{record['timing']['training_seconds']:.0f} s")
+    if again or not cell.scores.is_file():
+        score(cell, audit(cell, setup, observer))
+        observer.note("score", str(cell.scores))
+
+
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of all cells.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), help="Preference pairs, JSONL with id, group, axis.")
+@click.option("--base", type=click.Path(path_type=Path, exists=True), help="Base model of the reward models.")
+@click.option("--eval-data", type=click.Path(path_type=Path, exists=True), help="Pairs that only measure the reward models.")
+@click.option("--seeds", default="0", show_default=True, help="Comma-separated; each decides flips, training and audit.")
+@click.option("--target", type=click.Choice(["uniform", "length", "words"]), default="uniform", show_default=True)
+@click.option("--share", type=float, default=0.1, show_default=True, help="Share of the safety groups that is flipped.")
+@click.option("--max-length", default=128, show_default=True)
+@click.option("--epochs", default=2, show_default=True)
+@click.option("--lr", type=float, help="Learning rate; default that of train-rm.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--audit", "audit_json", default="{}", help='Audit spec sections as JSON, e.g. {"sae": {"kind": "batch_topk"}}.')
+@click.option("--train-only", is_flag=True, help="Stop after the reward models.")
+@click.option("--rescore", is_flag=True, help="Compute the scores anew, from the stored audits.")
+@click.option("--table", "only_table", is_flag=True, help="Only print the table of what is there.")
+def main(**flags: Any) -> None:
+    """Run cells of the benchmark and print the table."""
+    out: Path = flags["out"]
+    if not flags["only_table"]:
+        if flags["data"] is None or flags["base"] is None:
+            raise click.UsageError("--data and --base are needed to run cells")
+        names = ("data", "base", "max_length", "epochs", "lr", "device")
+        setup = Setup(
+            evaluation=flags["eval_data"], audit=json.loads(flags["audit_json"]), **{name: flags[name] for name in names}
+        )
+        for seed in (int(text) for text in flags["seeds"].split(",")):
+            cell = Cell(out, flags["target"], flags["share"], seed)
+            if flags["train_only"]:
+                flip(cell, setup)
+                train(cell, setup, LogObserver(f"seed {seed}"))
+            else:
+                run_cell(cell, setup, flags["rescore"])
+    if not flags["train_only"]:
+        click.echo(markdown_table(out))
+
+
+if __name__ == "__main__":
+    main()
