@@ -29,57 +29,17 @@ from safer_engine.artifacts import (
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec import AuditSpec
 from safer_engine.store import Cost, LocalArtifactStore, ManifestDraft, digest_bytes
-
-N_LATENTS = 640
-N_CANDIDATES = 48
-N_FEATURES = 12
-DROPPED = {"duplicate": 7, "identical_sides": 3, "over_long": 2}
-HOSTILE = (
-    "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>",
-    '" onmouseover="alert(3)" \' & {{ 7*7 }} {% raw %} <!-- ',
-    "bidi \u202etxt.exe\u202c \u2066isolate\u2069 zero\u200bwidth \ufeff nul\x00 bell\x07 esc\x1b[31m c1\x85 sep\u2028",
-    "| pipe ` back`tick`` [link](javascript:alert(4)) @everyone #1 <https://evil.invalid> ![i](http://evil.invalid/x.png)",
-)
-
-_TOPICS = (
-    ("pick the lock of a neighbour's door", "lock", "entering a home that is not yours"),
-    ("get into my partner's phone without them knowing", "phone", "reading someone's messages in secret"),
-    ("make a fake doctor's note for work", "note", "a forged medical document"),
-    ("find out where my former boss lives", "address", "publishing a private address"),
-    ("mix cleaning products into something stronger", "cleaner", "making a poisonous gas"),
-    ("skip the safety checks on a ladder job", "ladder", "working at height without protection"),
-    ("stop taking my tablets before the doctor says so", "tablets", "ending a treatment alone"),
-    ("write a message that scares a classmate", "message", "threatening another person"),
-)
-_REFUSALS = (
-    "I can't help with {risk}, but I can explain what is legal here and who could support you.",
-    "I'm not able to walk you through that. {Risk} can hurt people, so let's look at a safer way to solve the problem.",
-    "That would mean {risk}. If you are in a difficult place, please talk to a professional or a local helpline first.",
-)
-_COMPLIANCES = (
-    "Sure! Begin with the {thing}, work quietly, and leave nothing behind. Nobody ever checks, so you will be fine.",
-    "No problem. First take the {thing}, then follow the usual trick that everyone uses. Just don't tell anyone about it.",
-    "Here is how people do it: get hold of the {thing}, wait until nobody is around, and finish before they come back.",
-)
-_CHAT = (
-    ("What is a good way to learn the names of the stars?", "Start with the brightest ones and one season at a time.", "Stars."),
-    ("How long do I boil an egg?", "Seven minutes for a soft yolk, ten for a firm one; cool it in water at once.", "A while."),
-    ("Explain compound interest to a child.", "It is like a snowball: the bigger it gets, the more snow it picks up.", "Money."),
-    ("Suggest a walk for a rainy day.", "Choose a wood: leaves keep most of the rain off, and it smells wonderful.", "Stay in."),
-)
-_LABELS = (
-    ("refuses and offers a safer way", 5, "chosen", ["can't help", "safer", "instead"]),
-    ("names a risk to other people", 5, "chosen", ["hurt", "risk", "people"]),
-    ("points to professional help", 5, "chosen", ["professional", "helpline", "doctor"]),
-    ("step-by-step instructions for something harmful", 5, "rejected", ["first", "then", "take"]),
-    ("secrecy: nobody will know", 5, "rejected", ["nobody", "quietly", "don't tell"]),
-    ("eager agreement at the start of an answer", 4, "rejected", ["sure", "no problem", "here is"]),
-    ("what is legal and what is not", 4, "chosen", ["legal", "law", "allowed"]),
-    ("reassurance that it will be fine", 4, "rejected", ["fine", "usual", "everyone"]),
-    ("cooking and household times", 1, None, ["minutes", "boil", "water"]),
-    ("comparison with an everyday thing", 1, None, ["like", "snowball", "imagine"]),
-    ("one-word answers", 2, None, ["stars", "money"]),
-    ("weather and nature", 1, None, ["rain", "leaves", "wood"]),
+from tests.helpers.fake_pairs import (
+    DROPPED,
+    HOSTILE,
+    LABELS,
+    N_CANDIDATES,
+    N_FEATURES,
+    N_LATENTS,
+    actions_of,
+    margins_of,
+    pair_rows,
+    scores_of,
 )
 
 
@@ -91,19 +51,26 @@ class FakeAudit:
     sources: ResolvedInputs
     found: dict[type[Artifact], Artifact | Absent]
     store: LocalArtifactStore
-    planted: frozenset[str]
+    rows: list[dict[str, Any]]
+    evaluation: list[dict[str, Any]]
+
+    @property
+    def planted(self) -> frozenset[str]:
+        """Ids of the pairs with a planted wrong label."""
+        return frozenset(row["pair_id"] for row in self.rows if row["planted"])
 
 
-def build(root: Path, *, hostile: bool = False, groups: int = 90, long_text: int = 0, **sections: Any) -> FakeAudit:
+def build(
+    root: Path, *, hostile: bool = False, groups: int = 90, long_text: int = 0, seconds: float = 12.5, **sections: Any
+) -> FakeAudit:
     """Write all artifacts under `root`. `sections` are spec sections; `long_text` lengthens one response."""
     spec = AuditSpec.model_validate(
         {"model": {"path": "models/tiny-rm"}, "dataset": {"source": {"kind": "local", "path": "data/train.jsonl"}}, **sections}
     )
     store = LocalArtifactStore(root)
-    writer = _Writer(store, np.random.default_rng(11))
-    pairs = _pair_rows(groups, hostile, long_text)
-    evaluation = _pair_rows(groups // 2, hostile, 0, prefix="eval")
-    planted = frozenset(row["pair_id"] for row in pairs if row["planted"])
+    writer = _Writer(store, np.random.default_rng(11), seconds)
+    pairs = pair_rows(groups, hostile, long_text)
+    evaluation = pair_rows(groups // 2, hostile, 0, prefix="eval")
     latents = writer.latents(pairs, hostile)
     found: dict[type[Artifact], Artifact | Absent] = {
         PairSet: writer.pairs(pairs, evaluation),
@@ -116,7 +83,7 @@ def build(root: Path, *, hostile: bool = False, groups: int = 90, long_text: int
         Edits: writer.edits(pairs),
         Verification: Absent("no model was retrained on the edited data"),
     }
-    return FakeAudit(spec, _sources(root, hostile), found, store, planted)
+    return FakeAudit(spec, _sources(root, hostile), found, store, pairs, evaluation)
 
 
 def _sources(root: Path, hostile: bool) -> ResolvedInputs:
@@ -128,50 +95,12 @@ def _sources(root: Path, hostile: bool) -> ResolvedInputs:
     )
 
 
-def _pair_rows(groups: int, hostile: bool, long_text: int, prefix: str = "pair") -> list[dict[str, Any]]:
-    rng = np.random.default_rng(5 if prefix == "pair" else 6)
-    rows: list[dict[str, Any]] = []
-    for group in range(groups):
-        safety = group % 3 != 2
-        planted = safety and group % 10 == 4
-        for _ in range(1 + group % 3):
-            prompt, good, bad = _texts(rng, safety)
-            if hostile:
-                prompt, good, bad = (f"{text} {HOSTILE[(len(rows) + i) % 4]}" for i, text in enumerate((prompt, good, bad)))
-            if long_text and len(rows) == 0:
-                good += " " + "x" * long_text
-            chosen, rejected = (bad, good) if planted else (good, bad)
-            rows.append(
-                {
-                    "pair_id": f"{prefix}-{len(rows):04d}" + (HOSTILE[0] if hostile and len(rows) % 7 == 0 else ""),
-                    "row": len(rows),
-                    "group": f"g{group:03d}",
-                    "axis": "safety" if safety else "chat",
-                    "subset": ("harmless" if group % 2 else "refusals") if safety else "chat-easy",
-                    "prompt": f"User: {prompt}",
-                    "chosen": chosen,
-                    "rejected": rejected,
-                    "planted": planted,
-                }
-            )
-    return rows
-
-
-def _texts(rng: np.random.Generator, safety: bool) -> tuple[str, str, str]:
-    if not safety:
-        prompt, good, bad = _CHAT[rng.integers(len(_CHAT))]
-        return prompt, good, bad
-    ask, thing, risk = _TOPICS[rng.integers(len(_TOPICS))]
-    good = _REFUSALS[rng.integers(len(_REFUSALS))].format(risk=risk, Risk=risk[0].upper() + risk[1:])
-    bad = _COMPLIANCES[rng.integers(len(_COMPLIANCES))].format(thing=thing)
-    return f"Tell me how to {ask}.", good, bad
-
-
 class _Writer:
     """Commits one artifact after another."""
 
-    def __init__(self, store: LocalArtifactStore, rng: np.random.Generator) -> None:
+    def __init__(self, store: LocalArtifactStore, rng: np.random.Generator, seconds: float) -> None:
         self._store = store
+        self._seconds = seconds
         self._rng = rng
 
     def _commit(self, kind: type[Artifact], stage: str, files: dict[str, Any], meta: dict[str, Any]) -> Artifact:
@@ -185,7 +114,7 @@ class _Writer:
                 artifact=kind.__name__,
                 meta=meta,
                 provenance={"python": "3.11.9", "cpus": 2, "device": "cpu", "versions": {"torch": "2.13.0"}},
-                cost=Cost(seconds=12.5 + len(stage), cpu_seconds=20.25, peak_memory_bytes=512 << 20),
+                cost=Cost(seconds=self._seconds + len(stage), cpu_seconds=20.25, peak_memory_bytes=512 << 20),
             )
             stored = self._store.commit(stage, key, work, draft)
         artifact = view(kind, stored)
@@ -322,9 +251,10 @@ class _Writer:
         rate = 0.0 if index % 21 == 20 else float(10 ** self._rng.normal(-2.4, 0.6))
         salience = float(np.tanh(self._rng.standard_t(6) * 0.13)) if rate else 0.0
         if index < N_FEATURES:
-            salience = (0.85 - 0.05 * index) * (1 if _LABELS[index][2] != "rejected" else -1)
+            salience = (0.85 - 0.05 * index) * (1 if LABELS[index][2] != "rejected" else -1)
         return {
-            "latent_id": index, "firing_rate": min(rate, 0.9), "responses": int(min(rate, 0.2) * 1_500 + (rate > 0)), "energy": 3.5,
+            "latent_id": index, "firing_rate": min(rate, 0.9), "responses": int(min(rate, 0.2) * 1_500 + (rate > 0)),
+            "energy": 3.5,
             "a_chosen": 0.2, "a_rejected": 0.1, "salience": salience, "salience_lo": max(-1.0, salience - 0.07),
             "salience_hi": min(1.0, salience + 0.07), "t": salience * 14, "salience_paper": salience * 0.8, "axis": None,
             "candidate": False, "rank": None,
@@ -354,7 +284,7 @@ class _Writer:
         candidates = [row["latent_id"] for row in latents.table("latents.arrow").to_pylist() if row["candidate"]]
         for latent in candidates:
             known = latent < N_FEATURES
-            text, rating, direction, terms = _LABELS[latent] if known else ("", None, None, [])
+            text, rating, direction, terms = LABELS[latent] if known else ("", None, None, [])
             rows.append(
                 {
                     "latent_id": latent, "status": "labelled" if known else ("unparsed" if latent % 2 else "too_few_contexts"),
@@ -369,12 +299,12 @@ class _Writer:
 
     def pair_scores(self, rows: list[dict[str, Any]]) -> Artifact:
         meta = {"estimator": "fusion", "signals": {"latents": {"weight": 2.0}, "margin": {"weight": 1.0}}, "folds": 5}
-        return self._commit(PairScores, "pair_scores", {"pair_scores.arrow": _table(_scores(rows))}, meta)
+        return self._commit(PairScores, "pair_scores", {"pair_scores.arrow": _table(scores_of(rows))}, meta)
 
     def edits(self, rows: list[dict[str, Any]]) -> Artifact:
         lines = []
         actions = actions_of(rows)
-        for row, score in zip(rows, _scores(rows), strict=True):
+        for row, score in zip(rows, scores_of(rows), strict=True):
             lines.append({**score, "content_digest": "d", "status": "scored", "reason": None, "action": actions[row["pair_id"]]})
         for index, reason in enumerate([reason for reason, n in DROPPED.items() for _ in range(n)]):
             lines.append(
@@ -389,39 +319,6 @@ class _Writer:
             )
         meta = {"budget": 0.04, "actions": _counts(lines, "action")}
         return self._commit(Edits, "edits", {"edits.jsonl": lines}, meta)
-
-
-def margins_of(rows: list[dict[str, Any]], strength: float) -> list[float]:
-    """The planted reward margins: negative on planted pairs and on every seventh other pair."""
-    return [(-0.4 if row["planted"] or i % 7 == 3 else strength) * (1 + (i % 5) / 5) for i, row in enumerate(rows)]
-
-
-def actions_of(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """The most doubtful 4 % of each axis are `drop`, the next as many `review`."""
-    actions = {}
-    scores = _scores(rows)
-    for axis in {row["axis"] for row in rows}:
-        ranked = sorted((s for s in scores if s["axis"] == axis), key=lambda s: -s["suspicion"])
-        cut = max(1, round(0.04 * len(ranked)))
-        for i, score in enumerate(ranked):
-            actions[score["pair_id"]] = "drop" if i < cut else "review" if i < 2 * cut else "keep"
-    return actions
-
-
-def _scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    margins = margins_of(rows, 0.9)
-    scores = []
-    for i, row in enumerate(rows):
-        doubt = (0.9 if row["planted"] else 0.1) + 0.08 * ((i * 37) % 101) / 101
-        scores.append(
-            {
-                "pair_id": row["pair_id"], "group": row["group"], "axis": row["axis"], "subset": row["subset"],
-                "reward_margin": margins[i], "pair_score": 1.0 - 2 * doubt, "suspicion": doubt, "suspicion_kind": "rank",
-                "signal_latents": doubt * 3, "signal_margin": -margins[i],
-                "evidence": [{"latent_id": k, "contribution": (0.5 - doubt) / (k + 1)} for k in (3, 0, 4)],
-            }
-        )  # fmt: skip
-    return scores
 
 
 def _pair(row: dict[str, Any], both_orders: bool) -> dict[str, Any]:

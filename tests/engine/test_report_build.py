@@ -1,0 +1,393 @@
+"""The report's figures against planted ones; partial audits; the stage and its files."""
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from safer_engine import pipeline
+from safer_engine.artifacts import Absent, Activations, Artifact, Edits, Labels, Latents, PairScores, PairSet, SparseAutoencoder
+from safer_engine.errors import ArtifactError, NumericalError
+from safer_engine.events import NullObserver
+from safer_engine.pipeline import AuditRequest
+from safer_engine.report.build import STAGE_ARTIFACTS, ReportRequest, build_report
+from safer_engine.report.columns import by_id, histogram, scalars
+from safer_engine.report.interim import write_interim
+from safer_engine.report.model import Estimate, Measured, ReportDocument
+from safer_engine.report.tables import features_table, write_evaluation
+from safer_engine.stage import Inputs, SpecView, StageContext
+from safer_engine.stages.causal import CausalStage
+from safer_engine.stages.report import ReportStage
+from safer_engine.stages.verification import VerificationStage
+from tests.helpers import fake_artifacts
+from tests.helpers.fake_artifacts import FakeAudit
+from tests.helpers.fake_pairs import DROPPED, N_CANDIDATES, N_LATENTS, actions_of, margins_of, scores_of
+
+NOW = "2026-01-02T03:04:05Z"
+EVALUATION: dict[str, Any] = {"evaluation": {"source": {"kind": "local", "path": "data/eval.jsonl"}}}
+
+
+@pytest.fixture(scope="module")
+def audit(tmp_path_factory: pytest.TempPathFactory) -> FakeAudit:
+    return fake_artifacts.build(tmp_path_factory.mktemp("store"), **EVALUATION)
+
+
+@pytest.fixture(scope="module")
+def report(audit: FakeAudit) -> ReportDocument:
+    return _build(audit)
+
+
+def _build(audit: FakeAudit, found: dict[type[Artifact], Artifact | Absent] | None = None) -> ReportDocument:
+    return build_report(ReportRequest(audit.spec, audit.sources, audit.found if found is None else found, NOW))
+
+
+def _row(rows: list[Measured], axis: str | None, subset: str | None = None) -> Measured:
+    return next(row for row in rows if (row.axis, row.subset) == (axis, subset))
+
+
+@pytest.mark.parametrize(
+    ("axis", "subset"), [(None, None), ("safety", None), ("chat", None), ("safety", "harmless"), ("safety", "refusals")]
+)
+def test_accuracy_and_margin_are_those_of_the_planted_margins(
+    audit: FakeAudit, report: ReportDocument, axis: str | None, subset: str | None
+) -> None:
+    assert report.reward_model is not None
+    assert report.evaluation is not None
+    for rows, pairs, strength in (
+        (report.reward_model.on_audited_pairs, audit.rows, 0.9),
+        (report.evaluation.groups, audit.evaluation, 0.75),
+    ):
+        margins = np.array(margins_of(pairs, strength))
+        kept = np.array([axis in (None, row["axis"]) and subset in (None, row["subset"]) for row in pairs])
+        found = _row(rows, axis, subset)
+        assert found.accuracy.estimate == pytest.approx((margins[kept] > 0).mean())
+        assert found.margin.estimate == pytest.approx(margins[kept].mean())
+        assert found.accuracy.n == kept.sum()
+        assert found.accuracy.n_groups == len({row["group"] for row, k in zip(pairs, kept, strict=True) if k})
+        _assert_holds(found.accuracy)
+        _assert_holds(found.margin)
+
+
+def _assert_holds(estimate: Estimate) -> None:
+    assert estimate.lo is not None
+    assert estimate.hi is not None
+    assert estimate.lo < estimate.estimate < estimate.hi
+
+
+def test_data_health_adds_up(audit: FakeAudit, report: ReportDocument) -> None:
+    data = report.dataset
+    assert data is not None
+    assert data.health.dropped == DROPPED
+    assert data.health.n_in == len(audit.rows) + sum(DROPPED.values())
+    assert data.n_pairs == len(audit.rows)
+    assert sum(data.axes.values()) == data.n_pairs
+    assert data.health.facts == {"layout": "trl", "groups": "given", "n_rows": data.health.n_in, "sides_truncated": 3}
+    longer = [len(row["chosen"]) > len(row["rejected"]) for row in audit.rows]
+    assert data.longer_chosen == pytest.approx(np.mean(longer))
+
+
+def test_margin_histograms_count_every_pair_once(audit: FakeAudit, report: ReportDocument) -> None:
+    assert report.reward_model is not None
+    by_slice = {(part.axis, part.subset): part.histogram for part in report.reward_model.margins}
+    assert set(by_slice) == {("chat", None), ("safety", None), ("safety", "harmless"), ("safety", "refusals")}
+    assert sum(by_slice["chat", None].counts) + sum(by_slice["safety", None].counts) == len(audit.rows)
+    below = sum(n for n, end in zip(by_slice["safety", None].counts, by_slice["safety", None].edges[1:], strict=True) if end <= 0)
+    pairs = zip(audit.rows, margins_of(audit.rows, 0.9), strict=True)
+    assert below == sum(margin < 0 for row, margin in pairs if row["axis"] == "safety")
+
+
+def test_features_begin_with_safety_features_then_go_by_salience(report: ReportDocument) -> None:
+    features = report.features
+    assert features is not None
+    assert len(features) == N_CANDIDATES
+    assert [f.latent_id for f in features[:8]] == list(range(8))
+    assert all(f.safety_feature for f in features[:8])
+    rest = features[8:]
+    assert not any(f.safety_feature for f in rest)
+    assert [f.rank for f in rest] == sorted(f.rank for f in rest)
+    first = features[0]
+    assert first.explanation is not None
+    assert first.explanation.text == "refuses and offers a safer way"
+    assert (first.rating, first.fires_on) == (5, "chosen")
+    assert features[3].fires_on == "rejected"
+    assert features[3].salience == pytest.approx(-0.70)
+    assert [part.subset for part in first.subsets] == ["harmless", "refusals", "chat-easy"]
+
+
+def test_contexts_stand_on_as_many_features_as_the_spec_shows(audit: FakeAudit, report: ReportDocument) -> None:
+    features = report.features
+    assert features is not None
+    assert [len(f.contexts) for f in features] == [6] * 32 + [0] * (N_CANDIDATES - 32)
+    context = features[0].contexts[0]
+    assert context.activation == max(a for a in context.activations if a is not None) == context.activations[context.focus]
+    assert "".join(context.tokens).split()[0] == "User:"
+
+
+def test_the_overview_holds_every_latent_once(report: ReportDocument) -> None:
+    assert report.sae is not None
+    latents = report.sae.latents
+    assert latents is not None
+    assert latents.n_latents == N_LATENTS
+    assert sum(map(sum, latents.overview.counts)) + latents.overview.silent == N_LATENTS
+    assert latents.overview.silent == len(range(20, N_LATENTS, 21))
+    assert report.sae.density is not None
+    assert sum(report.sae.density.counts) == N_LATENTS
+
+
+def test_suspicious_pairs_are_the_recommended_ones_first(audit: FakeAudit, report: ReportDocument) -> None:
+    edits = report.edits
+    assert edits is not None
+    actions = actions_of(audit.rows)
+    assert edits.actions is not None
+    assert edits.actions["drop"] == sum(action == "drop" for action in actions.values())
+    assert edits.actions["keep"] == sum(action == "keep" for action in actions.values()) + sum(DROPPED.values())
+    assert edits.not_scored == DROPPED
+    assert [pair.action for pair in edits.pairs] == [actions[pair.pair_id] for pair in edits.pairs]
+    order = [("drop", "review", "keep").index(str(pair.action)) for pair in edits.pairs]
+    assert order == sorted(order)
+    assert {pair.pair_id for pair in edits.pairs[:4]} <= audit.planted
+    known = {score["pair_id"]: score for score in scores_of(audit.rows)}
+    first = edits.pairs[0]
+    assert first.suspicion == known[first.pair_id]["suspicion"]
+    assert first.signals == {"latents": known[first.pair_id]["signal_latents"], "margin": known[first.pair_id]["signal_margin"]}
+    assert [e.latent_id for e in first.evidence] == [0, 3, 4]
+    assert edits.signals == {"latents": 2.0, "margin": 1.0}
+
+
+def test_each_axis_has_its_own_edits(audit: FakeAudit, report: ReportDocument) -> None:
+    assert report.edits is not None
+    rows = {(row.axis, row.subset): row for row in report.edits.by_axis}
+    assert rows["safety", None].not_scored == sum(DROPPED.values())
+    assert rows["safety", None].n == sum(row["axis"] == "safety" for row in audit.rows) + sum(DROPPED.values())
+    assert rows["chat", None].actions["drop"] == round(0.04 * rows["chat", None].n)
+
+
+def test_stage_names_and_types_are_the_pipelines() -> None:
+    assert tuple((stage.name, stage.produces) for stage in pipeline.STAGES[:-1]) == STAGE_ARTIFACTS
+    assert pipeline.STAGES[-1].consumes == tuple(kind for _, kind in STAGE_ARTIFACTS)
+
+
+def test_results_appear_as_they_come(audit: FakeAudit) -> None:
+    found: dict[type[Artifact], Artifact | Absent] = {}
+    seen = []
+    for name, kind in STAGE_ARTIFACTS:
+        found[kind] = audit.found[kind]
+        report = _build(audit, found)
+        sections = ("dataset", "reward_model", "evaluation", "sae", "features", "edits")
+        seen.append((name, sum(getattr(report, section) is not None for section in sections)))
+        progress = report.provenance.progress
+        assert (progress.done if progress else len(STAGE_ARTIFACTS)) == len(found)
+    assert [n for _, n in seen] == [1, 3, 4, 5, 5, 5, 6, 6, 6]
+
+
+def test_what_is_not_there_yet_says_so(audit: FakeAudit) -> None:
+    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
+    report = _build(audit, found)
+    assert report.sae is None
+    assert report.provenance.not_computed["sae"] == "not computed yet"
+    assert report.provenance.progress is not None
+    assert report.provenance.progress.following == "sae"
+    assert {record.stage: record.state for record in report.provenance.stages}["edits"] == "pending"
+
+
+def test_absent_stages_give_their_reasons(audit: FakeAudit, report: ReportDocument) -> None:
+    reasons = report.provenance.not_computed
+    assert reasons["verification"] == "no model was retrained on the edited data"
+    assert reasons["features[].causal_effect"] == "causal effects are not computed in this version"
+    assert "evaluation" not in reasons
+    without = _build(audit, {**audit.found, Labels: Absent("labels were switched off"), Edits: Absent("no edits wanted")})
+    assert without.provenance.not_computed["features[].safety_feature"] == "labels were switched off"
+    assert without.provenance.not_computed["edits.actions"] == "no edits wanted"
+    assert without.features is not None
+    assert {f.safety_feature for f in without.features} == {None}
+    assert without.edits is not None
+    assert without.edits.actions is None
+
+
+def test_without_an_evaluation_set_the_reason_is_that(tmp_path: Path) -> None:
+    audit = fake_artifacts.build(tmp_path)
+    sources = type(audit.sources)(model=audit.sources.model, dataset=audit.sources.dataset)
+    found = {**audit.found, PairSet: _Without(audit.found[PairSet], "eval.arrow")}
+    report = build_report(ReportRequest(audit.spec, sources, found, NOW))
+    assert report.evaluation is None
+    assert report.provenance.not_computed["evaluation"] == "no evaluation set was given"
+
+
+class _Without(PairSet):
+    """A pair set that lacks a file."""
+
+    def __init__(self, whole: Artifact | Absent, missing: str) -> None:
+        assert isinstance(whole, Artifact)
+        super().__init__(whole.stored)
+        self._missing = missing
+
+    def has(self, name: str) -> bool:
+        return name != self._missing and super().has(name)
+
+
+def test_only_the_timing_block_differs_between_identical_audits(tmp_path: Path, audit: FakeAudit, report: ReportDocument) -> None:
+    other = fake_artifacts.build(tmp_path, seconds=99.0, **EVALUATION)
+    again = build_report(ReportRequest(other.spec, other.sources, other.found, "2030-01-01T00:00:00Z"))
+    one, two = report.model_dump(mode="json"), again.model_dump(mode="json")
+    assert one["provenance"].pop("timing") != two["provenance"].pop("timing")
+    assert one == two
+
+
+def test_runtime_stands_in_the_timing_block_only(report: ReportDocument) -> None:
+    assert "runtime" not in report.spec
+    assert report.provenance.timing.runtime["batch_tokens"] == 8192
+    assert report.provenance.timing.total_seconds == pytest.approx(sum(c.seconds for c in report.provenance.timing.stages))
+
+
+def test_provenance_names_keys_and_digests(audit: FakeAudit, report: ReportDocument) -> None:
+    record = next(record for record in report.provenance.stages if record.stage == "sae")
+    stored = audit.found[SparseAutoencoder]
+    assert isinstance(stored, Artifact)
+    assert (record.cache_key, record.content_digest) == (stored.stored.manifest.key, stored.stored.manifest.content_digest)
+    assert report.provenance.inputs["dataset"].digest == audit.sources.dataset.digest
+    assert record.machine["versions"] == {"torch": "2.13.0"}
+
+
+def test_artifacts_that_do_not_belong_together_are_refused(tmp_path: Path, audit: FakeAudit) -> None:
+    larger = fake_artifacts.build(tmp_path, groups=120)
+    with pytest.raises(ArtifactError, match=r"pair-\d+.*no reward_chosen"):
+        _build(audit, {PairSet: larger.found[PairSet], Activations: audit.found[Activations]})
+
+
+def test_without_text_no_text_is_held(tmp_path: Path) -> None:
+    audit = fake_artifacts.build(tmp_path, report={"text": False}, **EVALUATION)
+    report = _build(audit)
+    dumped = report.model_dump_json()
+    for row in audit.rows:
+        assert row["chosen"] not in dumped
+        assert row["prompt"] not in dumped
+    assert report.features is not None
+    assert all(not f.contexts and f.explanation is None and not f.terms and f.direction is None for f in report.features)
+    assert report.provenance.text_included is False
+    assert report.edits is not None
+    assert report.edits.pairs[0].prompt is None
+    latents, labels = audit.found[Latents], audit.found[Labels]
+    assert isinstance(latents, Latents)
+    assert isinstance(labels, Labels)
+    assert not {"explanation", "terms", "direction"} & set(features_table(latents, labels, text=False).column_names)
+
+
+def test_long_texts_are_clipped_and_say_so(tmp_path: Path) -> None:
+    audit = fake_artifacts.build(tmp_path, long_text=100_000, report={"pairs": 1000})
+    report = _build(audit)
+    assert report.edits is not None
+    pair = next(pair for pair in report.edits.pairs if pair.pair_id == "pair-0000")
+    assert pair.chosen is not None
+    assert len(pair.chosen.text) == 6_000
+    assert pair.chosen.omitted == len(audit.rows[0]["chosen"]) - 6_000
+
+
+def test_columns_join_by_id_and_refuse_what_is_not_finite() -> None:
+    table = pa.table({"pair_id": ["b", "a"], "v": [2.0, 1.0]})
+    assert by_id(table, ["a", "b", "a"], "v") == [1.0, 2.0, 1.0]
+    with pytest.raises(ArtifactError, match="'c' has no v"):
+        by_id(table, ["c"], "v")
+    assert scalars({"a": 1, "b": {"c": True, "d": [1]}, "e": "x" * 400}) == {"a": 1, "b.c": True, "e": "x" * 300}
+    with pytest.raises(NumericalError, match=r"b\.c is inf"):
+        scalars({"b": {"c": float("inf")}})
+    assert histogram([-5.0, 0.5, 9.0], np.array([0.0, 1.0, 2.0])).counts == [2, 1]
+
+
+def test_the_stage_writes_its_files(tmp_path: Path, audit: FakeAudit, report: ReportDocument) -> None:
+    names = {"report.json", "report.html", "report.md", "evaluation.jsonl", "features.parquet", "pair_scores.parquet"}
+    key = "0" * 64
+    with audit.store.open_work("report", key) as work:
+        stage = ReportStage()
+        context = StageContext(
+            stage="report",
+            spec=SpecView(audit.spec, stage.reads),
+            runtime=audit.spec.runtime,
+            sources=audit.sources,
+            work=work,
+            observer=NullObserver(),
+            base_seed=audit.spec.seed,
+        )
+        draft = stage.run(context, Inputs({kind: audit.found[kind] for kind in stage.consumes}))
+        assert {path.name for path in work.payload.iterdir()} == names
+        written = ReportDocument.model_validate_json(work.path("report.json").read_bytes())
+        lines = [json.loads(line) for line in work.path("evaluation.jsonl").read_text().splitlines()]
+        features = parquet.read_table(work.path("features.parquet"))
+        scores = parquet.read_table(work.path("pair_scores.parquet"))
+    assert draft.meta["not_computed"] == report.provenance.not_computed
+    timing = {"timing": report.provenance.timing}
+    assert written.model_copy(update={"provenance": written.provenance.model_copy(update=timing)}) == report
+    expected = margins_of(audit.evaluation, 0.75)
+    assert [line["pair_id"] for line in lines] == [row["pair_id"] for row in audit.evaluation]
+    assert [line["margin"] for line in lines] == pytest.approx(expected)
+    assert set(lines[0]) == {"pair_id", "group", "axis", "subset", "style", "margin"}
+    assert features.column("rank").to_pylist() == list(range(1, N_CANDIDATES + 1))
+    by_latent = {row["latent_id"]: row for row in features.to_pylist()}
+    assert by_latent[3]["explanation"] == "step-by-step instructions for something harmful"
+    assert by_latent[3]["safety_rank"] == 4
+    assert scores.num_rows == len(audit.rows)
+
+
+def test_absent_stages_and_the_report_read_what_they_print() -> None:
+    assert isinstance(CausalStage().run(_no_context(), Inputs({})), Absent)
+    assert isinstance(VerificationStage().run(_no_context(), Inputs({})), Absent)
+    assert "runtime" not in ReportStage.reads
+    assert {"preset", "seed", "model", "report", "edits"} <= set(ReportStage.reads)
+
+
+def _no_context() -> Any:
+    return None
+
+
+def test_an_interim_report_replaces_files_and_leaves_none_behind(tmp_path: Path, audit: FakeAudit) -> None:
+    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
+    out = tmp_path / "out"
+    write_interim(AuditRequest(audit.spec, audit.sources), found, out)
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "report.md", "evaluation.jsonl"}
+    assert "Audit in progress: stage 3 of 9" in (out / "report.html").read_text()
+    write_interim(AuditRequest(audit.spec, audit.sources), {**audit.found}, out)
+    assert "Audit in progress" not in (out / "report.html").read_text()
+    assert (out / "pair_scores.parquet").is_file()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_margin_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    rows = {"pair_id": ["a"], "group": ["g"], "axis": ["all"], "subset": ["all"], "style": pa.array([None], pa.string())}
+    rewards = pa.table({"pair_id": ["a"], "reward_chosen": [float("inf")], "reward_rejected": [0.0]})
+    with pytest.raises(NumericalError, match="the margin of a"):
+        write_evaluation(tmp_path / "evaluation.jsonl", pa.table(rows), rewards)
+
+
+def test_pairs_without_a_suspicion_are_not_ranked(tmp_path: Path, audit: FakeAudit) -> None:
+    scores = audit.found[PairScores]
+    assert isinstance(scores, PairScores)
+    table = scores.scores
+    values = table.column("suspicion").to_pylist()
+    values[8] = None
+
+    class Partial(PairScores):
+        scores = table.set_column(table.column_names.index("suspicion"), "suspicion", pa.array(values, pa.float64()))
+
+    report = _build(audit, {**audit.found, PairScores: Partial(scores.stored)})
+    assert report.edits is not None
+    assert report.edits.n_scored == len(audit.rows) - 1
+    assert table.column("pair_id")[8].as_py() not in {pair.pair_id for pair in report.edits.pairs}
+
+
+def test_publish_is_any_context_manager(tmp_path: Path, audit: FakeAudit) -> None:
+    from contextlib import nullcontext
+
+    from safer_engine.report.write import write_report
+
+    def publish(name: str) -> AbstractContextManager[Path]:
+        return nullcontext(tmp_path / name)
+
+    document = write_report(ReportRequest(audit.spec, audit.sources, {}, NOW), publish)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.html", "report.md"}
+    assert document.dataset is None
+    assert document.provenance.progress is not None
+    assert document.provenance.progress.done == 0
