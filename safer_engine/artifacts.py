@@ -71,7 +71,7 @@ class PairSet(Artifact):
     """Canonical, tokenised preference pairs.
 
     `pairs.arrow`, one row per usable pair (its row index is `pair` elsewhere):
-        pair_id string; row int64 (line in the input); content_digest, group, axis, subset string;
+        pair_id string; row int64 (index of the input row, from 0); content_digest, group, axis, subset string;
         style string?; item string? (best-of-N item: rows of one item share the chosen response);
         strength float64? (size of the preference); annotators list<int8>? (individual preferences, + chosen);
         both_orders bool (the same two texts also occur the other way round);
@@ -83,7 +83,8 @@ class PairSet(Artifact):
     `rows.arrow`: every input row in order: row, pair_id, content_digest, group, axis, subset, status (scored |
         not_scored), reason string?.
     `health.json`: {dataset: {n_in, n_kept, dropped: {reason: n}, …}, evaluation: … | null}.
-    meta: n_pairs, n_groups, n_eval, tokens, tokens_eval, axes {axis: n}, subsets {subset: n}.
+    meta: n_pairs, n_groups, n_eval, tokens, tokens_eval, axes {axis: n}, subsets {subset: n}, layout (of the rows),
+        template (chat | plain), max_length (tokens, as it was applied).
     """
 
     @cached_property

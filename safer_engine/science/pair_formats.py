@@ -11,6 +11,7 @@ from safer_engine.errors import DatasetRefused
 from safer_engine.science.drops import Drop
 from safer_engine.science.messages import MalformedCell, Message, is_message_list, is_transcript
 from safer_engine.science.row_layouts import (
+    RMBENCH_STYLES,
     Label,
     NoPreference,
     Parser,
@@ -63,7 +64,7 @@ _FIELDS = frozenset(
 )
 _MAPPABLE = _FIELDS.union(*(columns for choices in _NEEDED.values() for columns in choices))
 _SUBSET_COLUMNS = {"rmbench": "domain", "helpsteer3": "domain"}
-_STYLE_SUFFIX = re.compile(r"-(concise|detailed-plain|detailed-markdown)$")
+_STYLE_SUFFIX = re.compile(f"-({'|'.join(RMBENCH_STYLES)})$")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from safer_engine.science.messages import MalformedCell, Message, is_transcript,
 
 Row = Mapping[str, Any]
 Label = Literal["safer", "better"]
+RMBENCH_STYLES = ("concise", "detailed-plain", "detailed-markdown")
+"""RM-Bench's styles, in the order of its lists."""
 _MOST_PAIRS = 1024
 
 
@@ -105,15 +107,17 @@ def parse_rewardbench(row: Row, label: Label) -> list[Sides]:
 def parse_rmbench(row: Row, label: Label) -> list[Sides]:
     """`prompt, chosen, rejected` with one response per style on each side: every style against every style.
 
-    `style` is "i:j": chosen in style i against rejected in style j, in the order of the lists (0 the plainest).
+    `style` is "a:b": chosen in style a against rejected in style b, named by `RMBENCH_STYLES` where there are three, else
+    by their places in the lists.
     """
     chosen, rejected = _alternatives(row["chosen"]), _alternatives(row["rejected"])
     if len(chosen) != len(rejected):
         raise MalformedCell(f"{len(chosen)} chosen and {len(rejected)} rejected styles")
+    names = RMBENCH_STYLES if len(chosen) == len(RMBENCH_STYLES) else tuple(str(place) for place in range(len(chosen)))
     return [
-        replace(split_sides(row["prompt"], good, bad), style=f"{i}:{j}")
-        for i, good in enumerate(chosen)
-        for j, bad in enumerate(rejected)
+        replace(split_sides(row["prompt"], good, bad), style=f"{a}:{b}")
+        for a, good in zip(names, chosen, strict=True)
+        for b, bad in zip(names, rejected, strict=True)
     ]
 
 

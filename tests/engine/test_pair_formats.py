@@ -107,7 +107,9 @@ def test_rmbench_gives_every_style_against_every_style() -> None:
     row = {"id": "x", "prompt": "Hi?", "chosen": ["c0", "c1", "c2"], "rejected": ["r0", "r1", "r2"], "domain": "chat"}
     pairs = read(row)
     assert recognise([row], "auto", {}, "safer").name == "rmbench"
-    assert [pair.style for pair in pairs] == [f"{i}:{j}" for i in range(3) for j in range(3)]
+    styles = ("concise", "detailed-plain", "detailed-markdown")
+    assert [pair.style for pair in pairs] == [f"{a}:{b}" for a in styles for b in styles]
+    assert [pair.style for pair in read({**row, "chosen": ["c", "d"], "rejected": ["r", "s"]})] == ["0:0", "0:1", "1:0", "1:1"]
     assert [flat(pair)[1:] for pair in pairs] == [(f"a:c{i}", f"a:r{j}") for i in range(3) for j in range(3)]
     assert {(pair.subset, pair.item) for pair in pairs} == {("chat", None)}
     assert [pair.part for pair in pairs] == list(range(1, 10))
