@@ -1,0 +1,123 @@
+"""The parts of the label-noise benchmark that could quietly be wrong: flips, truth, weighted figures, compared fusions."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.flip_groups import flip_groups, length_scores, read_rows, word_scores, write_rows
+from benchmarks.label_noise_rows import DENSE_INSTEAD, FUSION, WITHOUT, contradictions, fusions
+from benchmarks.label_noise_table import figures, markdown_table, ratio, weighted_precision
+from safer_engine.demo_data import generate
+from safer_engine.errors import DatasetRefused
+from safer_engine.science.stats import average_precision
+from safer_engine.spec import SuspicionSpec
+
+CLEAN = list(generate(seed=2, n_groups=80, flip_share=0.0).rows)
+
+
+def test_whole_groups_of_one_axis_are_flipped_and_nothing_else_changes() -> None:
+    flipped = flip_groups(CLEAN, 0.2, seed=1)
+    groups = {row["group"] for row in CLEAN if row["axis"] == "safety"}
+    assert len(flipped.groups) == round(0.2 * len(groups))
+    for before, after in zip(CLEAN, flipped.rows, strict=True):
+        wrong = before["group"] in flipped.groups
+        assert (before["id"] in flipped.pairs) == wrong
+        assert (after["chosen"], after["rejected"]) == tuple(
+            before[side] for side in (("rejected", "chosen") if wrong else ("chosen", "rejected"))
+        )
+        assert {k: v for k, v in after.items() if k not in ("chosen", "rejected")} == {
+            k: v for k, v in before.items() if k not in ("chosen", "rejected")
+        }
+    assert flip_groups(CLEAN[::-1], 0.2, seed=1).groups == flipped.groups
+    assert flip_groups(CLEAN, 0.2, seed=2).groups != flipped.groups
+    assert flip_groups(flipped.rows, 0.2, seed=1).rows == CLEAN
+
+
+def test_targets_take_the_groups_of_highest_mean() -> None:
+    scores = length_scores(CLEAN)
+    flipped = flip_groups(CLEAN, 0.1, seed=0, scores=scores)
+    safety = [row for row in CLEAN if row["axis"] == "safety"]
+    mean = {g: np.mean([scores[row["id"]] for row in safety if row["group"] == g]) for g in {row["group"] for row in safety}}
+    assert min(mean[g] for g in flipped.groups) >= max(mean[g] for g in mean if g not in flipped.groups)
+    with pytest.raises(DatasetRefused, match="axis nothing"):
+        flip_groups(CLEAN, 0.1, seed=0, axis="nothing")
+
+
+def test_a_model_of_words_mostly_agrees_with_clean_labels() -> None:
+    assert np.mean(np.array(list(word_scores(CLEAN).values())) > 0) > 0.8
+
+
+def test_files_come_back_and_are_repeatable(tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "c.jsonl"):
+        write_rows(tmp_path / name, CLEAN)
+        assert read_rows(tmp_path / name) == CLEAN
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert json.loads(gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()).splitlines()[0]) == CLEAN[0]
+
+
+def test_weighted_precision_is_that_of_repeated_rows() -> None:
+    rng = np.random.default_rng(0)
+    truth, score = rng.random(60) < 0.3, rng.normal(size=60)
+    times = rng.integers(0, 4, size=(5, 60))
+    found = weighted_precision(truth, score, times)
+    for weights, value in zip(times, found, strict=True):
+        repeated = np.repeat(np.arange(60), weights)
+        assert value == pytest.approx(average_precision(truth[repeated], score[repeated]))
+    assert weighted_precision(truth, score, np.ones((1, 60), dtype=np.int64))[0] == pytest.approx(average_precision(truth, score))
+
+
+def test_contradictions_are_counted_within_a_prompt() -> None:
+    found = contradictions(["p", "p", "p", "q"], ["a", "b", "a", "a"], ["b", "a", "c", "b"])
+    assert found.tolist() == [2.0, 3.0, 1.0, 0.0]
+
+
+def test_compared_fusions_move_the_weight_of_the_sae() -> None:
+    spec = SuspicionSpec(signals={"latents": 2.0, "knn": 1.0, "margin": 1.0})
+    assert fusions(spec) == {
+        WITHOUT: {"margin": 1.0, "probe_cv": 3.0},
+        DENSE_INSTEAD: {"margin": 1.0, "dense": 3.0},
+        FUSION: {"latents": 2.0, "knn": 1.0, "margin": 1.0},
+    }
+
+
+def frame(seed: int, strength: float) -> Any:
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    groups = np.repeat([f"g{i}" for i in range(150)], 2)
+    flipped = np.repeat(rng.random(150) < 0.1, 2)
+    noise = rng.normal(size=(5, 300))
+    columns = dict(zip(("random", WITHOUT, DENSE_INSTEAD, "in-sample margin", FUSION), noise, strict=True))
+    columns |= {WITHOUT: noise[1] + flipped, DENSE_INSTEAD: noise[1] + flipped, "in-sample margin": noise[3] + flipped}
+    columns[FUSION] = noise[4] + (1 + strength) * flipped
+    subset = np.where(np.arange(300) < 150, "a", "b")
+    names = {"pair_id": [str(i) for i in range(300)], "group": groups, "axis": "safety", "subset": subset, "flipped": flipped}
+    return pd.DataFrame({**names, **columns})
+
+
+def test_ratios_are_paired_and_cover_their_estimate() -> None:
+    frames = [frame(seed, strength=2.0) for seed in range(3)]
+    better = ratio(frames, FUSION, WITHOUT)
+    assert 1 < better.lo < better.estimate < better.hi
+    same = ratio(frames, WITHOUT, DENSE_INSTEAD)
+    assert (same.estimate, same.lo, same.hi) == (1.0, 1.0, 1.0)
+
+
+def test_the_table_shows_means_and_spreads(tmp_path: Path) -> None:
+    frames = [frame(seed, strength=2.0) for seed in range(2)]
+    for seed, one in enumerate(frames):
+        (tmp_path / "uniform-0.1" / f"seed-{seed}").mkdir(parents=True)
+        one.to_parquet(tmp_path / "uniform-0.1" / f"seed-{seed}" / "scores.parquet")
+    text = markdown_table(tmp_path)
+    macros = [figures(one, FUSION).macro for one in frames]
+    assert f"| {FUSION} | {np.mean(macros):.3f} ± {np.std(macros, ddof=1):.3f} |" in text
+    assert text.index("| random |") < text.index(f"| {FUSION} |")
+    assert f"- {FUSION} / {WITHOUT}:" in text
+    (tmp_path / "empty").mkdir()
+    assert markdown_table(tmp_path / "empty") == "no cell has scores yet"
