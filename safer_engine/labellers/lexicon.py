@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safer_engine.labellers.base import Candidate, Labelling, LatentLabel, Progress, Window
-from safer_engine.labellers.rubric import Rubric, TermCategory, words_of
+from safer_engine.labellers.rubric import Rubric, TermCategory, word_at, words_of
 
 RADIUS = 16
 """Tokens on either side of the focus that count as near."""
@@ -50,6 +50,13 @@ class _Evidence:
     z: float
     hits: tuple[tuple[Hit, ...], ...]
     distinctive: tuple[str, ...]
+    focus: Counter[str]
+
+    @property
+    def main_focus(self) -> str | None:
+        """The word or sign that is the focus of more than half of the contexts."""
+        word, count = _most(self.focus)[0] if self.focus else ("", 0)
+        return word if word and 2 * count > self.focus.total() else None
 
 
 class TermIndex:
@@ -107,14 +114,20 @@ class LexiconLabeller:
         share, chance = mean_weight(hits), (sum(map(_weight, by_chance)) + 0.5) / (len(by_chance) + 1)
         spread = math.sqrt(chance * (1 - chance) / max(1, len(hits)))
         near = Counter(word for window in candidate.windows for word in set(near_words(window)))
-        found = _Evidence(share, (share - chance) / spread if spread else 0.0, hits, distinctive_words(near, background))
+        found = _Evidence(
+            share,
+            (share - chance) / spread if spread else 0.0,
+            hits,
+            distinctive_words(near, background),
+            Counter(focus_word(window) for window in candidate.windows),
+        )
         return LatentLabel(
             candidate.latent_id,
             "labelled",
             rating=_rating(found.share, found.z),
-            explanation=_explanation(found, chance, candidate.windows),
+            explanation=_explanation(found, chance),
             direction=_direction(hits),
-            terms=found.distinctive,
+            terms=_terms(found),
         )
 
 
@@ -122,6 +135,13 @@ def near_words(window: Window) -> list[str]:
     """Words within `RADIUS` tokens of the focus; a word cut by the edge counts as far as it reaches in."""
     low, high = max(0, window.focus - RADIUS), window.focus + RADIUS + 1
     return words_of("".join(window.tokens[low:high]))
+
+
+def focus_word(window: Window) -> str:
+    """The word that the focus is part of; the token itself where it is no part of a word."""
+    before, token = "".join(window.tokens[: window.focus]), window.tokens[window.focus]
+    start = len(before) + len(token) - len(token.lstrip())
+    return word_at(window.text, start, len(before) + len(token.rstrip())) or token.strip()
 
 
 def mean_weight(hits: Sequence[tuple[Hit, ...]]) -> float:
@@ -185,9 +205,16 @@ def _direction(hits: Sequence[tuple[Hit, ...]]) -> str | None:
     return name if most >= _CLEAR_DIRECTION * sum(votes.values()) else None
 
 
-def _explanation(found: _Evidence, chance: float, windows: Sequence[Window]) -> str:
+def _terms(found: _Evidence) -> tuple[str, ...]:
+    """Words that mark the contexts: the main focus, if it is a word, then the distinctive ones."""
+    focus = found.main_focus
+    first = [focus] if focus and words_of(focus) else []
+    return tuple(dict.fromkeys([*first, *found.distinctive]))[:_MAX_TERMS]
+
+
+def _explanation(found: _Evidence, chance: float) -> str:
     """What was counted, in words."""
-    n = len(windows)
+    n = len(found.hits)
     with_terms = sum(1 for window in found.hits if window)
     parts = [f"Rubric terms near the focus in {with_terms} of {n} contexts (weighted {found.share:.0%}, by chance {chance:.0%})."]
     categories = Counter(name for window in found.hits for name in {hit.category.name for hit in window})
@@ -196,10 +223,8 @@ def _explanation(found: _Evidence, chance: float, windows: Sequence[Window]) -> 
         parts.append(f"Kinds: {listed}.")
     if found.distinctive:
         parts.append(f"Distinctive words: {', '.join(found.distinctive)}.")
-    tokens = Counter(window.tokens[window.focus].strip() for window in windows)
-    token, count = _most(tokens)[0] if tokens else ("", 0)
-    if token and count > n / 2:
-        parts.append(f"The focus is “{token[:40]}” in {count} of {n}.")
+    if focus := found.main_focus:
+        parts.append(f"The focus is “{focus[:40]}” in {found.focus[focus]} of {n}.")
     return " ".join(parts)
 
 

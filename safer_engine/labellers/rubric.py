@@ -106,7 +106,19 @@ def rubric_digest(name_or_path: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """Lower-case words of a text; typographic apostrophes are plain ones, everything else splits words."""
-    return _WORD.findall(text.replace("’", "'").replace("ʼ", "'").lower())
+    return _WORD.findall(_plain(text))
+
+
+def word_at(text: str, start: int, stop: int) -> str:
+    """The first word (as in `words_of`) that reaches into characters start … stop − 1, or "" where none does."""
+    plain = _plain(text)
+    if len(plain) != len(text):  # lower case of a few letters is longer
+        return (words_of(text[start:stop]) or [""])[0]
+    return next((found[0] for found in _WORD.finditer(plain) if found.end() > start and found.start() < stop), "")
+
+
+def _plain(text: str) -> str:
+    return text.replace("’", "'").replace("ʼ", "'").lower()
 
 
 def _read(name_or_path: str) -> bytes:

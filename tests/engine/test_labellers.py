@@ -11,7 +11,7 @@ from safer_engine.errors import Interrupted, LabellerError, SpecError
 from safer_engine.labellers import make_labeller
 from safer_engine.labellers.base import Candidate, Labeller, Labelling, LatentLabel, Window, label_all
 from safer_engine.labellers.chat_api import ChatApiLabeller, Patience
-from safer_engine.labellers.lexicon import LexiconLabeller, TermIndex, distinctive_words, mean_weight, near_words
+from safer_engine.labellers.lexicon import LexiconLabeller, TermIndex, distinctive_words, focus_word, mean_weight, near_words
 from safer_engine.labellers.prompts import Unparsed, build_prompt, fence_for, parse_answer
 from safer_engine.labellers.rubric import Rubric, TermCategory, built_in_rubrics, load_rubric, rubric_digest, words_of
 from safer_engine.spec import ChatApiLabeller as ChatApiSpec
@@ -255,6 +255,19 @@ class TestLexicon:
         assert distinctive_words(near, background) == ("sorry", "rare")
         assert distinctive_words(Counter({"only": 5}), Counter()) == ()
         assert distinctive_words(Counter(), background) == ()
+
+    @pytest.mark.parametrize(
+        ("tokens", "focus", "word"),
+        [
+            (("I", " can", "’t", " go"), 2, "can't"),
+            (("over", "dos", "ed", " it"), 1, "overdosed"),
+            (("so", " ", "."), 2, "."),
+            (("so", "\n\n", "it"), 1, ""),
+            (("İİİ", " gun"), 1, "gun"),
+        ],
+    )
+    def test_the_focus_word_is_the_whole_word(self, tokens: tuple[str, ...], focus: int, word: str) -> None:
+        assert focus_word(Window(tokens, focus)) == word
 
     def test_no_windows_weigh_nothing(self) -> None:
         assert mean_weight([]) == 0
