@@ -98,20 +98,22 @@ def paper_features(latents: Latents, labels: Labels) -> PaperFeatures | None:
 def mean_activation_delta(activations: Activations, n_pairs: int, progress: Progress | None = None) -> NDArray[np.float32]:
     """Δ [P, D] of the mean activation over each response's covered positions, shard by shard.
 
-    Special tokens and positions of extreme norm are left out, but for the position the head reads.
+    The positions are those that count for the latents by default (`science.latent_acts.counted_positions`).
     """
     import numpy as np
     from safetensors import safe_open
 
+    from safer_engine.science.latent_acts import FlagBits, counted_positions
+
+    bits = FlagBits(Activations.FLAG_SPECIAL, Activations.FLAG_HIGH_NORM, Activations.FLAG_HEAD, Activations.FLAG_SENTENCE_END)
     total = np.zeros((2, n_pairs, int(activations.meta["d_in"])), dtype=np.float32)
     count = np.zeros((2, n_pairs), dtype=np.int64)
-    left_out = Activations.FLAG_SPECIAL | Activations.FLAG_HIGH_NORM
     names = activations.names("shard-")
     for done, name in enumerate(names, start=1):
         with safe_open(activations.path(name), framework="pt") as shard:
             x_BD = shard.get_tensor("x").float().numpy()
-            pair_B, side_B, flags_B = (shard.get_tensor(part).numpy().astype(np.int64) for part in ("pair", "side", "flags"))
-        kept = ((flags_B & left_out) == 0) | ((flags_B & Activations.FLAG_HEAD) != 0)
+            pair_B, side_B = (shard.get_tensor(part).numpy().astype(np.int64) for part in ("pair", "side"))
+            kept = counted_positions(shard.get_tensor("flags").numpy(), bits, "paired_mean", "all")
         place = (side_B * n_pairs + pair_B)[kept]
         runs = np.flatnonzero(np.diff(place, prepend=-1))
         if len(runs):

@@ -248,6 +248,12 @@ class SuspicionSpec(Section):
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
     neighbours: int = Field(20, gt=0, description="Neighbours of the kNN agreement.")
 
+    @model_validator(mode="after")
+    def _weights(self) -> SuspicionSpec:
+        if any(weight < 0 for weight in self.signals.values()) or not sum(self.signals.values()) > 0:
+            raise ValueError("weights of signals must not be negative, and one must be above 0")
+        return self
+
 
 class EditSpec(Section):
     """What is recommended for suspicious pairs."""

@@ -22,9 +22,9 @@ class PairScoresStage:
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """Score every pair; signals whose inputs are absent are left out and named in meta."""
         import numpy as np
-        import pyarrow as pa
 
         from safer_engine.pair_score_table import pair_score_table
+        from safer_engine.payload_files import write_table
         from safer_engine.science.pair_scoring import ScoringParams, score_pairs
 
         spec, pairs = ctx.spec.suspicion, inputs.get(PairSet)
@@ -49,8 +49,8 @@ class PairScoresStage:
         for name, reason in scoring.left_out.items():
             ctx.note(f"signal {name} is left out: {reason}")
         table = pair_score_table(pairs.pairs, data.margins_P, scoring)
-        with ctx.work.publish("pair_scores.arrow") as path, pa.ipc.new_file(str(path), table.schema) as writer:
-            writer.write_table(table)
+        with ctx.work.publish("pair_scores.arrow") as path:
+            write_table(path, table)
         return Draft(
             {
                 "estimator": spec.estimator,

@@ -17,6 +17,7 @@ from safer_engine.science.pair_scoring import PaperFeatures, ScoringParams, Sign
 from safer_engine.science.signals import unit_ranks
 from safer_engine.science.stats import average_precision
 from safer_engine.signal_inputs import mean_activation_delta, signal_inputs
+from safer_engine.spec import SuspicionSpec
 from safer_engine.stages.pair_scores import PairScoresStage
 from tests.helpers.planted_pairs import planted_pairs
 from tests.helpers.score_artifacts import ScoreArtifacts, pair_tables
@@ -188,3 +189,9 @@ def test_importing_the_stages_loads_no_heavy_library() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("signals", [{"margin": -1.0, "latents": 2.0}, {"margin": 0.0}, {}, {"margin": float("nan")}])
+def test_weights_that_make_no_mean_are_refused_by_the_spec(signals: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="weights of signals"):
+        SuspicionSpec(signals=signals)
