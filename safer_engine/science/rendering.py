@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -345,7 +345,7 @@ def _wants_end_token(tokenizer: Any) -> bool:
 
 def _check_tokens(renderer: Renderer) -> None:
     """Refuse a tokenizer whose response tokens don't decode to the response."""
-    probe = Renderer(**{**renderer.__dict__, "max_length": 1 << 20})
+    probe = replace(renderer, max_length=1 << 20)
     side = probe.side(_PROBE_PROMPT, _PROBE_RESPONSE)
     ids = side.ids[side.start : side.end]
     if renderer.tokenizer.unk_token_id in ids:
