@@ -7,7 +7,6 @@ with the same schema for tables.
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -193,19 +192,17 @@ def _check_out(request: ApplyRequest, source: Path, kind: Kind) -> None:
 
 def _unchanged(lines: list[EditLine], resolved: ResolvedDataset, spec: DatasetSpec) -> Layout:
     """Check every row against its line, by place, pair id and content digest; returns how the rows are read."""
-    from safer_engine.science.pair_formats import SAMPLE_ROWS, read_pairs, recognise
-    from safer_engine.science.pairs import Sampling, candidate, row_statuses, select
+    from safer_engine.pair_tables import survey
+    from safer_engine.science.pairs import row_statuses
 
-    sample = list(itertools.islice(resolved.rows(), SAMPLE_ROWS))
-    layout = recognise(sample, spec.format, spec.columns, spec.label)
-    entries = select([candidate(pair) for pair in read_pairs(resolved.rows(), layout)], Sampling())
-    rows = row_statuses(entries, [entry.reason for entry in entries])
+    surveyed = survey(resolved, spec, 0)
+    rows = row_statuses(surveyed.entries, [entry.reason for entry in surveyed.entries])
     if len(rows) != len(lines):
         raise DatasetRefused(f"the dataset has {len(rows)} rows and the edits have {len(lines)} lines", _CHANGED)
     for row, line in zip(rows, lines, strict=True):
         if (row.pair_id, row.content_digest) != (line.pair_id, line.content_digest):
             raise DatasetRefused(f"row {row.row + 1} is not what the audit read as {line.pair_id}", _CHANGED)
-    return layout
+    return surveyed.layout
 
 
 def _actions(lines: list[EditLine], request: ApplyRequest) -> list[Action]:

@@ -11,10 +11,16 @@ import pyarrow as pa
 import pytest
 
 from safer_engine.artifacts import PairScores, PairSet
+from safer_engine.edit_files import ApplyRequest, apply_edits, undo_edits
 from safer_engine.edit_lines import FIELDS, read_edit_lines
 from safer_engine.errors import ArtifactError, InputRefused
+from safer_engine.sources.datasets import resolve_dataset
+from safer_engine.sources.resolved import ResolvedInputs, ResolvedModel
+from safer_engine.spec import DatasetSpec, LocalSource
 from safer_engine.stages.edits import EditsStage
+from safer_engine.stages.pairs import PairsStage
 from tests.helpers.score_artifacts import ScoreArtifacts
+from tests.helpers.tiny_model import build_tokenizer
 
 N_ROWS = 60
 
@@ -187,3 +193,30 @@ def test_a_line_that_is_not_one_of_ours_is_refused_by_number(tmp_path: Path, lin
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="cannot read"):
         read_edit_lines(tmp_path / "none.jsonl")
+
+
+def test_edits_of_an_audited_file_apply_to_it(tmp_path: Path) -> None:
+    """From the file through the stages that name its rows, and back to the file."""
+    data, out = tmp_path / "data.jsonl", tmp_path / "clean.jsonl"
+    values = [{"prompt": f"question {i}", "chosen": f"answer {i}", "rejected": f"reply {i}"} for i in range(30)]
+    values[3] = values[2]
+    values[7] = {"prompt": "question 7", "chosen": "same", "rejected": "same"}
+    data.write_text("".join(json.dumps(value) + "\n" for value in values))
+    spec = DatasetSpec(source=LocalSource(path=str(data)))
+    build_tokenizer(tmp_path / "rm", "llama")
+    sources = ResolvedInputs(ResolvedModel(tmp_path / "rm", "0", "rm"), resolve_dataset(spec))
+    made = ScoreArtifacts(tmp_path / "store")
+    audited: PairSet = made.run(PairsStage(), {}, {"dataset": spec.model_dump()}, sources)
+    ids = audited.pairs["pair_id"].to_pylist()
+    assert len(ids) == 28
+    scores = made.commit(
+        "pair_scores", PairScores, {"pair_scores.arrow": score_table(ids, [i / 28 for i in range(28)], axis="all")}
+    )
+    edits = made.run(EditsStage(), {PairSet: audited, PairScores: scores}, {"edits": {"budget": 0.1}})
+    lines = [json.loads(line) for line in edits.path("edits.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines if line["status"] == "not_scored"] == ["duplicate", "identical_sides"]
+    result = apply_edits(ApplyRequest(edits.path("edits.jsonl"), spec, out))
+    assert (result.n_rows, result.dropped, result.left) == (30, 2, {"review": 2})
+    assert [json.loads(line) for line in out.read_text().splitlines()] == values[:28]
+    undo_edits(out)
+    assert out.read_bytes() == data.read_bytes()

@@ -20,6 +20,7 @@ from safer_engine.store import LocalArtifactStore, ManifestDraft
 
 KEY = "planted"
 SPEC: dict[str, Any] = {"model": {"path": "rm"}, "dataset": {"source": {"kind": "memory"}}}
+NOWHERE = ResolvedInputs(ResolvedModel(Path("rm"), "0", "rm"), ResolvedDataset("0", "memory", lambda: iter(())))
 
 
 class ScoreArtifacts:
@@ -89,11 +90,15 @@ class ScoreArtifacts:
         found: Labels = self.commit("labels", Labels, {"labels.arrow": table})
         return found
 
-    def run(self, stage: Stage, found: dict[type[Artifact], Artifact | Absent], spec: dict[str, Any] | None = None) -> Any:
+    def run(
+        self,
+        stage: Stage,
+        found: dict[type[Artifact], Artifact | Absent],
+        spec: dict[str, Any] | None = None,
+        sources: ResolvedInputs = NOWHERE,
+    ) -> Any:
         """Run a stage on artifacts and commit what it writes; returns its artifact."""
         audit = AuditSpec.model_validate({**SPEC, **(spec or {})})
-        nowhere = ResolvedModel(Path("rm"), "0", "rm")
-        sources = ResolvedInputs(nowhere, ResolvedDataset("0", "memory", lambda: iter(())))
         with self.store.open_work(stage.name, KEY) as work:
             view = SpecView(audit, stage.reads)
             context = StageContext(stage.name, view, audit.runtime, sources, work, NullObserver(), audit.seed)
