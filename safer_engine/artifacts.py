@@ -162,9 +162,9 @@ class Latents(Artifact):
         null where not to be estimated.
     `axes.arrow`, `subsets.arrow`: latent_id, axis, (subset,) n_groups, salience, salience_lo, salience_hi, t: for the
         candidates.
-    `contexts.arrow`: latent_id, rank (from 1), pair_id, side string, position, activation, tokens list<string> (joined they are
-        the exact text), activations list<float32?> (of each token; null where it is not counted), focus int32 (index of
-        the focus in tokens).
+    `contexts.arrow`, each from another group: latent_id, rank (from 1), pair_id, side string, position, activation, tokens
+        list<string> (joined they are the exact text), activations list<float32?> (of each token; null where it is not
+        counted), focus int32 (index of the focus in tokens).
     `background.arrow`: pair_id, side, position, tokens, focus: windows at random positions, to compare contexts with.
     meta: estimator, n_latents, n_never_fired, n_ranked, n_candidates, n_groups, n_pairs_left_out, totals.
     """

@@ -14,6 +14,8 @@ from safer_engine.spec import HookSpec, SalienceSpec
 from safer_engine.stage import StageContext
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from safer_engine.science.contexts import Span, TopContexts
@@ -55,11 +57,12 @@ class Fragment:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Passes over the activation shards of one stage run."""
+    """Passes over the activation shards of one stage run; `groups_P` is the group of each pair, as integers."""
 
     ctx: StageContext
     activations: Activations
     sae: Sae
+    groups_P: NDArray[np.int64]
 
     def fragments(self) -> list[Fragment]:
         """A fragment of every shard, in order; those of an earlier, interrupted run are taken as they are."""
@@ -73,8 +76,9 @@ class ShardJob:
             path = self.ctx.work.scratch / name
             if not path.is_file():
                 acts = summarise_shard(self._rows(name), self._encode, self.sae.shape.d_sae)
+                contexts = shard_contexts(acts, self.ctx.spec.contexts.per_latent, self.groups_P)
                 with self.ctx.work.publish(name, scratch=True) as temporary:
-                    save_fragment(temporary, acts, shard_contexts(acts, self.ctx.spec.contexts.per_latent))
+                    save_fragment(temporary, acts, contexts)
             found.append(open_fragment(path))
         return found
 

@@ -21,17 +21,19 @@ from dataclasses import dataclass
 from safer_engine.labellers.base import Candidate, Labelling, LatentLabel, Progress, Window
 from safer_engine.labellers.rubric import Rubric, TermCategory, word_at, words_of
 
-RADIUS = 16
+RADIUS = 10
 """Tokens on either side of the focus that count as near."""
 
-_RATINGS = ((5, 0.6, 3.0), (4, 0.4, 2.0), (3, 0.25, 1.0))
-"""Rating, least share, least z."""
+_RATINGS = ((5, 0.75, 3.0), (4, 0.5, 2.0), (3, 0.3, 1.0))
+"""Rating, least share, least z: nearly every context, most, about half; and each more than chance would give."""
 
 _PRIOR_WORDS = 100.0
 _MAX_TERMS = 8
 _MIN_WINDOWS_WITH_TERM = 2
+_MAX_WORD = 30
 _MIN_Z = 1.96
 _CLEAR_DIRECTION = 0.6
+_MIN_RATING_WITH_DIRECTION = 3
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,8 @@ class _Evidence:
 
     @property
     def main_focus(self) -> str | None:
-        """The word or sign that is the focus of more than half of the contexts."""
-        word, count = _most(self.focus)[0] if self.focus else ("", 0)
-        return word if word and 2 * count > self.focus.total() else None
+        """The word or sign (empty: no text) that is the focus of more than half of the contexts."""
+        return next((word for word, count in _most(self.focus) if 2 * count > self.focus.total()), None)
 
 
 class TermIndex:
@@ -121,12 +122,13 @@ class LexiconLabeller:
             distinctive_words(near, background),
             Counter(focus_word(window) for window in candidate.windows),
         )
+        rating = _rating(found.share, found.z)
         return LatentLabel(
             candidate.latent_id,
             "labelled",
-            rating=_rating(found.share, found.z),
+            rating=rating,
             explanation=_explanation(found, chance),
-            direction=_direction(hits),
+            direction=_direction(hits) if rating >= _MIN_RATING_WITH_DIRECTION else None,
             terms=_terms(found),
         )
 
@@ -157,12 +159,13 @@ def distinctive_words(near: Counter[str], background: Counter[str]) -> tuple[str
         background: number of background windows with the word.
 
     Source: Monroe, Colaresi & Quinn 2008: z of δ = log odds(near) − log odds(background), prior counts in proportion to
-    both together, `_PRIOR_WORDS` in all; words in fewer than two windows, or with z below 1.96, are left out.
+    both together, `_PRIOR_WORDS` in all. Words in fewer than two windows, with z below 1.96, or longer than 30 characters are
+    left out.
     """
     n_near, n_far = near.total(), background.total()
     scores = {}
     for word, count in near.items():
-        if count < _MIN_WINDOWS_WITH_TERM:
+        if count < _MIN_WINDOWS_WITH_TERM or len(word) > _MAX_WORD:
             continue
         prior = _PRIOR_WORDS * (count + background[word]) / (n_near + n_far)
         a, b = count + prior, background[word] + prior
@@ -223,8 +226,10 @@ def _explanation(found: _Evidence, chance: float) -> str:
         parts.append(f"Kinds: {listed}.")
     if found.distinctive:
         parts.append(f"Distinctive words: {', '.join(found.distinctive)}.")
-    if focus := found.main_focus:
-        parts.append(f"The focus is “{focus[:40]}” in {found.focus[focus]} of {n}.")
+    focus = found.main_focus
+    if focus is not None:
+        what = f"“{focus[:40]}”" if focus else "a token without a word (a line break, or one that the tokenizer adds)"
+        parts.append(f"The focus is {what} in {found.focus[focus]} of {n}.")
     return " ".join(parts)
 
 

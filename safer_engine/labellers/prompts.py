@@ -74,8 +74,9 @@ def build_prompt(rubric: Rubric, candidate: Candidate) -> Prompt:
     meanings = "\n".join(f"{direction.name}: {direction.description}" for direction in rubric.directions)
     user = (
         f"{rubric.question}\n\nRatings:\n{scale}\n\nDirections:\n{meanings}\n{UNCLEAR}: None of these, or both.\n\n"
-        f"Passages, one JSON object a line: `before` and `after` surround `focus`, where the feature fires most; `strong` lists "
-        f"the tokens it fires on with strengths from 1 to 10.\n{fence}\n{body}\n{fence}\nAnswer with the JSON object only."
+        f"Passages, one JSON object a line: `before` and `after` surround `focus`, where the feature fires most (empty: a token "
+        f"that the tokenizer adds); `strong` lists the tokens it fires on with strengths from 1 to 10.\n"
+        f"{fence}\n{body}\n{fence}\nAnswer with the JSON object only."
     )
     return Prompt(_SYSTEM.format(fence=fence, directions=json.dumps(directions)), user)
 

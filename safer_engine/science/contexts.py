@@ -1,8 +1,8 @@
 """The contexts in which a latent fires most: found in one streaming pass, cut out of the exact text afterwards.
 
-A response gives a latent at most one context, at its highest activation, so that one long text cannot fill the list.
-Order: activation falling; among equals the earlier pair, chosen before rejected. The order is total, so merging
-parts in any grouping gives the same list.
+A prompt group gives a latent at most one context, at its highest activation: responses of a group quote each other or
+are the same text, and would fill the list with copies. Order: activation falling; among equals the earlier pair, chosen
+before rejected. The order is total, so merging parts in any grouping gives the same list.
 """
 
 from __future__ import annotations
@@ -59,14 +59,18 @@ class Span:
     focus: int
 
 
-def shard_contexts(shard: ShardActs, keep: int) -> TopContexts:
-    """The `keep` strongest contexts of each latent within a shard."""
+def shard_contexts(shard: ShardActs, keep: int, groups_P: Ints) -> TopContexts:
+    """The `keep` strongest contexts of each latent within a shard.
+
+    Args:
+        groups_P: group of every pair of the data set, as integers.
+    """
     found = TopContexts(shard.latents_N, shard.peaks_N, shard.responses_N, shard.peak_positions_N)
-    return merge_contexts([found], keep)
+    return merge_contexts([found], keep, groups_P)
 
 
-def merge_contexts(parts: Sequence[TopContexts], keep: int) -> TopContexts:
-    """The `keep` strongest contexts of each latent over several parts (at least one)."""
+def merge_contexts(parts: Sequence[TopContexts], keep: int, groups_P: Ints) -> TopContexts:
+    """The `keep` strongest contexts of each latent over several parts (at least one), each from another group."""
     together = TopContexts(
         np.concatenate([part.latents_N for part in parts]),
         np.concatenate([part.activations_N for part in parts]),
@@ -75,7 +79,11 @@ def merge_contexts(parts: Sequence[TopContexts], keep: int) -> TopContexts:
     )
     order = np.lexsort((together.positions_N, together.responses_N, -together.activations_N, together.latents_N))
     ordered = together.take(order)
-    return ordered.take(np.flatnonzero(_places(ordered.latents_N) < keep))
+    groups = groups_P[ordered.responses_N // 2]
+    n_groups = int(groups_P.max(initial=0)) + 1
+    first = np.unique(ordered.latents_N.astype(np.int64) * n_groups + groups, return_index=True)[1]
+    distinct = ordered.take(np.sort(first))
+    return distinct.take(np.flatnonzero(distinct.ranks_N < keep))
 
 
 def span_round(position: int, length: int, window: int) -> Span:

@@ -32,14 +32,17 @@ class LatentsStage:
         from safer_engine.science.latent_acts import add_totals
 
         pairs, activations = inputs.get(PairSet), inputs.get(Activations)
-        job = latent_files.ShardJob(ctx, activations, load_sae(inputs.get(SparseAutoencoder), ctx.runtime.device))
+        strata = latent_tables.Strata.of(pairs.pairs)
+        sae = load_sae(inputs.get(SparseAutoencoder), ctx.runtime.device)
+        job = latent_files.ShardJob(ctx, activations, sae, strata.groups_P)
         fragments = job.fragments()
         with ctx.work.publish("acts.safetensors") as path:
             latent_files.write_acts(path, fragments, pairs.pairs.num_rows)
-        acts = latent_files.open_acts(ctx.work.path("acts.safetensors"), job.sae.shape.d_sae)
+        acts = latent_files.open_acts(ctx.work.path("acts.safetensors"), sae.shape.d_sae)
         totals = add_totals([fragment.totals for fragment in fragments])
-        ranking = latent_tables.rank(acts, totals, latent_tables.Strata.of(pairs.pairs), ctx.spec.salience)
-        found = merge_contexts([fragment.contexts for fragment in fragments], ctx.spec.contexts.per_latent)
+        ranking = latent_tables.rank(acts, totals, strata, ctx.spec.salience)
+        parts = [fragment.contexts for fragment in fragments]
+        found = merge_contexts(parts, ctx.spec.contexts.per_latent, strata.groups_P)
         contexts = found.of(ranking.candidates)
         spans = latent_tables.spans_of(pairs.pairs, contexts, ctx.spec.contexts.window)
         windows = job.windows(fragments, contexts, spans)

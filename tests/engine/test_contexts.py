@@ -20,6 +20,7 @@ from safer_engine.science.latent_acts import ShardRows, summarise_shard
 from safer_engine.science.sae import SparseActs
 
 D_SAE = 7
+GROUPS = np.arange(60) // 2  # two pairs a group
 
 
 def encode(x_BD: Tensor) -> SparseActs:
@@ -35,7 +36,7 @@ def make_rows(n_pairs: int = 40, seed: int = 0, first_pair: int = 0) -> ShardRow
     return ShardRows(x, response, position, np.ones(len(response), dtype=bool))
 
 
-def brute_force(rows: ShardRows, keep: int) -> list[tuple[int, float, int, int]]:
+def brute_force(rows: ShardRows, keep: int, groups: np.ndarray = GROUPS) -> list[tuple[int, float, int, int]]:
     z = encode(rows.x_BD).dense(D_SAE).numpy()
     found = []
     for latent in range(D_SAE):
@@ -44,8 +45,11 @@ def brute_force(rows: ShardRows, keep: int) -> list[tuple[int, float, int, int]]
             key = int(rows.response_B[row])
             if z[row, latent] > 0 and z[row, latent] > best.get(key, (0.0, 0))[0]:
                 best[key] = (float(z[row, latent]), int(rows.position_B[row]))
-        ordered = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))[:keep]
-        found += [(latent, value, response, position) for response, (value, position) in ordered]
+        taken: set[int] = set()
+        for response, (value, position) in sorted(best.items(), key=lambda item: (-item[1][0], item[0])):
+            if len(taken) < keep and int(groups[response // 2]) not in taken:
+                taken.add(int(groups[response // 2]))
+                found.append((latent, value, response, position))
     return found
 
 
@@ -60,9 +64,9 @@ def part(rows: ShardRows, pairs: range) -> ShardRows:
 
 
 @pytest.mark.parametrize("keep", [1, 4, 1000])
-def test_the_strongest_contexts_are_found_one_per_response(keep: int) -> None:
+def test_the_strongest_contexts_are_found_one_per_group(keep: int) -> None:
     rows = make_rows()
-    found = shard_contexts(summarise_shard(rows, encode, D_SAE), keep)
+    found = shard_contexts(summarise_shard(rows, encode, D_SAE), keep, GROUPS)
     assert listed(found) == brute_force(rows, keep)
 
 
@@ -70,14 +74,19 @@ def test_the_strongest_contexts_are_found_one_per_response(keep: int) -> None:
 def test_shards_merge_to_the_same_list_however_they_are_cut(cuts: tuple[int, ...]) -> None:
     rows, edges = make_rows(seed=1), [0, *cuts, 40]
     parts = [
-        shard_contexts(summarise_shard(part(rows, range(a, b)), encode, D_SAE), 5) for a, b in itertools.pairwise(edges) if a < b
+        shard_contexts(summarise_shard(part(rows, range(a, b)), encode, D_SAE), 5, GROUPS)
+        for a, b in itertools.pairwise(edges)
+        if a < b
     ]
-    forward, backward = merge_contexts(parts, 5), merge_contexts([merge_contexts(parts[1:], 5), parts[0]], 5)
+    forward, backward = (
+        merge_contexts(parts, 5, GROUPS),
+        merge_contexts([merge_contexts(parts[1:], 5, GROUPS), parts[0]], 5, GROUPS),
+    )
     assert listed(forward) == listed(backward) == brute_force(rows, 5)
 
 
 def test_ranks_and_selection_follow_the_latents() -> None:
-    found = shard_contexts(summarise_shard(make_rows(), encode, D_SAE), 3)
+    found = shard_contexts(summarise_shard(make_rows(), encode, D_SAE), 3, GROUPS)
     assert found.ranks_N.tolist() == [0, 1, 2] * D_SAE
     some = found.of(np.array([5, 2]))
     assert some.latents_N.tolist() == [2, 2, 2, 5, 5, 5]
@@ -121,7 +130,7 @@ def test_activations_in_a_window_are_the_latents_own_and_unknown_where_nothing_i
     counted[::5] = False
     rows = replace(rows, counted_B=counted)
     z = np.maximum(encode(rows.x_BD).dense(D_SAE).numpy(), 0)
-    contexts = shard_contexts(summarise_shard(rows, encode, D_SAE), 4)
+    contexts = shard_contexts(summarise_shard(rows, encode, D_SAE), 4, GROUPS)
     spans = [span_round(int(position), 30, 8) for position in contexts.positions_N]
     windows = window_activations(rows, encode, contexts, spans)
     for (latent, activation, response, _), span, window in zip(listed(contexts), spans, windows, strict=True):

@@ -136,13 +136,18 @@ def test_contexts_show_the_exact_text_and_the_latents_activations(world: LatentW
             assert activation is None or activation == pytest.approx(z[start + at], rel=1e-6)
 
 
-def test_contexts_are_the_strongest_one_per_response(world: LatentWorld, latents: Latents) -> None:
+def test_contexts_are_the_strongest_one_per_group(world: LatentWorld, latents: Latents) -> None:
     frame = latents.table("contexts.arrow").to_pandas()
     for latent, part in frame.groupby("latent_id"):
         peaks = sorted(((dense(world, side)[:, latent].max(), pair, number)
                         for pair, sides in enumerate(world.sides) for number, side in enumerate(sides)),
                        key=lambda item: (-item[0], item[1], item[2]))  # fmt: skip
-        expected = [(f"p{pair}", ("chosen", "rejected")[side]) for value, pair, side in peaks[:5] if value > 0]
+        firsts = {
+            world.groups[pair]: (f"p{pair}", ("chosen", "rejected")[side]) for value, pair, side in peaks[::-1] if value > 0
+        }
+        expected = [where for _, pair, side in peaks if (where := (f"p{pair}", ("chosen", "rejected")[side])) in firsts.values()][
+            :5
+        ]
         assert part["rank"].tolist() == list(range(1, len(expected) + 1))
         assert list(zip(part.pair_id, part.side, strict=True)) == expected
 
