@@ -188,7 +188,7 @@ class SalienceSpec(Section):
 class ContextSpec(Section):
     """Highest-activating contexts of each candidate."""
 
-    per_latent: int = Field(10, gt=0, description="Contexts kept, each from another response.")
+    per_latent: int = Field(10, gt=0, description="Contexts kept, each from another prompt group.")
     minimum: int = Field(4, gt=0, description="Latents with fewer contexts are not labelled.")
     window: int = Field(128, gt=3, description="Tokens shown round the focus.")
 
