@@ -15,6 +15,7 @@ from safer_engine import pipeline
 from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
 from safer_engine.errors import ArtifactError, SpecError
 from safer_engine.events import Observer
+from safer_engine.labellers.rubric import rubric_digest
 from safer_engine.machine import resolve_spec
 from safer_engine.pipeline import AuditRequest, Found, OnArtifact
 from safer_engine.report.model import ReportDocument
@@ -139,9 +140,7 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
         SpecError, ModelRefused, DatasetRefused.
     """
     resolved = resolve_spec(spec)
-    extra = {}
-    if resolved.labels.rubric.endswith((".yaml", ".yml")):
-        extra["labels"] = _rubric_digest(resolved.labels.rubric)
+    extra = {"labels": rubric_digest(resolved.labels.rubric)}
     if resolved.sae.pretrain is not None:
         corpus = resolved.sae.pretrain.corpus
         extra["sae"] = corpus.model_dump_json() + _corpus_digest(Path(getattr(corpus, "path", "")))
@@ -204,13 +203,6 @@ def _spec_of(
 
 def _as_dicts(rows: Rows | None) -> list[dict[str, Any]] | None:
     return None if rows is None else [dict(row) for row in rows]
-
-
-def _rubric_digest(path: str) -> str:
-    try:
-        return digest_file(Path(path))
-    except OSError as error:
-        raise SpecError(f"cannot read rubric {path}: {error.strerror}") from None
 
 
 def _corpus_digest(path: Path) -> str:
