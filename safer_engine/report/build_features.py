@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from safer_engine.artifacts import Labels, Latents, SparseAutoencoder
-from safer_engine.report.columns import PHRASE_LIMIT, Floats, clipped, finite, histogram, maybe_finite, scalars
+from safer_engine.report.columns import EXPLANATION_LIMIT, PHRASE_LIMIT, Floats, clipped, finite, histogram, maybe_finite, scalars
 from safer_engine.report.model import Context, Curve, Feature, LatentsReport, Overview, SaeReport, SubsetSalience
 from safer_engine.spec import ReportSpec
 
@@ -139,7 +139,7 @@ def _feature(row: dict[str, Any], label: dict[str, Any] | None, text: bool) -> F
         safety_rank=known.get("rank") if known.get("safety_feature") else None,
         status=known.get("status"),
         rating=known.get("rating"),
-        explanation=clipped(explanation, PHRASE_LIMIT) if explanation else None,
+        explanation=clipped(explanation, EXPLANATION_LIMIT) if explanation else None,
         direction=known.get("direction") if text else None,
         terms=[clipped(term, PHRASE_LIMIT) for term in (known.get("terms") or [])[:12]] if text else [],
         labeller=known.get("labeller"),

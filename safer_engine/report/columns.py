@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 TEXT_LIMIT = 6_000
 """Characters of a prompt or response that the report holds."""
+EXPLANATION_LIMIT = 1_200
+"""Characters of a label's explanation."""
 PHRASE_LIMIT = 300
-"""Characters of a label, a term or a token."""
+"""Characters of a term, a token or a short fact."""
 
 
 def clipped(text: str, limit: int = TEXT_LIMIT) -> Text:

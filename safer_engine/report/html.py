@@ -172,7 +172,7 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "kept": [pair for pair in pairs if pair.action == "keep"],
         "pair_filters": [(field, values) for field, values in filters if len(values) > 1],
         "edits_slices": _slices(edits.by_axis) if edits is not None else [],
-        "names": {feature.latent_id: feature.explanation for feature in report.features or []},
+        "names": {feature.latent_id: text.name_of(feature) for feature in report.features or []},
         "agreeing": lambda votes: sum(vote > 0 for vote in votes),
         "has_text": any(pair.prompt is not None for pair in pairs) or any(f.contexts for f in report.features or []),
     }
@@ -367,6 +367,7 @@ def _environment() -> Environment:
     )
     environment.filters.update({name: getattr(text, name) for name in names})
     environment.filters["foreign"] = _foreign
+    environment.filters["name_of"] = text.name_of
     environment.filters["visible"] = text.visible
     return environment
 

@@ -83,7 +83,7 @@ def _features(report: ReportDocument) -> list[str]:
 def _feature_row(feature: Feature) -> tuple[str, ...]:
     return (
         str(feature.latent_id),
-        code(text.plain(feature.explanation, 100)) if feature.explanation else text.NONE,
+        code(text.name_of(feature)),
         str(feature.rating) if feature.rating is not None else text.NONE,
         feature.fires_on,
         text.signed(feature.salience),

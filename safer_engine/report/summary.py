@@ -10,9 +10,9 @@ from safer_engine.report.text import (
     NONE,
     base_name,
     count,
+    name_of,
     number,
     percent,
-    plain,
     share_interval,
     signed,
     small_percent,
@@ -174,7 +174,7 @@ def _say_features(report: ReportDocument) -> str:
     if not named:
         return ""
     first = max(named, key=lambda f: abs(f.salience))
-    quote = f" (“{plain(first.explanation, 70)}”)" if first.explanation else ""
+    quote = f" (“{name_of(first)}”)" if name_of(first) else ""
     chosen = sum(f.fires_on == "chosen" for f in named)
     return (
         f"{count(len(named))} latents are rated as safety features, {count(chosen)} firing more on chosen and "

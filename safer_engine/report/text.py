@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from markupsafe import Markup, escape
 
-from safer_engine.report.model import Estimate, Scalar, Text
+from safer_engine.report.model import Estimate, Feature, Scalar, Text
 
 MINUS = "\u2212"
 NARROW_SPACE = "\u202f"
@@ -56,6 +56,20 @@ def plain(text: Text | None, limit: int = 120) -> str:
     line = " ".join(visible(text.text[: 4 * limit]).split())
     cut = len(line) > limit or len(text.text) > 4 * limit or text.omitted
     return line[: limit - 1].rstrip() + "…" if cut else line
+
+
+def name_of(feature: Feature, limit: int = 72) -> str:
+    """A short name: the explanation where it is one, else the direction and the words that mark the contexts.
+
+    Empty where the labeller gave no rating: its explanation then says why there is none.
+    """
+    if feature.status not in (None, "labelled"):
+        return ""
+    explanation = plain(feature.explanation, limit)
+    if not feature.terms or (explanation and not explanation.endswith("…")):
+        return explanation
+    terms = ", ".join(plain(term, 30) for term in feature.terms[:4])
+    return plain(Text(text=f"{words(feature.direction)}: {terms}" if feature.direction else terms), limit)
 
 
 def count(value: float | int | None) -> str:

@@ -22,6 +22,7 @@ from safer_engine.report.text import (
     duration,
     fact,
     marked,
+    name_of,
     number,
     percent,
     plain,
@@ -352,6 +353,19 @@ def test_clipped_texts_say_how_much_is_missing() -> None:
     assert shown(None) == ""
     assert plain(Text(text="eager agreement at the start of an answer"), 20) == "eager agreement at…"
     assert plain(Text(text="short"), 20) == "short"
+
+
+def test_names_are_short_whatever_the_labeller_wrote(report: ReportDocument) -> None:
+    assert report.features is not None
+    first = report.features[0]
+    assert name_of(first) == "refuses and offers a safer way"
+    long = first.model_copy(update={"explanation": Text(text="rubric terms " * 20), "direction": "safe_behaviour"})
+    assert name_of(long) == "safe behaviour: can't help, safer, instead"
+    assert name_of(long.model_copy(update={"terms": []})).startswith("rubric terms rubric")
+    assert len(name_of(long.model_copy(update={"terms": []}))) <= 72
+    assert name_of(long.model_copy(update={"terms": [Text(text="y" * 500)]})) == f"safe behaviour: {'y' * 29}…"
+    assert name_of(first.model_copy(update={"status": "unparsed"})) == ""
+    assert name_of(first.model_copy(update={"explanation": None, "terms": [], "status": None})) == ""
 
 
 def test_figures_are_written_for_people() -> None:
