@@ -16,6 +16,7 @@ from safer_engine.science.extraction import (
     PassCount,
     Reading,
     ShardResult,
+    batch_plan,
     extract,
     flag_high_norms,
     norm_median,
@@ -28,9 +29,6 @@ from safer_engine.stage import StageContext
 
 _INVARIANCE_PAIRS = (8, 32)
 """Least and most pairs in the sample of the invariance measurement; one in twenty between them."""
-
-_CPU_OVERHEAD, _CUDA_OVERHEAD = 48, 512
-"""What a batch costs beyond its tokens, in tokens (see `BatchPlan`): on a CPU little, on a GPU launches and copies."""
 
 
 @dataclass
@@ -127,8 +125,7 @@ class ActivationPass:
         self.ctx.progress(self.done, self.total, "pairs")
 
     def _plan(self) -> BatchPlan:
-        on_gpu = self.rm.device.type == "cuda"
-        return BatchPlan(self.ctx.runtime.batch_tokens, _CUDA_OVERHEAD if on_gpu else _CPU_OVERHEAD)
+        return batch_plan(self.rm, self.ctx.runtime.batch_tokens)
 
 
 class _Writer:

@@ -24,6 +24,9 @@ from safer_engine.science.reward_model import RewardModel
 HIGH_NORM = 10.0
 """A position's norm is high above this many times the median."""
 
+_CPU_COST, _CUDA_COST = (8e-4, 1e11), (2.5e-4, 2e14)
+"""Seconds to start one block, and products per second while it runs."""
+
 BoolArray = NDArray[np.bool_]
 
 
@@ -109,6 +112,16 @@ class ShardResult:
     flags_B: Tensor
     residuals: Residuals | None
     count: PassCount
+
+
+def batch_plan(rm: RewardModel, tokens: int) -> BatchPlan:
+    """The plan for a model on its device: what starting its blocks costs, against what a token costs in them.
+
+    Figures of one kind of machine, not measured on this one, so that the same input is always batched alike.
+    """
+    seconds, rate = _CUDA_COST if rm.device.type == "cuda" else _CPU_COST
+    weights = sum(parameter.numel() for block in rm.blocks for parameter in block.parameters())
+    return BatchPlan(tokens, max(8, round(len(rm.blocks) * seconds * rate / (2 * weights))))
 
 
 def score(

@@ -16,6 +16,7 @@ from safer_engine.science.extraction import (
     PassCount,
     Reading,
     ShardResult,
+    batch_plan,
     extract,
     flag_high_norms,
     norm_median,
@@ -259,6 +260,14 @@ def test_batches_are_the_cheapest_cut(seed: int) -> None:
                 value = cost(lengths, split, plan.overhead)
                 best = value if best is None else min(best, value)
     assert cost(lengths, batches, plan.overhead) == best
+
+
+def test_small_models_take_larger_batches() -> None:
+    small, one_block = load_tiny("llama"), load_tiny("bert")
+    assert batch_plan(small, 77).tokens == 77
+    assert batch_plan(small, 77).overhead > 1000
+    shallow = replace(one_block, blocks=one_block.blocks[:1])
+    assert batch_plan(shallow, 77).overhead == pytest.approx(batch_plan(one_block, 77).overhead, abs=1)
 
 
 def test_no_sequences_make_no_batches() -> None:
