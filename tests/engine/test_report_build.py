@@ -17,13 +17,14 @@ from safer_engine.events import NullObserver
 from safer_engine.pipeline import AuditRequest
 from safer_engine.report.build import STAGE_ARTIFACTS, ReportRequest, build_report
 from safer_engine.report.columns import by_id, histogram, scalars
-from safer_engine.report.interim import write_interim
+from safer_engine.report.interim import interim_reports, write_interim
 from safer_engine.report.model import Estimate, Measured, ReportDocument
 from safer_engine.report.tables import features_table, write_evaluation
 from safer_engine.stage import Inputs, SpecView, StageContext
 from safer_engine.stages.causal import CausalStage
 from safer_engine.stages.report import ReportStage
 from safer_engine.stages.verification import VerificationStage
+from safer_engine.store import LocalArtifactStore, ManifestDraft
 from tests.helpers import fake_artifacts
 from tests.helpers.fake_artifacts import FakeAudit
 from tests.helpers.fake_pairs import DROPPED, N_CANDIDATES, N_LATENTS, actions_of, margins_of, scores_of
@@ -353,6 +354,35 @@ def test_an_interim_report_replaces_files_and_leaves_none_behind(tmp_path: Path,
     assert "Audit in progress" not in (out / "report.html").read_text()
     assert (out / "pair_scores.parquet").is_file()
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_interim_reports_are_written_only_where_there_is_something_to_wait_for(tmp_path: Path, audit: FakeAudit) -> None:
+    empty = LocalArtifactStore(tmp_path / "store")
+    written = interim_reports(AuditRequest(audit.spec, audit.sources), empty, tmp_path / "out")
+    stages = {stage.name: stage for stage in pipeline.STAGES}
+    written(stages["causal"], {stages["causal"].produces: Absent("switched off")})
+    written(stages["verification"], dict(audit.found))
+    assert not (tmp_path / "out").exists()
+    written(stages["pairs"], {PairSet: audit.found[PairSet]})
+    assert "stage 2 of 9" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_stage_that_will_be_skipped_is_not_waited_for(tmp_path: Path, audit: FakeAudit) -> None:
+    store = LocalArtifactStore(tmp_path / "store")
+    request = AuditRequest(audit.spec, audit.sources)
+    pairs, activations = pipeline.STAGES[:2]
+    for stage in (pairs, activations):
+        key = pipeline.plan(request, store)[pipeline.STAGES.index(stage)].key
+        assert key is not None
+        with store.open_work(stage.name, key) as work:
+            with work.publish("x") as path:
+                path.write_text(stage.name)
+            store.commit(stage.name, key, work, ManifestDraft(stage_version=1, artifact=stage.produces.__name__, meta={}))
+    written = interim_reports(request, store, tmp_path / "out")
+    written(pairs, {PairSet: audit.found[PairSet]})
+    assert not (tmp_path / "out").exists()
+    written(activations, {PairSet: audit.found[PairSet], Activations: audit.found[Activations]})
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_a_margin_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
