@@ -15,10 +15,9 @@ from safer_engine.events import NullObserver
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
-    from safer_engine.planning import Estimate
-
     from safer_engine.api import AuditReport
     from safer_engine.pipeline import AuditRequest
+    from safer_engine.planning import Estimate
 
 
 @click.command("run")
@@ -32,9 +31,8 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
 
     Interrupted or killed, the same command goes on from the last finished unit of work; a second run computes nothing.
     """
-    from safer_engine.planning import estimate
-
     from safer_engine import api
+    from safer_engine.planning import estimate
     from safer_engine.store import LocalArtifactStore
 
     request = api.prepare(built.spec)
@@ -60,15 +58,10 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
 
 
 def _audit(request: AuditRequest, store: Any, out: Path, observer: Any) -> AuditReport:
-    from safer_engine.report.interim import write_interim
-
     from safer_engine import api
+    from safer_engine.report.interim import interim_reports
 
-    def interim(stage: Any, found: Any) -> None:
-        if stage.name != "report":
-            write_interim(request, found, out)
-
-    return api.run_request(request, store, out, observer, interim)
+    return api.run_request(request, store, out, observer, interim_reports(request, store, out))
 
 
 def default_out(built: BuiltSpec) -> Path:

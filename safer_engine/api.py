@@ -154,7 +154,7 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
 
 
 def export(found: Found, out: Path) -> None:
-    """Copy the files a person or a script reads into `out`, each replaced atomically."""
+    """Copy the files a person or a script reads into `out`, each replaced atomically; one that this audit lacks is removed."""
     wanted: list[tuple[type[Artifact], str, str]] = [(Report, name, name) for name in REPORT_FILES]
     wanted += [(Edits, "edits.jsonl", "edits.jsonl")]
     wanted += [(SparseAutoencoder, name, f"sae/{name}") for name in SAE_FILES]
@@ -162,6 +162,8 @@ def export(found: Found, out: Path) -> None:
         artifact = found.get(kind)
         if isinstance(artifact, Artifact) and artifact.has(name):
             copy_atomically(artifact.path(name), out / target)
+        else:
+            (out / target).unlink(missing_ok=True)
 
 
 def copy_atomically(source: Path, target: Path) -> None:
