@@ -20,10 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safer_engine.errors import ArtifactError, NumericalError
-from safer_engine.science.topk import Selected, above, top_k
-
-_BLOCK_ELEMENTS = 1 << 24
-"""Dense pre-activations are made at most this many at a time."""
+from safer_engine.science.topk import Selected, above, block_rows, top_k
 
 SaeKind = Literal["topk", "batch_topk"]
 
@@ -226,14 +223,13 @@ class Sae:
         return SparseActs(values_BK, top.columns_BK)
 
     def _blocks(self, x_BD: Tensor) -> Iterator[Tensor]:
-        rows = max(1, _BLOCK_ELEMENTS // self.shape.d_sae)
-        yield from torch.split(x_BD, rows)
+        yield from torch.split(x_BD, block_rows(self.shape.d_sae, x_BD.device))
 
 
 def normalise(x_BD: Tensor, normalisation: Normalisation) -> Normalised:
     """Scale raw activations [B, D]; computed and returned in float32. Raises NumericalError on non-finite input."""
     x_BD = x_BD.float()
-    if not bool(x_BD.isfinite().all()):
+    if x_BD.numel() and not all(math.isfinite(extreme) for extreme in x_BD.aminmax()):  # NaN goes through both
         raise NumericalError("an activation is not finite", "run the reward model in float32 (model.dtype)")
     if normalisation.kind == "scalar":
         scale_B1 = x_BD.new_full((len(x_BD), 1), 1.0 / normalisation.scale)

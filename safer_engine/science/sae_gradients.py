@@ -10,7 +10,7 @@ its error normalised by the variance of the residual it models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safer_engine.science.sae import SaeKind
-from safer_engine.science.topk import Selected, batch_top_k, top_k
+from safer_engine.science.topk import Selected, TopK, above, batch_top_k, block_rows, joined, largest, top_k
+
+_GUESS_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,10 @@ def step_gradients(
     with torch.no_grad():
         centred_BD = x_BD - weights.b_dec_D
         code = _encode(weights, centred_BD, settings, guess)
-        residual_BD = (x_BD - weights.b_dec_D) - _decode(code, weights.W_dec_SD)
-        error = _fvu(residual_BD, x_BD) if settings.loss == "fvu" else _nmse(residual_BD, x_BD)
-        gradients = _backpropagate(weights, centred_BD, code, error.grad_BD, settings.relu)
+        decoded = _decode(code, weights.W_dec_SD)
+        residual_BD = centred_BD - decoded.rows_BD
+        error = _fvu(residual_BD, centred_BD) if settings.loss == "fvu" else _nmse(residual_BD, x_BD)
+        gradients = _backpropagate(weights, centred_BD, decoded, error.grad_BD, settings.relu)
         gradients.b_dec_D.add_(error.grad_BD.sum(0))
         aux_loss = error.loss.new_zeros(())
         if dead_S is not None and settings.aux_k > 0:
@@ -119,21 +122,52 @@ def step_gradients(
 def _encode(weights: Weights, centred_BD: Tensor, settings: StepSettings, guess: float | None) -> Selected:
     own = weights.W_enc_SD.dtype
     kind = settings.matmul or own
-    pre_BS = torch.addmm(weights.b_enc_S.to(kind), centred_BD.to(kind), weights.W_enc_SD.to(kind).T)
+    bias_S, encoder_DS = weights.b_enc_S.to(kind), weights.W_enc_SD.to(kind).T
+    blocks = torch.split(centred_BD.to(kind), block_rows(len(bias_S), centred_BD.device))
+
+    def pre_acts() -> Iterator[Tensor]:
+        return (torch.addmm(bias_S, block_BD, encoder_DS) for block_BD in blocks)
+
     if settings.kind == "batch_topk":
-        code = batch_top_k(pre_BS, settings.k, guess)
+        code = _batch_code(pre_acts, settings.k * len(centred_BD), guess)
     else:
-        top = top_k(pre_BS, settings.k)
-        offsets_B1 = torch.arange(0, top.columns_BK.numel() + 1, settings.k, device=pre_BS.device)
-        code = Selected(top.values_BK.flatten(), top.columns_BK.flatten(), offsets_B1)
+        code = joined([_rows(top_k(pre_BS, settings.k)) for pre_BS in pre_acts()])
     if kind != own:
         exact_N = _dots(weights.W_enc_SD, code, centred_BD) + weights.b_enc_S[code.columns_N]
         code = Selected(exact_N, code.columns_N, code.offsets_B1)
     return Selected(code.values_N.clamp(min=0), code.columns_N, code.offsets_B1) if settings.relu else code
 
 
-def _decode(code: Selected, W_dec_SD: Tensor) -> Tensor:
-    return _bag(code.columns_N, W_dec_SD, code.offsets_B1, code.values_N)
+def _batch_code(pre_acts: Callable[[], Iterator[Tensor]], wanted: int, guess: float | None) -> Selected:
+    """The largest entries of all blocks: from those above the last threshold where they are enough, else from all."""
+    if guess is not None and guess > 0:
+        found = joined([above(pre_BS, guess * _GUESS_SHARE) for pre_BS in pre_acts()])
+        if len(found.values_N) >= wanted:
+            return largest(found, wanted)
+    return batch_top_k(torch.cat(list(pre_acts())), wanted)
+
+
+def _rows(top: TopK) -> Selected:
+    n, k = top.columns_BK.shape
+    offsets_B1 = torch.arange(0, n * k + 1, k, device=top.columns_BK.device)
+    return Selected(top.values_BK.flatten(), top.columns_BK.flatten(), offsets_B1)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Σ values · rows of the decoder, without its bias, and the graph back to the values."""
+
+    code: Selected
+    weights_N: Tensor
+    rows_BD: Tensor
+    graph_BD: Tensor
+
+
+def _decode(code: Selected, W_dec_SD: Tensor) -> _Decoded:
+    with torch.enable_grad():
+        weights_N = code.values_N.detach().requires_grad_()
+        graph_BD = _bag(code.columns_N, W_dec_SD, code.offsets_B1, weights_N)
+    return _Decoded(code, weights_N, graph_BD.detach(), graph_BD)
 
 
 def _bag(indices_N: Tensor, table_RD: Tensor, offsets_M1: Tensor, weights_N: Tensor) -> Tensor:
@@ -150,9 +184,11 @@ def _dots(table_SD: Tensor, code: Selected, vectors_BD: Tensor) -> Tensor:
     return dots_N
 
 
-def _fvu(residual_BD: Tensor, x_BD: Tensor) -> _Error:
-    total = (x_BD - x_BD.mean(0)).square().sum()
-    return _Error(residual_BD.square().sum() / total, residual_BD * (-2 / total))
+def _fvu(residual_BD: Tensor, target_BD: Tensor) -> _Error:
+    """Σ‖residual‖² / Σ‖target − mean target‖²; the target's mean is near 0, so the variance loses no digits."""
+    norm, target_norm = torch.linalg.vector_norm(residual_BD), torch.linalg.vector_norm(target_BD)
+    total = target_norm.square() - len(target_BD) * target_BD.mean(0).square().sum()
+    return _Error(norm.square() / total, residual_BD * (-2 / total))
 
 
 def _nmse(residual_BD: Tensor, x_BD: Tensor) -> _Error:
@@ -161,13 +197,13 @@ def _nmse(residual_BD: Tensor, x_BD: Tensor) -> _Error:
     return _Error(loss, residual_BD * (-2 / (len(x_BD) * squares_B))[:, None])
 
 
-def _backpropagate(weights: Weights, centred_BD: Tensor, code: Selected, grad_BD: Tensor, relu: bool) -> Weights:
-    """Gradients through decoder and encoder of what `code` reconstructs, given those of the reconstruction.
+def _backpropagate(weights: Weights, centred_BD: Tensor, decoded: _Decoded, grad_BD: Tensor, relu: bool) -> Weights:
+    """Gradients through decoder and encoder, given those of the reconstruction.
 
     The decoder bias gets what reaches it through the encoder's input.
     """
-    n_latents = len(weights.b_enc_S)
-    grad_acts_N = _dots(weights.W_dec_SD, code, grad_BD)
+    code, n_latents = decoded.code, len(weights.b_enc_S)
+    (grad_acts_N,) = torch.autograd.grad(decoded.graph_BD, decoded.weights_N, grad_BD)
     if relu:
         grad_acts_N = grad_acts_N.masked_fill_(code.values_N <= 0, 0)
     order_N = _stable_order(code.columns_N, n_latents)
@@ -198,9 +234,9 @@ def _add_aux(
     some = weights.rows(dead_M)
     k = min(settings.aux_k, len(dead_M))
     auxiliary = StepSettings("topk", k, settings.relu, "fvu", 0, 0.0)
-    code = _encode(some, centred_BD, auxiliary, None)
-    error = _fvu(residual_BD - _decode(code, some.W_dec_SD), residual_BD)
-    added = _backpropagate(some, centred_BD, code, error.grad_BD * settings.aux_weight, settings.relu)
+    decoded = _decode(_encode(some, centred_BD, auxiliary, None), some.W_dec_SD)
+    error = _fvu(residual_BD - decoded.rows_BD, residual_BD)
+    added = _backpropagate(some, centred_BD, decoded, error.grad_BD * settings.aux_weight, settings.relu)
     gradients.W_enc_SD.index_add_(0, dead_M, added.W_enc_SD)
     gradients.b_enc_S.index_add_(0, dead_M, added.b_enc_S)
     gradients.W_dec_SD.index_add_(0, dead_M, added.W_dec_SD)

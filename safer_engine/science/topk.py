@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,8 @@ from safer_engine.errors import NumericalError
 _GROUP = 8
 _MIN_GROUPED = 1024
 _MAX_SWEEPS = 64
-_GUESS_SHARE = 0.9
+_BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
+_LEAST_ROWS = 256
 _SURPLUS = 2.0
 
 
@@ -46,6 +48,11 @@ class TopK:
     columns_BK: Tensor
 
 
+def block_rows(n_columns: int, device: torch.device) -> int:
+    """Rows of pre-activations that are best made and searched at a time: on a CPU what stays in its cache."""
+    return max(_LEAST_ROWS, _BLOCK_ELEMENTS.get(device.type, 1 << 26) // n_columns)
+
+
 def top_k(pre_BS: Tensor, k: int) -> TopK:
     """The k largest entries of each row, exactly.
 
@@ -69,23 +76,32 @@ def top_k(pre_BS: Tensor, k: int) -> TopK:
     return TopK(values_BK, member_BK * n_groups + groups_BK.gather(1, found_BK % k))
 
 
-def batch_top_k(pre_BS: Tensor, k: int, guess: float | None = None) -> Selected:
-    """The B·k largest positive entries of the whole batch, exactly (arXiv 2412.06410, eq. 5).
+def batch_top_k(pre_BS: Tensor, n: int) -> Selected:
+    """The n largest positive entries of the whole matrix, exactly (arXiv 2412.06410, eq. 5; n is k · batch there).
 
-    A threshold that lets somewhat more than B·k entries through is found by counting sweeps, one where the guess is good;
-    only those entries are then ordered. With fewer than B·k positive entries, all of them are taken.
-
-    Args:
-        pre_BS: pre-activations [B, S].
-        k: average number of entries per row.
-        guess: where the threshold was last time; saves sweeps, never changes the outcome but for exact ties.
+    A threshold that lets somewhat more than n entries through is found by counting sweeps; only those are then ordered.
+    With fewer than n positive entries, all of them are taken. Raises NumericalError on an infinite or missing maximum.
     """
-    wanted = pre_BS.shape[0] * k
-    found = above(pre_BS, _threshold_below(pre_BS, wanted, guess))
-    if len(found.values_N) <= wanted:
+    return largest(above(pre_BS, _threshold_below(pre_BS, n)), n)
+
+
+def joined(parts: Sequence[Selected]) -> Selected:
+    """Blocks of rows put one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    offsets = [parts[0].offsets_B1]
+    for part in parts[1:]:
+        offsets.append(part.offsets_B1[1:] + offsets[-1][-1])
+    values, columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("values_N", "columns_N"))
+    return Selected(values, columns, torch.cat(offsets))
+
+
+def largest(found: Selected, n: int) -> Selected:
+    """The n largest entries, or all where there are no more; rows and their order are kept."""
+    if len(found.values_N) <= n:
         return found
-    kept_N = found.values_N.topk(wanted, sorted=False).indices.sort().values
-    return _by_row(found.rows_N[kept_N], found.columns_N[kept_N], found.values_N[kept_N], pre_BS.shape[0])
+    kept_N = found.values_N.topk(n, sorted=False).indices.sort().values
+    return _by_row(found.rows_N[kept_N], found.columns_N[kept_N], found.values_N[kept_N], len(found.offsets_B1) - 1)
 
 
 def above(pre_BS: Tensor, threshold: float | Tensor) -> Selected:
@@ -107,24 +123,23 @@ def _by_row(rows_N: Tensor, columns_N: Tensor, values_N: Tensor, n_rows: int) ->
     return Selected(values_N, columns_N, torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)]))
 
 
-def _threshold_below(pre_BS: Tensor, wanted: int, guess: float | None) -> float:
+def _threshold_below(pre_BS: Tensor, wanted: int) -> float:
     """A threshold ≥ 0 that at least `wanted` entries exceed, and not many more; 0 where fewer are positive."""
     high = float(pre_BS.max())
     if not high < float("inf"):
         raise NumericalError("a pre-activation is not finite", "lower the learning rate (sae.lr)")
     low = 0.0
-    middle = guess * _GUESS_SHARE if guess is not None and 0 < guess * _GUESS_SHARE < high else high / 2
-    for sweep in range(_MAX_SWEEPS):
+    if int(torch.count_nonzero(pre_BS > low)) <= wanted * _SURPLUS:
+        return low
+    for _ in range(_MAX_SWEEPS):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
         count = int(torch.count_nonzero(pre_BS > middle))
         if count < wanted:
             high = middle
-            if sweep == 0 and int(torch.count_nonzero(pre_BS > 0)) <= wanted:
-                return 0.0
         else:
             low = middle
             if count <= wanted * _SURPLUS:
                 break
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
     return low

@@ -142,3 +142,22 @@ def test_fired_and_smallest() -> None:
     assert torch.equal(outcome.fired_S, fired)
     assert float(outcome.smallest) == float(top.values[top.values > 0].min())
     assert float(outcome.l0) == K
+
+
+@pytest.mark.parametrize("guess", [None, 1e-3, 0.4, 1e3])
+def test_batch_topk_does_not_depend_on_the_guess(guess: float | None) -> None:
+    settings = dataclasses.replace(TOPK, kind="batch_topk")
+    weights, x = random_weights(), random_batch()
+    expected, expected_loss, _ = dense_gradients(weights, x, settings, None)
+    outcome = step_gradients(weights, x, settings, None, guess)
+    assert float(outcome.loss) == pytest.approx(float(expected_loss), rel=1e-12)
+    torch.testing.assert_close(outcome.gradients.W_enc_SD, expected.W_enc_SD, rtol=1e-9, atol=1e-13)
+
+
+def test_blocks_of_rows_do_not_change_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, x = random_weights(), random_batch()
+    whole = step_gradients(weights, x, TOPK)
+    monkeypatch.setattr("safer_engine.science.sae_gradients.block_rows", lambda n_columns, device: 7)
+    parts = step_gradients(weights, x, TOPK)
+    for ours, theirs in zip(parts.gradients, whole.gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
