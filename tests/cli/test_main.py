@@ -49,10 +49,15 @@ def test_exit_codes(arguments: list[str], code: int, said: str, capsys: pytest.C
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (errors.SpecError("x"), 2), (errors.ModelRefused("x"), 2), (errors.DatasetRefused("x"), 2), (errors.ArtifactError("x"), 4),
-        (errors.NumericalError("x"), 4), (errors.ResourceError("x"), 4), (errors.Interrupted("x"), 130),
+        (errors.SpecError("x"), 2),
+        (errors.ModelRefused("x"), 2),
+        (errors.DatasetRefused("x"), 2),
+        (errors.ArtifactError("x"), 4),
+        (errors.NumericalError("x"), 4),
+        (errors.ResourceError("x"), 4),
+        (errors.Interrupted("x"), 130),
     ],
-)  # fmt: skip
+)
 def test_every_error_has_an_exit_code(error: errors.SaferError, code: int) -> None:
     assert exit_code(error) == code
 
@@ -89,7 +94,8 @@ def test_failures_become_one_message(
 def test_light_commands_do_not_load_torch() -> None:
     script = (
         "import sys; from cli.main import run_main\n"
-        "codes = [run_main(a) for a in (['--help'], ['spec', 'show', '-m', 'm', '-d', 'org/data'], ['spec', 'schema'], ['apply', '--help'])]\n"
+        "shown = ['spec', 'show', '-m', 'm', '-d', 'org/data']\n"
+        "codes = [run_main(a) for a in (['--help'], shown, ['spec', 'schema'], ['apply', '--help'])]\n"
         "heavy = [m for m in ('torch', 'transformers', 'pyarrow', 'pandas') if m in sys.modules]\n"
         "print('RESULT', codes, heavy)"
     )
