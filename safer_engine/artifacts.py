@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safer_engine import position_flags
 from safer_engine.store import StoredArtifact
 
 if TYPE_CHECKING:
@@ -122,10 +123,10 @@ class Activations(Artifact):
         reward_model {…}, invariance {…} (how rewards move with batching). Held-out groups: see `is_held_out`.
     """
 
-    FLAG_SPECIAL = 1  # a special token other than the one the head reads
-    FLAG_HIGH_NORM = 2  # norm above 10 × the median
-    FLAG_HEAD = 4  # the position the head reads
-    FLAG_SENTENCE_END = 8
+    FLAG_SPECIAL = position_flags.SPECIAL
+    FLAG_HIGH_NORM = position_flags.HIGH_NORM
+    FLAG_HEAD = position_flags.HEAD
+    FLAG_SENTENCE_END = position_flags.SENTENCE_END
 
     @cached_property
     def rewards(self) -> pa.Table:
@@ -236,11 +237,3 @@ def view(kind: type[Artifact], stored: StoredArtifact) -> Artifact | Absent:
     if stored.manifest.artifact == ABSENT:
         return Absent(str(stored.manifest.meta["reason"]), stored.manifest.content_digest)
     return kind(stored)
-
-
-def is_held_out(group: str, share: float, seed: int) -> bool:
-    """Whether a group is kept from SAE training: the one definition, by hash, so that it needs no stored list."""
-    import hashlib
-
-    raw = hashlib.sha256(f"{seed}/held-out/{group}".encode()).digest()
-    return int.from_bytes(raw[:8], "big") < share * 2.0**64

@@ -10,9 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from safer_engine import sae_files
-from safer_engine.artifacts import Activations, PairSet, is_held_out
+from safer_engine.artifacts import Activations, PairSet
 from safer_engine.errors import Interrupted
 from safer_engine.machine import resolve_device
+from safer_engine.splits import is_held_out
 from safer_engine.stage import StageContext
 
 if TYPE_CHECKING:

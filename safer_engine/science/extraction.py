@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from safer_engine.artifacts import Activations
+from safer_engine import position_flags
 from safer_engine.errors import NumericalError, ResourceError
 from safer_engine.science.batches import BatchPlan, IntArray, pad, plan_batches
 from safer_engine.science.hooks import head_vectors, on_residual
@@ -38,7 +38,7 @@ class Reading:
         pair: row index of the pair; side: 0 chosen, 1 rejected.
         ids: token ids [T], unpadded.
         covered: positions whose activation is kept [T]; the position the head reads is kept in any case.
-        flags: `Activations.FLAG_*` of each token [T], without those of norm and head, which are added here.
+        flags: `position_flags` of each token [T], without those of norm and head, which are added here.
         keep_residual: whether the whole residual stream of the sequence is kept too.
     """
 
@@ -160,7 +160,7 @@ def extract(
 
 def norm_median(result: ShardResult) -> float:
     """Median norm ‖x‖ over the positions that are not special tokens (all positions where there are no others)."""
-    ordinary_B = (result.flags_B & Activations.FLAG_SPECIAL) == 0
+    ordinary_B = (result.flags_B & position_flags.SPECIAL) == 0
     x_BD = result.x_BD[ordinary_B] if bool(ordinary_B.any()) else result.x_BD
     return float(x_BD.float().norm(dim=1).median()) if len(x_BD) else 0.0
 
@@ -168,7 +168,7 @@ def norm_median(result: ShardResult) -> float:
 def flag_high_norms(result: ShardResult, median: float) -> ShardResult:
     """The result with `FLAG_HIGH_NORM` on positions whose norm is above `HIGH_NORM` × `median`."""
     high_B = result.x_BD.float().norm(dim=1) > HIGH_NORM * median
-    return replace(result, flags_B=result.flags_B | (high_B * Activations.FLAG_HIGH_NORM).to(torch.uint8))
+    return replace(result, flags_B=result.flags_B | (high_B * position_flags.HIGH_NORM).to(torch.uint8))
 
 
 @dataclass(frozen=True)
@@ -340,7 +340,7 @@ def _flags(rm: RewardModel, reading: Reading) -> NDArray[np.uint8]:
     flags = np.array(reading.flags, dtype=np.uint8)
     head = rm.head_position(reading.ids)
     if head is not None:
-        flags[head] = (flags[head] & ~np.uint8(Activations.FLAG_SPECIAL)) | Activations.FLAG_HEAD
+        flags[head] = (flags[head] & ~np.uint8(position_flags.SPECIAL)) | position_flags.HEAD
     return flags
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safer_engine.artifacts import Activations, is_held_out
+from safer_engine import position_flags
 from safer_engine.science.batches import IntArray
 from safer_engine.science.extraction import Reading
 from safer_engine.science.positions import SideTokens, covered_positions, sentence_end_mask
 from safer_engine.science.reward_model import RewardModel
 from safer_engine.spec import HookSpec
+from safer_engine.splits import is_held_out
 
 SIDES = ("chosen", "rejected")
 
@@ -76,7 +77,7 @@ def _side_readings(table: Any, number: int, first_pair: int, rm: RewardModel, ho
 def _flags(tokens: SideTokens, special: NDArray[np.bool_], hook: HookSpec) -> NDArray[np.uint8]:
     region = (tokens.start, tokens.end) if hook.region == "response" else (0, len(special))
     ends = sentence_end_mask(tokens, region, hook.min_gap)
-    return (special * Activations.FLAG_SPECIAL + ends * Activations.FLAG_SENTENCE_END).astype(np.uint8)
+    return (special * position_flags.SPECIAL + ends * position_flags.SENTENCE_END).astype(np.uint8)
 
 
 def _lists(table: Any, column: str) -> list[NDArray[Any]]:

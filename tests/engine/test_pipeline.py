@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import pytest
 
 from safer_engine import pipeline
-from safer_engine.artifacts import Absent, Activations, Artifact, CausalEffects, PairSet, is_held_out
+from safer_engine.artifacts import Absent, Activations, Artifact, CausalEffects, PairSet
 from safer_engine.errors import ArtifactError, Interrupted, SaferError
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import STAGES, AuditRequest, plan, run, run_stage
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec_layers import Layer, build_spec
+from safer_engine.splits import is_held_out
 from safer_engine.stage import Draft, Inputs, StageContext, cache_key
 from safer_engine.store import LocalArtifactStore
 

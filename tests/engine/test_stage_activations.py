@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safer_engine.artifacts import Activations, PairSet, is_held_out
-from safer_engine.errors import Interrupted, ModelRefused
+from safer_engine.artifacts import Activations, PairSet
+from safer_engine.errors import Interrupted, ModelRefused, ResourceError
 from safer_engine.events import NullObserver
 from safer_engine.science.hooks import rewards_from_residual
 from safer_engine.science.readings import choose_residual_pairs, readings_of, token_ids
 from safer_engine.sources.models import resolve_model
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs
 from safer_engine.spec import AuditSpec, HookSpec, ModelSpec, RuntimeSpec
+from safer_engine.splits import is_held_out
 from safer_engine.stage import Draft, Inputs, SpecView, StageContext
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.store import LocalArtifactStore, LocalWork, ManifestDraft
@@ -303,6 +304,14 @@ def test_without_causal_pairs_or_evaluation_there_are_no_such_files(tmp_path: Pa
     assert (((flags & Activations.FLAG_SENTENCE_END) | (flags & Activations.FLAG_HEAD)) > 0).all()
     positions = torch.cat([shard["position"] for shard in shards(found)])
     assert torch.equal((flags & Activations.FLAG_HEAD).bool(), positions == 0)
+
+
+def test_an_error_in_writing_stops_the_pass(bench: Bench) -> None:
+    with bench.store.open_work("activations", "unwritable") as work:
+        (work.payload / "residual-00000.safetensors").mkdir()
+        with pytest.raises(ResourceError, match="cannot write"):
+            STAGE.run(bench.context(work, Watcher(), causal={"pairs": N_PAIRS}), Inputs({PairSet: bench.pairs}))
+        assert not work.has("shard-00000.safetensors")
 
 
 def test_a_hook_beyond_the_model_is_refused_before_anything_is_read(bench: Bench) -> None:

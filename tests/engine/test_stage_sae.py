@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 
 from safer_engine import pipeline
 from safer_engine.api import prepare
-from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, SparseAutoencoder, is_held_out
+from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, SparseAutoencoder
 from safer_engine.errors import Interrupted, NumericalError
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import Found
 from safer_engine.sae_files import ShardRows
 from safer_engine.science.sae import Sae
 from safer_engine.spec import AuditSpec
+from safer_engine.splits import is_held_out
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.stages.pairs import PairsStage
 from safer_engine.stages.sae import SaeStage
