@@ -58,7 +58,7 @@ class ActivationPass:
         least, most = _INVARIANCE_PAIRS
         wanted = min(most, max(least, table.num_rows // 20), table.num_rows)
         chosen = choose_by_hash(table.column("pair_id").to_pylist(), wanted, self.ctx.base_seed, "invariance")
-        sample = table.take(chosen)
+        sample = table.select(["chosen_ids", "rejected_ids"]).take(chosen)
         found = measure_invariance(
             self.rm, list(zip(token_ids(sample, "chosen"), token_ids(sample, "rejected"), strict=True)), self._plan()
         )
