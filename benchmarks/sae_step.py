@@ -4,7 +4,8 @@
 
 Rows, interleaved round by round: (ours) the step that trains an audit's SAE; (dense) the same step in dense autograd, with
 the same clipping, parallel-gradient removal and renormed decoder; (floor) the encoder product alone. AuxK is off: nothing
-is dead at the start. The loss curves of ours and dense from equal weights over the same 50 batches are compared.
+is dead at the start. The loss curves of ours and dense from equal weights over the same 50 batches are compared, and beside
+that dense with itself where each batch's rows are reversed: a near tie in top-k decided by rounding sets curves apart.
 """
 
 from __future__ import annotations
@@ -119,12 +120,12 @@ def peak_rate(dtype: torch.dtype, device: str) -> float:
     return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(8))
 
 
-def measure(shape: Shape, matmul: str, kind: str, device: str, rounds: int) -> tuple[dict[str, list[float]], float]:
-    """Seconds per step of each way, round by round, and the largest relative difference of the loss curves."""
+def measure(shape: Shape, matmul: str, kind: str, device: str, rounds: int) -> tuple[dict[str, list[float]], tuple[float, float]]:
+    """Seconds per step of each way, round by round, and how far the loss curves are apart."""
     x = activations(shape, shape.batch, device)
     params = plan(shape, x, matmul, kind)
     state = initial_state(params, x, torch.Generator().manual_seed(0))
-    difference = curves_apart(params, state, x) if kind == "topk" else float("nan")
+    difference = curves_apart(params, state, x) if kind == "topk" else (float("nan"), float("nan"))
     dense, steps = Dense(params, state), train(params, state, same_batch(x))
     weight, dtype = state.weights.W_enc_SD, getattr(torch, matmul)
     ways: dict[str, Callable[[], object]] = {
@@ -143,8 +144,9 @@ def measure(shape: Shape, matmul: str, kind: str, device: str, rounds: int) -> t
     return seconds, difference
 
 
-def curves_apart(params: TrainingParams, state: TrainingState, x: Tensor) -> float:
-    """Largest relative difference of the losses of ours and dense over 50 steps on different batches."""
+def curves_apart(params: TrainingParams, state: TrainingState, x: Tensor) -> tuple[float, float]:
+    """Largest relative difference of the losses over 50 steps on different batches: ours and dense; dense, and dense with the
+    rows of each batch in reverse, which differ by rounding alone."""
     n = max(256, len(x) // 8)
     rows = [
         torch.randint(len(x), (n,), generator=torch.Generator().manual_seed(step)).to(x.device) for step in range(CURVE_STEPS)
@@ -153,7 +155,13 @@ def curves_apart(params: TrainingParams, state: TrainingState, x: Tensor) -> flo
     dense = Dense(params, state)
     ours = [progress.loss for progress in train(params, copy_of(state), lambda first: (x[row] for row in rows[first:]))]
     theirs = [dense.step(x[row]) for row in rows]
-    return max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
+    again = Dense(params, state)
+    reversed_rows = [again.step(x[row.flip(0)]) for row in rows]
+    return _apart(ours, theirs), _apart(reversed_rows, theirs)
+
+
+def _apart(some: list[float], others: list[float]) -> float:
+    return max(abs(a - b) / b for a, b in zip(some, others, strict=True))
 
 
 def main() -> None:
@@ -170,7 +178,7 @@ def main() -> None:
     table = Table(title=f"SAE training step, {arguments.device}, {torch.get_num_threads()} threads. {machine_line()}")
     for column in ("shape", "dtype", "kind", "way", "ms (min – max)", "positions/s", "× dense", "of floor", "peak share"):
         table.add_column(column, justify="left" if column in ("shape", "dtype", "kind", "way") else "right")
-    table.add_column("curve difference", justify="right")
+    table.add_column("loss curve from dense (rounding alone)", justify="right")
     cases = itertools.product(arguments.shapes.split(","), arguments.dtypes.split(","), arguments.kinds.split(","))
     for name, matmul, kind in cases:
         shape = shapes(arguments.device)[name]
@@ -179,7 +187,9 @@ def main() -> None:
     Console(width=150).print(table)
 
 
-def add_rows(table: Table, shape: Shape, case: tuple[str, str, float], seconds: dict[str, list[float]], peak: float) -> None:
+def add_rows(
+    table: Table, shape: Shape, case: tuple[str, str, tuple[float, float]], seconds: dict[str, list[float]], peak: float
+) -> None:
     matmul, kind, difference = case
     median = {way: statistics.median(found) for way, found in seconds.items()}
     for way, found in seconds.items():
@@ -193,7 +203,7 @@ def add_rows(table: Table, shape: Shape, case: tuple[str, str, float], seconds: 
             f"{median['dense'] / median[way]:.2f}" if "dense" in median else "",
             f"{median[way] / median['floor']:.2f}",
             f"{2 * shape.batch * shape.d_in * shape.d_sae / median[way] / peak:.0%}",
-            f"{difference:.1e}" if way == "ours" and kind == "topk" else "",
+            f"{difference[0]:.0e} ({difference[1]:.0e})" if way == "ours" and kind == "topk" else "",
         )
 
 

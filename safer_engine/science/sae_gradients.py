@@ -10,7 +10,7 @@ its error normalised by the variance of the residual it models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,29 +122,45 @@ def step_gradients(
 def _encode(weights: Weights, centred_BD: Tensor, settings: StepSettings, guess: float | None) -> Selected:
     own = weights.W_enc_SD.dtype
     kind = settings.matmul or own
-    bias_S, encoder_DS = weights.b_enc_S.to(kind), weights.W_enc_SD.to(kind).T
-    blocks = torch.split(centred_BD.to(kind), block_rows(len(bias_S), centred_BD.device))
-
-    def pre_acts() -> Iterator[Tensor]:
-        return (torch.addmm(bias_S, block_BD, encoder_DS) for block_BD in blocks)
-
+    product = _Product(weights.b_enc_S.to(kind), centred_BD.to(kind), weights.W_enc_SD.to(kind).T)
     if settings.kind == "batch_topk":
-        code = _batch_code(pre_acts, settings.k * len(centred_BD), guess)
+        code = _batch_code(product, settings.k * len(centred_BD), guess)
     else:
-        code = joined([_rows(top_k(pre_BS, settings.k)) for pre_BS in pre_acts()])
+        code = joined([_rows(top_k(pre_BS, settings.k)) for pre_BS in product.blocks()])
     if kind != own:
         exact_N = _dots(weights.W_enc_SD, code, centred_BD) + weights.b_enc_S[code.columns_N]
         code = Selected(exact_N, code.columns_N, code.offsets_B1)
     return Selected(code.values_N.clamp(min=0), code.columns_N, code.offsets_B1) if settings.relu else code
 
 
-def _batch_code(pre_acts: Callable[[], Iterator[Tensor]], wanted: int, guess: float | None) -> Selected:
-    """The largest entries of all blocks: from those above the last threshold where they are enough, else from all."""
+@dataclass(frozen=True)
+class _Product:
+    """The encoder product, block by block of rows or whole."""
+
+    bias_S: Tensor
+    centred_BD: Tensor
+    encoder_DS: Tensor
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Pre-activations of some rows after others, all in one buffer: each is overwritten by the next."""
+        n_latents = len(self.bias_S)
+        rows = min(block_rows(n_latents, self.bias_S.device), len(self.centred_BD))
+        buffer_BS = self.bias_S.new_empty(rows, n_latents)
+        for block_BD in torch.split(self.centred_BD, rows):
+            yield torch.addmm(self.bias_S, block_BD, self.encoder_DS, out=buffer_BS[: len(block_BD)])
+
+    def whole(self) -> Tensor:
+        """All pre-activations."""
+        return torch.addmm(self.bias_S, self.centred_BD, self.encoder_DS)
+
+
+def _batch_code(product: _Product, wanted: int, guess: float | None) -> Selected:
+    """The largest entries of all rows: from those above the last threshold where they are enough, else from all."""
     if guess is not None and guess > 0:
-        found = joined([above(pre_BS, guess * _GUESS_SHARE) for pre_BS in pre_acts()])
+        found = joined([above(pre_BS, guess * _GUESS_SHARE) for pre_BS in product.blocks()])
         if len(found.values_N) >= wanted:
             return largest(found, wanted)
-    return batch_top_k(torch.cat(list(pre_acts())), wanted)
+    return batch_top_k(product.whole(), wanted)
 
 
 def _rows(top: TopK) -> Selected:
