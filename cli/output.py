@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from safer_engine.events import NullObserver
+
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
@@ -58,10 +60,27 @@ def size(count: float | None) -> str:
     return f"{count:.1f} TB"
 
 
-class TerminalObserver:
-    """Shows stages as progress bars (or as lines where there is no terminal) and collects notes."""
+class QuietObserver(NullObserver):
+    """Shows nothing; remembers how each stage ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, tuple[str, float]] = {}
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Nothing to show."""
+        yield
+
+    def stage_finished(self, stage: str, outcome: str, seconds: float) -> None:
+        """Remember it."""
+        self.outcomes[stage] = (outcome, seconds)
+
+
+class TerminalObserver(QuietObserver):
+    """Shows stages as progress bars, or as lines where there is no terminal."""
 
     def __init__(self, shown: Console) -> None:
+        super().__init__()
         self._console = shown
         self._progress = Progress(
             SpinnerColumn(),
@@ -75,16 +94,15 @@ class TerminalObserver:
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
-        self.outcomes: dict[str, tuple[str, float]] = {}
 
     @contextmanager
-    def showing(self) -> Iterator[TerminalObserver]:
+    def showing(self) -> Iterator[None]:
         """Show progress during the block."""
         if not self._console.is_terminal:
-            yield self
+            yield
             return
         with self._progress:
-            yield self
+            yield
 
     def stage_started(self, stage: str, key: str) -> None:
         """A new bar."""
@@ -104,7 +122,7 @@ class TerminalObserver:
 
     def stage_finished(self, stage: str, outcome: str, seconds: float) -> None:
         """Close the bar."""
-        self.outcomes[stage] = (outcome, seconds)
+        super().stage_finished(stage, outcome, seconds)
         said = outcome if outcome in ("cached", "failed") else duration(seconds)
         if outcome == "absent":
             said = "not computed"
@@ -121,7 +139,3 @@ class TerminalObserver:
     def note(self, stage: str, message: str) -> None:
         """Print above the bars."""
         self._console.print(f"[{stage}] {message}", markup=False, style="yellow")
-
-    def cancelled(self) -> bool:
-        """Ctrl-C raises KeyboardInterrupt by itself."""
-        return False

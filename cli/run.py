@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import audit_options, json_option, quiet_option, store_option
-from cli.output import TerminalObserver, console, duration, print_json, table
+from cli.output import QuietObserver, TerminalObserver, console, duration, print_json, table
 from safer_engine.errors import SpecError
-from safer_engine.events import NullObserver
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
     from safer_engine.api import AuditReport
-    from safer_engine.pipeline import AuditRequest
     from safer_engine.planning import Estimate
 
 
@@ -32,7 +30,8 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
     Interrupted or killed, the same command goes on from the last finished unit of work; a second run computes nothing.
     """
     from safer_engine import api
-    from safer_engine.planning import estimate
+    from safer_engine.planning import estimate, record_rates
+    from safer_engine.report.interim import interim_reports
     from safer_engine.store import LocalArtifactStore
 
     request = api.prepare(built.spec)
@@ -42,26 +41,19 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
     kept = LocalArtifactStore(store or api.default_store())
     expected = estimate(request, kept)
     shown = console(err=True)
-    observer = NullObserver() if quiet or as_json else TerminalObserver(shown)
+    observer = QuietObserver() if quiet or as_json else TerminalObserver(shown)
     if isinstance(observer, TerminalObserver):
         shown.print(f"audit of {request.sources.model.origin} on {request.sources.dataset.origin}", markup=False)
-        with observer.showing():
-            report = _audit(request, kept, target, observer)
-    else:
-        report = _audit(request, kept, target, observer)
+    with observer.showing():
+        report = api.run_request(request, kept, target, observer, interim_reports(request, kept, target))
+    took = {stage: seconds for stage, (outcome, seconds) in observer.outcomes.items() if outcome == "computed"}
+    record_rates(kept, expected, took, request.spec)
     if as_json:
         print_json(summary(report))
     elif not quiet:
         _print_summary(report, observer, expected)
     if not as_json:
         click.echo(str(report.html.resolve()))
-
-
-def _audit(request: AuditRequest, store: Any, out: Path, observer: Any) -> AuditReport:
-    from safer_engine import api
-    from safer_engine.report.interim import interim_reports
-
-    return api.run_request(request, store, out, observer, interim_reports(request, store, out))
 
 
 def default_out(built: BuiltSpec) -> Path:
@@ -78,7 +70,7 @@ def summary(report: AuditReport) -> dict[str, Any]:
     return {"report": str(report.html.resolve()), "n_features": len(document["features"] or []), **figures}
 
 
-def _print_summary(report: AuditReport, observer: Any, expected: dict[str, Estimate]) -> None:
+def _print_summary(report: AuditReport, observer: QuietObserver, expected: dict[str, Estimate]) -> None:
     shown = console()
     rows = []
     for stage, (outcome, seconds) in observer.outcomes.items():
