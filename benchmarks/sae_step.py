@@ -4,8 +4,9 @@
 
 Rows, interleaved round by round: (ours) the step that trains an audit's SAE; (dense) the same step in dense autograd, with
 the same clipping, parallel-gradient removal and renormed decoder; (floor) the encoder product alone. AuxK is off: nothing
-is dead at the start. The loss curves of ours and dense from equal weights over the same 50 batches are compared, and beside
-that dense with itself where each batch's rows are reversed: a near tie in top-k decided by rounding sets curves apart.
+is dead at the start. The loss curves of ours and dense from equal weights over the same 50 batches (8 for the large shape on
+a CPU) are compared, and beside that dense with itself where the rows of each batch are reversed: a near tie in top-k that
+rounding decides sets curves apart.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from safer_engine.spec import BatchTopKSpec, TopKSpec
 
 CLOCK = time.perf_counter
 WAYS = ("ours", "dense", "floor")
-CURVE_STEPS = 50
 
 
 @dataclass(frozen=True)
 class Shape:
-    name: str
     d_in: int
     d_sae: int
     k: int
     batch: int
+    curve_steps: int
 
 
 def shapes(device: str) -> dict[str, Shape]:
-    large = 4096 if device.startswith("cuda") else 512
-    return {"small": Shape("small", 384, 3072, 32, 4096), "large": Shape("large", 2048, 16384, 64, large)}
+    """The two shapes; the large one is made shorter on a CPU."""
+    large = (4096, 50) if device.startswith("cuda") else (512, 8)
+    return {"small": Shape(384, 3072, 32, 4096, 50), "large": Shape(2048, 16384, 64, *large)}
 
 
 def activations(shape: Shape, n: int, device: str) -> Tensor:
@@ -125,7 +126,7 @@ def measure(shape: Shape, matmul: str, kind: str, device: str, rounds: int) -> t
     x = activations(shape, shape.batch, device)
     params = plan(shape, x, matmul, kind)
     state = initial_state(params, x, torch.Generator().manual_seed(0))
-    difference = curves_apart(params, state, x) if kind == "topk" else (float("nan"), float("nan"))
+    difference = curves_apart(shape, params, state, x) if kind == "topk" else (float("nan"), float("nan"))
     dense, steps = Dense(params, state), train(params, state, same_batch(x))
     weight, dtype = state.weights.W_enc_SD, getattr(torch, matmul)
     ways: dict[str, Callable[[], object]] = {
@@ -144,14 +145,15 @@ def measure(shape: Shape, matmul: str, kind: str, device: str, rounds: int) -> t
     return seconds, difference
 
 
-def curves_apart(params: TrainingParams, state: TrainingState, x: Tensor) -> tuple[float, float]:
-    """Largest relative difference of the losses over 50 steps on different batches: ours and dense; dense, and dense with the
+def curves_apart(shape: Shape, params: TrainingParams, state: TrainingState, x: Tensor) -> tuple[float, float]:
+    """Largest relative difference of the losses over some steps on different batches: ours and dense; dense, and dense with the
     rows of each batch in reverse, which differ by rounding alone."""
     n = max(256, len(x) // 8)
     rows = [
-        torch.randint(len(x), (n,), generator=torch.Generator().manual_seed(step)).to(x.device) for step in range(CURVE_STEPS)
+        torch.randint(len(x), (n,), generator=torch.Generator().manual_seed(step)).to(x.device)
+        for step in range(shape.curve_steps)
     ]
-    params = replace(params, batch=n, steps=CURVE_STEPS, decay_steps=0)
+    params = replace(params, batch=n, steps=shape.curve_steps, decay_steps=0)
     dense = Dense(params, state)
     ours = [progress.loss for progress in train(params, copy_of(state), lambda first: (x[row] for row in rows[first:]))]
     theirs = [dense.step(x[row]) for row in rows]
@@ -175,16 +177,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    table = Table(title=f"SAE training step, {arguments.device}, {torch.get_num_threads()} threads. {machine_line()}")
-    for column in ("shape", "dtype", "kind", "way", "ms (min – max)", "positions/s", "× dense", "of floor", "peak share"):
-        table.add_column(column, justify="left" if column in ("shape", "dtype", "kind", "way") else "right")
-    table.add_column("loss curve from dense (rounding alone)", justify="right")
-    cases = itertools.product(arguments.shapes.split(","), arguments.dtypes.split(","), arguments.kinds.split(","))
-    for name, matmul, kind in cases:
+    console = Console(width=150)
+    console.print(f"{machine_line()}; device {arguments.device}, {torch.get_num_threads()} threads")
+    for name in arguments.shapes.split(","):
         shape = shapes(arguments.device)[name]
-        seconds, difference = measure(shape, matmul, kind, arguments.device, arguments.rounds)
-        add_rows(table, shape, (matmul, kind, difference), seconds, peak_rate(getattr(torch, matmul), arguments.device))
-    Console(width=150).print(table)
+        table = Table(title=f"SAE training step, {shape.d_in} → {shape.d_sae}, k {shape.k}, {shape.batch} positions")
+        for column in ("dtype", "kind", "way", "ms (min – max)", "positions/s", "× dense", "of floor", "peak share"):
+            table.add_column(column, justify="left" if column in ("dtype", "kind", "way") else "right", no_wrap=True)
+        table.add_column("curve from dense (rounding alone)", justify="right")
+        for matmul, kind in itertools.product(arguments.dtypes.split(","), arguments.kinds.split(",")):
+            seconds, difference = measure(shape, matmul, kind, arguments.device, arguments.rounds)
+            add_rows(table, shape, (matmul, kind, difference), seconds, peak_rate(getattr(torch, matmul), arguments.device))
+        console.print(table)
 
 
 def add_rows(
@@ -194,7 +198,6 @@ def add_rows(
     median = {way: statistics.median(found) for way, found in seconds.items()}
     for way, found in seconds.items():
         table.add_row(
-            f"{shape.d_in} → {shape.d_sae}, k {shape.k}, batch {shape.batch}",
             matmul,
             kind,
             way,
