@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from safer_engine.api import AuditReport
     from safer_engine.planning import Estimate
 
+_SHOWN = 8
+
 
 @click.command("run")
 @audit_options
@@ -71,6 +73,8 @@ def summary(report: AuditReport) -> dict[str, Any]:
 
 
 def _print_summary(report: AuditReport, observer: QuietObserver, expected: dict[str, Estimate]) -> None:
+    from safer_engine.report.text import name_of
+
     shown = console()
     rows = []
     for stage, (outcome, seconds) in observer.outcomes.items():
@@ -80,8 +84,6 @@ def _print_summary(report: AuditReport, observer: QuietObserver, expected: dict[
     shown.print(table("Stages", ("stage", ">planned", ">took"), rows))
     counts = report.edits["action"].value_counts().to_dict()
     shown.print(table("Edits", ("action", ">rows"), [(name, counts.get(name, 0)) for name in ("drop", "flip", "review", "keep")]))
-    features = report.features
-    if "safety_feature" in features:
-        named = features[features["safety_feature"].fillna(False).astype(bool)].head(8)
-        cells = [(r.latent_id, f"{r.salience:+.3f}", str(r.explanation)[:80]) for r in named.itertuples()]
-        shown.print(table("Safety features", ("latent", ">salience", "about"), cells))
+    named = [feature for feature in report.document.features or [] if feature.safety_feature][:_SHOWN]
+    cells = [(f.latent_id, f"{f.salience:+.3f}", name_of(f)) for f in named]
+    shown.print(table("Safety features", ("latent", ">salience", "about"), cells))
