@@ -39,6 +39,9 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+RECIPE: dict[str, Any] = {"epochs": 6, "lr": 1.5e-3, "batch": 16, "max_length": 256, "weight_decay": 0.0}
+"""Training of the demo's reward model: long enough that it learns the wrong labels by heart, as real ones do in part."""
+
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _GROUPS = {"refusal": 0.5, "over-refusal": 0.15, "helpful": 0.35}
 _EVAL_SHARE = 0.15

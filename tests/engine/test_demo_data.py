@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safer_engine.demo_data import DemoData, build_base, flip, generate, write_demo
+from safer_engine import api
+from safer_engine.demo_data import RECIPE, DemoData, build_base, flip, generate, write_demo
 from safer_engine.science.messages import Message
 from safer_engine.science.rendering import make_renderer
+from safer_engine.science.stats import average_precision
+from safer_engine.train_spec import build_train_spec
+from safer_engine.training import train_reward_model
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +127,24 @@ def test_the_base_reads_the_texts_and_is_untrained(data: DemoData, tmp_path: Pat
     model = AutoModel.from_pretrained(folder)
     assert model.config.hidden_size == 32
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_an_audit_finds_what_was_planted_and_the_margin_does_not(data: DemoData, tmp_path: Path) -> None:
+    files = write_demo(tmp_path / "data", data)
+    source = {"kind": "local", "path": str(files.train)}
+    spec = build_train_spec(
+        {"base": str(files.base), "dataset": {"source": source}, "recipe": RECIPE, "runtime": {"device": "cpu"}}
+    )
+    record = train_reward_model(spec, tmp_path / "rm").record
+    last = [step["accuracy"] for step in record["curve"] if step["epoch"] > RECIPE["epochs"] - 1]
+    model = {"path": str(tmp_path / "rm"), "max_length": RECIPE["max_length"]}
+    report = api.audit(model=model, dataset=str(files.train), store=tmp_path / "store", runtime={"device": "cpu"})
+    safety = report.pairs[report.pairs["axis"] == "safety"]
+    wrong = safety["pair_id"].isin(data.flipped).to_numpy()
+    found = average_precision(wrong, safety["suspicion"].to_numpy())
+    by_margin = average_precision(wrong, -safety["reward_margin"].to_numpy())
+    assert np.mean(last) > 0.95
+    assert found >= 3 * wrong.mean()
+    assert found > by_margin
