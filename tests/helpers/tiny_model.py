@@ -113,9 +113,10 @@ def load_tiny(arch: str = "llama", num_labels: int = 1) -> RewardModel:
 
 
 def token_sequences(arch: str = "llama") -> list[NDArray[np.int32]]:
-    """The corpus and some joins of it as token ids of the tiny model: 20 sequences of very different lengths."""
+    """The corpus, beginnings of it and some joins as token ids of the tiny model: 20 sequences of very different lengths."""
     tokenizer = load_tiny(arch).tokenizer
-    texts = [*CORPUS, *(" ".join(CORPUS[: count + 1]) for count in range(9)), CORPUS[0][:1]]
+    beginnings = [CORPUS[index][: 1 + 8 * index] for index in range(7)]
+    texts = [*CORPUS, *(" ".join(CORPUS[: count + 1]) for count in range(1, 4)), *beginnings]
     return [np.asarray(ids, dtype=np.int32) for ids in tokenizer(texts).input_ids]
 
 
