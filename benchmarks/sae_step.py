@@ -43,7 +43,7 @@ class Shape:
 
 def shapes(device: str) -> dict[str, Shape]:
     """The two shapes; the large one is made shorter on a CPU."""
-    large = (4096, 50) if device.startswith("cuda") else (512, 8)
+    large = (4096, 50) if device.startswith("cuda") else (2048, 8)
     return {"small": Shape(384, 3072, 32, 4096, 50), "large": Shape(2048, 16384, 64, *large)}
 
 

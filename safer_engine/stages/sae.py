@@ -21,19 +21,22 @@ class SaeStage:
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`. Raises NumericalError, ResourceError, Interrupted; what was trained is kept."""
+        from safer_engine.sae_pretraining import pretrain
         from safer_engine.sae_run import SaeRun
         from safer_engine.science.hooks import rewards_from_residual
         from safer_engine.sources.model_loading import load_reward_model
 
         activations = inputs.get(Activations)
         run = SaeRun(ctx, inputs.get(PairSet), activations)
-        trained = run.train()
+        rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)
+        before = pretrain(run, rm)
+        trained = run.train(before.sae if before is not None else None)
         metrics = run.measure(trained.sae)
         metrics |= {"dead_share": trained.dead_share, "dead_window": trained.dead_window}
-        rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)
         layer = int(activations.meta["hook_layer"])
         metrics |= run.recovered(trained.sae, lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids))
-        metrics["training"] = run.training_facts(trained)
+        skipped = {"status": "skipped", "reason": "no corpus is named (sae.pretrain)"}
+        metrics |= {"training": run.training_facts(trained), "pretraining": before.facts if before is not None else skipped}
         sae_files.publish_sae(ctx.work, trained.sae)
         sae_files.publish_curve(ctx.work, trained.curve)
         sae_files.publish_json(ctx.work, "metrics.json", metrics)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -15,15 +17,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safer_engine import pipeline
+from safer_engine import pipeline, sae_pretraining
 from safer_engine.api import prepare
 from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, SparseAutoencoder
-from safer_engine.errors import Interrupted, NumericalError
+from safer_engine.errors import DatasetRefused, Interrupted, NumericalError, SpecError
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import Found
 from safer_engine.sae_files import ShardRows
 from safer_engine.science.sae import Sae
-from safer_engine.spec import AuditSpec
+from safer_engine.sources.model_loading import load_reward_model
+from safer_engine.sources.models import resolve_model
+from safer_engine.spec import AuditSpec, ModelSpec, RuntimeSpec
 from safer_engine.splits import is_held_out
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.stages.pairs import PairsStage
@@ -264,3 +268,85 @@ def test_importing_the_stage_needs_no_torch() -> None:
 def test_metrics_are_strict_json(world: World) -> None:
     text = world.sae().path("metrics.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in metrics.json"))
+
+
+def corpus(folder: Path, n: int = 120) -> str:
+    path = folder / "corpus.txt"
+    path.write_text("\n".join(f"{CORPUS[i % 10].splitlines()[0]} {i}" for i in range(n)) + "\n\n")
+    return str(path)
+
+
+def pretraining(folder: Path, **changes: Any) -> dict[str, Any]:
+    spec = {"corpus": {"kind": "local", "path": corpus(folder)}, "tokens": 2500, "max_length": 24, **changes}
+    return {**SAE, "pretrain": spec}
+
+
+def test_pretraining_comes_first_and_is_told(world: World, tmp_path: Path) -> None:
+    plain = world.sae().meta["pretraining"]
+    assert plain["status"] == "skipped"
+    assert "corpus" in plain["reason"]
+    artifact = world.sae(sae=pretraining(tmp_path))
+    facts = artifact.meta["pretraining"]
+    assert facts["status"] == "done"
+    assert facts["positions"] == facts["steps"] * 128 >= 2000
+    assert facts["texts"] == facts["used"] + facts["too_short"]
+    assert facts["rows"] * facts["length"] >= 2500
+    assert artifact.meta["training"]["steps"] == 40
+    curve = artifact.table("curve.arrow").to_pydict()
+    assert curve["loss"][0] < world.sae().table("curve.arrow").to_pydict()["loss"][0], "it begins better than from scratch"
+
+
+def test_pretraining_is_resumed_to_the_last_bit(world: World, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"sae": pretraining(tmp_path, tokens=2500)}
+    whole = world.sae(store="pre-whole", **sections)
+    for at in (5, 11):
+        with pytest.raises(Interrupted):
+            world.run(store="pre-resumed", observer=Stops(at), **sections)
+    assert digests(world.sae(store="pre-resumed", **sections)) == digests(whole)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"kind": "memory"}, SpecError),
+        ({"kind": "local", "path": "nowhere.txt"}, DatasetRefused),
+    ],
+)
+def test_a_corpus_that_is_none_is_refused(
+    world: World, tmp_path: Path, source: dict[str, Any], expected: type[Exception]
+) -> None:
+    if "path" in source:
+        source = {**source, "path": str(tmp_path / source["path"])}
+    with pytest.raises(expected, match="corpus"):
+        world.run(store=f"refused-{source['kind']}", sae=pretraining(tmp_path, corpus=source))
+
+
+def test_a_corpus_without_text_or_too_small_is_refused(world: World, tmp_path: Path) -> None:
+    rows_file = tmp_path / "rows.jsonl"
+    rows_file.write_text(json.dumps({"body": "text"}) + "\n")
+    source = {"kind": "local", "path": str(rows_file)}
+    with pytest.raises(DatasetRefused, match="text"):
+        world.run(store="untexted", sae=pretraining(tmp_path, corpus=source))
+    rows_file.write_text(json.dumps({"text": "two words"}) + "\n")
+    with pytest.raises(DatasetRefused, match="no 24 tokens"):
+        world.run(store="small", sae=pretraining(tmp_path, corpus=source))
+
+
+def test_corpus_batches_open_anywhere(world: World, tmp_path: Path) -> None:
+    rm = load_reward_model(
+        resolve_model(ModelSpec(path=str(world.folder / "model")), RuntimeSpec(), None),
+        ModelSpec(path="m"),
+        RuntimeSpec(device="cpu"),
+    )
+    ids = np.random.default_rng(0).integers(5, 250, (90, 20)).astype(np.int32)
+    packed = sae_pretraining._Corpus(ids, sae_pretraining.CorpusFacts(1, 1, 0, len(ids), 20))
+    windows = sae_pretraining._Windows(rm, 2, packed, 1e9, 64, 3, 100)
+    assert windows.rows == len(ids), "all fits into one window"
+    small = dataclasses.replace(windows, batch=32)
+    whole = list(itertools.islice(small.batches(0), 2 * small.per_window + 3))
+    assert {tuple(batch.shape) for batch in whole} == {(32, 32)}
+    for first in (1, small.per_window - 1, small.per_window, small.per_window + 2):
+        assert torch.equal(next(small.batches(first)), whole[first])
+    assert not torch.equal(whole[0], whole[small.per_window]), "the next round has another order"
+    epoch = torch.cat(whole[: small.per_window])
+    assert len(torch.unique(epoch, dim=0)) > 0.9 * len(epoch)
