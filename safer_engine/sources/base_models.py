@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.errors import ModelRefused, SpecError
-from safer_engine.sources.model_loading import _HARMLESS, _first_lines, _head_roots, _quiet, _some
+from safer_engine.sources.model_loading import HARMLESS, first_lines, head_roots, quiet, some
 from safer_engine.sources.resolved import ResolvedModel
 from safer_engine.spec import RuntimeSpec
 from safer_engine.train_spec import LoraSpec
@@ -64,7 +64,7 @@ def load_base_tokenizer(base: ResolvedModel, runtime: RuntimeSpec) -> BaseTokeni
         config = AutoConfig.from_pretrained(base.path, **options)
         tokenizer = AutoTokenizer.from_pretrained(base.path, **options)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise ModelRefused(f"config or tokenizer of {base.origin} cannot be loaded: {_first_lines(error)}") from error
+        raise ModelRefused(f"config or tokenizer of {base.origin} cannot be loaded: {first_lines(error)}") from error
     if not tokenizer.is_fast:
         raise ModelRefused(f"{base.origin} has a slow tokenizer, without character offsets", "save its fast version first")
     return BaseTokenizer(tokenizer, config, _settle_padding(tokenizer, base.origin))
@@ -88,7 +88,7 @@ def load_base(base: ResolvedModel, ready: BaseTokenizer, runtime: RuntimeSpec, s
     config.get_text_config().pad_token_id = ready.tokenizer.pad_token_id
     config.use_cache = False
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 base.path,
@@ -100,7 +100,7 @@ def load_base(base: ResolvedModel, ready: BaseTokenizer, runtime: RuntimeSpec, s
                 **options,
             )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        raise ModelRefused(f"Transformers cannot load {base.origin}: {_first_lines(error)}", "see the reason given") from error
+        raise ModelRefused(f"Transformers cannot load {base.origin}: {first_lines(error)}", "see the reason given") from error
     fresh = _fresh_weights(model, report, base.origin)
     init_head(model, fresh, _HEAD_STD, torch.Generator().manual_seed(seed))
     rows, largest = model.get_input_embeddings().weight.shape[0], max(ready.tokenizer.get_vocab().values())
@@ -123,7 +123,7 @@ def add_lora(base: BaseModel, lora: LoraSpec, seed: int) -> Any:
             torch.manual_seed(seed)
             return get_peft_model(base.model, settings)
     except ValueError as error:
-        raise SpecError(f"no low-rank adapters fit this base: {_first_lines(error)}", "train without --lora") from error
+        raise SpecError(f"no low-rank adapters fit this base: {first_lines(error)}", "train without --lora") from error
 
 
 def save_model(model: Any, base: BaseModel, ready: BaseTokenizer, folder: Path) -> None:
@@ -133,7 +133,7 @@ def save_model(model: Any, base: BaseModel, ready: BaseTokenizer, folder: Path) 
     """
     shutil.rmtree(folder, ignore_errors=True)
     model.to(base.stored_dtype)
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
         ready.tokenizer.save_pretrained(folder)
 
@@ -155,9 +155,9 @@ def _fresh_weights(model: Any, report: dict[str, Any], origin: str) -> tuple[str
     """Weights of the head that were not loaded. Raises ModelRefused when weights of the body are missing."""
     mismatched = {name[0] if isinstance(name, tuple) else name for name in report["mismatched_keys"]}
     absent = set(report["missing_keys"]) | mismatched
-    body = {name for name in absent if name.split(".")[0] not in _head_roots(model) and not _HARMLESS.search(name)}
+    body = {name for name in absent if name.split(".")[0] not in head_roots(model) and not HARMLESS.search(name)}
     if body:
         raise ModelRefused(
-            f"weights of {origin} are missing, which would be drawn at random: {_some(body)}", "save the whole model again"
+            f"weights of {origin} are missing, which would be drawn at random: {some(body)}", "save the whole model again"
         )
     return tuple(sorted(absent))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from safer_engine.science.reward_model import RewardModel
 
-_HARMLESS = re.compile(
+HARMLESS = re.compile(
     r"(^|\.)(lm_head|embed_out|cls|pooler)\.|rotary_emb\.inv_freq$|position_ids$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$"
 )
 """Tensors a reward model may do without: language-model heads and tables that are computed anyway."""
@@ -139,7 +139,7 @@ def _load_model(folder: Path, config: Any, spec: ModelSpec, runtime: RuntimeSpec
     if runtime.device_map is not None:
         options["device_map"] = runtime.device_map
     try:
-        with _quiet():
+        with quiet():
             return AutoModelForSequenceClassification.from_pretrained(  # type: ignore[no-any-return]
                 folder,
                 config=config,
@@ -155,7 +155,7 @@ def _load_model(folder: Path, config: Any, spec: ModelSpec, runtime: RuntimeSpec
             raise ResourceError(
                 f"{folder} does not fit into the device's memory", "use runtime.device_map=auto or bfloat16"
             ) from error
-        raise ModelRefused(f"Transformers cannot load {folder}: {_first_lines(error)}", "see the reason given") from error
+        raise ModelRefused(f"Transformers cannot load {folder}: {first_lines(error)}", "see the reason given") from error
 
 
 def _check_weights(
@@ -165,31 +165,31 @@ def _check_weights(
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
     own = head_tensors(entries)
     foreign = {name: entry for name, entry in own.items() if name in unexpected}
-    head_missing = {name for name in missing if name in from_adapter or name.split(".")[0] in _head_roots(model)}
+    head_missing = {name for name in missing if name in from_adapter or name.split(".")[0] in head_roots(model)}
     if report["mismatched_keys"]:
         raise ModelRefused(
-            f"weights have other shapes than the model: {_some(report['mismatched_keys'])}", "is config.json this model's?"
+            f"weights have other shapes than the model: {some(report['mismatched_keys'])}", "is config.json this model's?"
         )
     if body := missing - head_missing:
-        raise ModelRefused(f"weights are missing, which would be drawn at random: {_some(body)}", "save the whole model again")
-    if extra := {name for name in unexpected if name not in foreign and not _HARMLESS.search(name)}:
+        raise ModelRefused(f"weights are missing, which would be drawn at random: {some(body)}", "save the whole model again")
+    if extra := {name for name in unexpected if name not in foreign and not HARMLESS.search(name)}:
         raise ModelRefused(
-            f"the files hold weights that the model has no place for: {_some(extra)}", "is config.json this model's?"
+            f"the files hold weights that the model has no place for: {some(extra)}", "is config.json this model's?"
         )
     if foreign and not head_missing:
-        raise ModelRefused(f"the files hold a second head: {_some(foreign)}", "save the model with the head that is its reward")
+        raise ModelRefused(f"the files hold a second head: {some(foreign)}", "save the model with the head that is its reward")
     unsettled = head_missing - set(from_adapter)
     if not unsettled:
         return min(from_adapter or own)
     if not foreign:
         raise ModelRefused(
-            f"the reward head is not in the files and would be drawn at random: {_some(unsettled)}",
+            f"the reward head is not in the files and would be drawn at random: {some(unsettled)}",
             "save the model with its head; with LoRA, list the head in modules_to_save",
         )
     return _install_head(model, foreign, unsettled)
 
 
-def _head_roots(model: nn.Module) -> set[str]:
+def head_roots(model: nn.Module) -> set[str]:
     """First parts of the names of modules outside the base model: the head's, and a pooler's that belongs to it."""
     base = str(getattr(model, "base_model_prefix", ""))
     return {name for name, _ in model.named_children() if name != base}
@@ -206,7 +206,7 @@ def _install_head(model: nn.Module, foreign: dict[str, TensorEntry], missing: se
     covered = {f"{name}.{part}" for name, _ in linears for part in ("weight", "bias")}
     if missing - covered or not fits or len(biases) > 1 or not all(name.endswith(".bias") for name in biases):
         raise ModelRefused(
-            f"the head {_some(foreign)} does not fit the model's own head {', '.join(name for name, _ in linears) or '(none)'}",
+            f"the head {some(foreign)} does not fit the model's own head {', '.join(name for name, _ in linears) or '(none)'}",
             "save the model as AutoModelForSequenceClassification",
         )
     linear = linears[0][1]
@@ -235,11 +235,11 @@ def _merge_adapter(model: Any, folder: Path, head: dict[str, TensorEntry]) -> An
     from peft import PeftModel
 
     try:
-        with _quiet():
+        with quiet():
             merged = PeftModel.from_pretrained(model, str(folder), local_files_only=True).merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelRefused(
-            f"the adapter {folder} cannot be merged: {_first_lines(error)}", "is it an adapter of this model?"
+            f"the adapter {folder} cannot be merged: {first_lines(error)}", "is it an adapter of this model?"
         ) from error
     state = merged.state_dict()
     for name, entry in head.items():
@@ -256,7 +256,7 @@ def _load_tokenizer(folder: Path, runtime: RuntimeSpec, model: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=runtime.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelRefused(f"the tokenizer in {folder} cannot be loaded: {_first_lines(error)}", "save it again") from error
+        raise ModelRefused(f"the tokenizer in {folder} cannot be loaded: {first_lines(error)}", "save it again") from error
     if not tokenizer.is_fast:
         raise ModelRefused("the tokenizer is a slow one, without character offsets", "save its fast version (tokenizer.json)")
     rows = model.get_input_embeddings().weight.shape[0]
@@ -291,7 +291,7 @@ def _settle_padding(model: Any, tokenizer: Any) -> tuple[int, str, int | None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers without progress bars and load reports: what they say is checked here and raised where it matters."""
     from transformers.utils import logging
 
@@ -306,11 +306,13 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _some(names: Any) -> str:
+def some(names: Any) -> str:
+    """A few of some names (or of tuples that begin with one), sorted, and how many more there are."""
     ordered = sorted(str(name[0] if isinstance(name, tuple) else name) for name in names)
     return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
 
 
-def _first_lines(error: BaseException) -> str:
+def first_lines(error: BaseException) -> str:
+    """What an error says, on one line of at most 300 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:300]}…"

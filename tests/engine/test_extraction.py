@@ -83,6 +83,7 @@ def test_positions_are_exactly_the_covered_ones_in_order(arch: str) -> None:
     row = 0
     for reading in asked:
         head = rm.head_position(reading.ids)
+        assert head is not None
         wanted = sorted({*np.flatnonzero(reading.covered).tolist(), head})
         ids_1T = torch.from_numpy(reading.ids).long()[None]
         with torch.no_grad():
@@ -294,3 +295,19 @@ def test_a_reading_is_not_changed_by_the_pass() -> None:
     for now, then in zip(asked, before, strict=True):
         np.testing.assert_array_equal(now.covered, then.covered)
         np.testing.assert_array_equal(now.flags, then.flags)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("arch", ["llama", "bert"])
+def test_a_gpu_gives_what_the_cpu_gives(arch: str) -> None:
+    rm, sequences = load_tiny(arch), token_sequences(arch)
+    here = extract(rm, 2, readings(sequences), BatchPlan(500))
+    rm.model.to("cuda")
+    try:
+        there = extract(rm, 2, readings(sequences), BatchPlan(500))
+    finally:
+        rm.model.to("cpu")
+    torch.testing.assert_close(there.rewards_R, here.rewards_R, rtol=0, atol=1e-3)
+    torch.testing.assert_close(there.x_BD, here.x_BD, rtol=1e-3, atol=1e-3)
+    assert torch.equal(there.position_B, here.position_B)

@@ -42,7 +42,7 @@ def reward_of(rm: Any, text: str = CORPUS[0]) -> float:
         return float(rewards(rm, ids)[0])
 
 
-def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file({name: value.contiguous().clone() for name, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
@@ -102,7 +102,7 @@ def adapter_only(folder: Path) -> None:
 
 
 def headless(folder: Path) -> None:
-    edit_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("score")])  # type: ignore[arg-type]
+    edit_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("score")])
 
 
 def torn(folder: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,11 +29,12 @@ def test_blocks_head_and_reading_are_found(arch: str) -> None:
 
 def test_modernbert_with_mean_pooling_reads_every_token() -> None:
     rm = load_tiny("modernbert")
-    rm.model.config.classifier_pooling = "mean"
+    config: Any = rm.model.config
+    config.classifier_pooling = "mean"
     try:
         mean = inspect(rm.model, rm.tokenizer, FACTS)
     finally:
-        rm.model.config.classifier_pooling = "cls"
+        config.classifier_pooling = "cls"
     assert mean.info.head_reads == "mean"
     assert mean.head_position(np.arange(5, dtype=np.int32)) is None
 

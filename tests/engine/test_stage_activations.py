@@ -257,7 +257,7 @@ def content(found: Activations) -> dict[str, str]:
     return {name: entry.digest for name, entry in found.stored.manifest.files.items()}
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 4, 9])
+@pytest.mark.parametrize("stop_after", [0, 9])
 def test_an_interrupted_run_goes_on_and_ends_the_same(bench: Bench, whole: Activations, stop_after: int) -> None:
     key = f"stopped-{stop_after}"
     with pytest.raises(Interrupted):
