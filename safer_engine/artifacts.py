@@ -120,7 +120,8 @@ class Activations(Artifact):
     `residual-NNNNN.safetensors` for the `causal.pairs` pairs: h [ΣT, D] all tokens of each sequence one after
         another, pair [n] int32, side [n] uint8, length [n] int32, covered [ΣT] uint8 (1: the position is in a shard).
     meta: d_in, n_blocks, hook_layer, hook_name, dtype, attention, n_positions, flags {name: n}, norm_median,
-        reward_model {…}, invariance {…} (how rewards move with batching). Held-out groups: see `is_held_out`.
+        reward_model {…}, invariance {…} (how rewards move with batching), partial_forward_drift (where residuals are kept:
+        largest change of a reward when only the upper blocks are run on them). Held-out groups: see `is_held_out`.
     """
 
     FLAG_SPECIAL = position_flags.SPECIAL
