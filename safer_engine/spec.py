@@ -309,7 +309,7 @@ PAPER_PRESET: dict[str, Any] = {
     "hook": {"positions": "sentence_ends", "region": "text", "min_gap": 5},
     "sae": {
         "kind": "topk", "k": 64, "normalisation": "layernorm", "relu": False, "loss": "nmse",
-        "lr": 3e-4, "passes": 1.0, "aux_k": 0, "min_steps": 0, "renorm_every": 10,
+        "lr": 3e-4, "batch": 256, "passes": 1.0, "aux_k": 0, "min_steps": 0, "renorm_every": 10,
     },
     "salience": {"estimator": "paper", "candidates": 256, "min_rate": 0.0, "max_rate": 1.0},
     "contexts": {"per_latent": 10, "minimum": 4, "window": 128},

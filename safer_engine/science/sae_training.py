@@ -23,6 +23,7 @@ from safer_engine.errors import ArtifactError, NumericalError
 from safer_engine.science.sae import Normalisation, Sae, SaeShape, normalise
 from safer_engine.science.sae_budget import default_lr, training_size
 from safer_engine.science.sae_gradients import StepOutcome, StepSettings, Weights, step_gradients
+from safer_engine.science.topk import block_rows
 from safer_engine.spec import SaeSpec
 
 _BETAS = (0.9, 0.999)
@@ -244,8 +245,7 @@ def _step(params: TrainingParams, state: TrainingState, raw_BD: Tensor) -> Train
 def _update(params: TrainingParams, state: TrainingState, gradients: Weights, rate: float) -> None:
     weights = state.weights
     if params.renorm_every == 1:
-        along_S1 = torch.linalg.vecdot(gradients.W_dec_SD, weights.W_dec_SD).unsqueeze(1)
-        gradients.W_dec_SD.addcmul_(weights.W_dec_SD, along_S1, value=-1)
+        _remove_parallel(gradients.W_dec_SD, weights.W_dec_SD)
     norm = math.sqrt(sum(float(gradient.norm()) ** 2 for gradient in gradients))
     if not math.isfinite(norm):
         raise NumericalError(f"a gradient is not finite at step {state.step + 1}", "lower the learning rate (sae.lr)")
@@ -255,6 +255,14 @@ def _update(params: TrainingParams, state: TrainingState, gradients: Weights, ra
     _adam(state, gradients, rate)
     if (state.step + 1) % params.renorm_every == 0 or state.step + 1 == params.steps:
         weights.W_dec_SD.div_(weights.W_dec_SD.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def _remove_parallel(gradient_SD: Tensor, unit_SD: Tensor) -> None:
+    """Take from each row of the gradient its part along the unit row, some rows at a time: no temporary of full size."""
+    rows = block_rows(unit_SD.shape[1], unit_SD.device)
+    for gradient_RD, unit_RD in zip(torch.split(gradient_SD, rows), torch.split(unit_SD, rows), strict=True):
+        along_R1 = (gradient_RD * unit_RD).sum(dim=1, keepdim=True)
+        gradient_RD.addcmul_(unit_RD, along_R1, value=-1)
 
 
 def _adam(state: TrainingState, gradients: Weights, rate: float) -> None:

@@ -270,7 +270,7 @@ def test_plan_follows_the_spec() -> None:
     assert (params.warmup_steps, params.decay_steps, params.aux_k, params.matmul) == (73, 293, 192, "float32")
     paper = plan_training(TopKSpec(**PAPER_PRESET["sae"]), Normalisation("layernorm"), 64, 100_000, "cpu")
     assert (paper.lr, paper.renorm_every, paper.aux_k, paper.loss, paper.shape.relu) == (3e-4, 10, 0, "nmse", False)
-    assert (paper.batch, paper.steps) == (4096, 25)
+    assert (paper.batch, paper.steps) == (256, 391)
     assert plan_training(TopKSpec(k=99, d_sae=50), Normalisation("scalar"), 8, 1000, "cpu").shape.k == 50
     assert plan_training(TopKSpec(), Normalisation("scalar"), 8, 1000, "cuda").matmul == "bfloat16"
 
@@ -299,3 +299,14 @@ def test_short_runs_get_a_higher_rate() -> None:
     assert default_lr(2**12, 10_000) == pytest.approx(8e-4)
     assert default_lr(1024, 100) == 5e-3
     assert default_lr(4, 10**6) > 5e-3, "a narrow SAE keeps its own rate"
+
+
+def test_the_gradient_along_the_decoder_is_removed() -> None:
+    """After one step from zero moments, what Adam remembers of the decoder's gradient is orthogonal to its rows."""
+    x = data()
+    params = params_for(x)
+    state = fresh(params, x)
+    directions = state.weights.W_dec_SD.clone()
+    next(train(params, state, batches_of(x, params.batch)))
+    along = (state.first.W_dec_SD * directions).sum(1).abs()
+    assert float(along.max()) < 1e-6 * float(state.first.W_dec_SD.norm(dim=1).max())
