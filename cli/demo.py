@@ -38,16 +38,16 @@ def demo_command(out: Path, seed: int) -> None:
 
 
 def _train(files: Any, target: Path, seed: int, observer: TerminalObserver) -> None:
+    from safer_engine.demo_data import RECIPE
     from safer_engine.train_spec import TrainSpec
     from safer_engine.training import train_reward_model
 
-    recipe = {"epochs": 3, "lr": 1e-3, "batch": 16, "max_length": 256}
     source = {"kind": "local", "path": str(files.train)}
     document = {
         "seed": seed,
         "base": str(files.base),
         "dataset": {"source": source},
-        "recipe": recipe,
+        "recipe": RECIPE,
         "runtime": {"device": "cpu"},
     }
     train_reward_model(TrainSpec.model_validate(document), target, observer)

@@ -123,6 +123,8 @@ def build_base(folder: Path, texts: Sequence[str], seed: int = 0, *, width: int 
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from safer_engine.sources.model_loading import quiet
+
     tokenizer = _train_tokenizer(texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -139,8 +141,9 @@ def build_base(folder: Path, texts: Sequence[str], seed: int = 0, *, width: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
 
 
