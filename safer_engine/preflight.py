@@ -34,7 +34,7 @@ def preflight(request: AuditRequest, pairs: PairSet) -> Preflight:
     Raises:
         ModelRefused: whatever an audit would refuse.
     """
-    from safer_engine.science.batches import BatchPlan
+    from safer_engine.science.extraction import batch_plan
     from safer_engine.science.invariance import measure_invariance, require_invariance
     from safer_engine.sources.model_loading import load_reward_model
 
@@ -42,7 +42,7 @@ def preflight(request: AuditRequest, pairs: PairSet) -> Preflight:
     rm = load_reward_model(request.sources.model, spec.model, spec.runtime)
     table = pairs.pairs.slice(0, _SAMPLE_PAIRS)
     ids = [[cell.values.to_numpy() for cell in table[f"{side}_ids"]] for side in ("chosen", "rejected")]
-    found = measure_invariance(rm, list(zip(*ids, strict=True)), BatchPlan(tokens=spec.runtime.batch_tokens))
+    found = measure_invariance(rm, list(zip(*ids, strict=True)), batch_plan(rm, spec.runtime.batch_tokens))
     require_invariance(found)
     return Preflight(
         model=dataclasses.asdict(rm.info),
