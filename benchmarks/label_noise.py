@@ -164,8 +164,8 @@ def audit(cell: Cell, setup: Setup, observer: Observer) -> AuditReport:
     return api.audit(document, store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
 
 
-def score(cell: Cell, report: AuditReport) -> None:
-    """Write every row's doubt of every pair beside the truth, and facts about the audit."""
+def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
+    """Write every row's doubt of every pair beside the truth, and facts about reward model and SAE."""
     import pandas as pd
 
     from safer_engine.artifacts import Absent, Activations, Artifact, Labels, Latents, PairSet, SparseAutoencoder
@@ -188,7 +188,9 @@ def score(cell: Cell, report: AuditReport) -> None:
     temporary = cell.scores.with_name(f".{cell.scores.name}.{os.getpid()}")
     frame.to_parquet(temporary)
     os.replace(temporary, cell.scores)
-    write_json(cell.facts, {"sae": sae.meta, "activations": {"n_positions": activations.meta.get("n_positions")}})
+    slices = (record["evaluation"] or {"slices": []})["slices"]
+    accuracy = {f"{one['axis']}/{one['subset']}": one["accuracy"]["estimate"] for one in slices if one["subset"]}
+    write_json(cell.facts, {"accuracy": accuracy, "training_seconds": record["timing"]["training_seconds"], "sae": sae.meta})
 
 
 def run_cell(cell: Cell, setup: Setup, again: bool) -> None:
@@ -198,7 +200,7 @@ def run_cell(cell: Cell, setup: Setup, again: bool) -> None:
     record = train(cell, setup, observer)
     observer.note("train", f"{record['timing']['training_seconds']:.0f} s")
     if again or not cell.scores.is_file():
-        score(cell, audit(cell, setup, observer))
+        score(cell, audit(cell, setup, observer), record)
         observer.note("score", str(cell.scores))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def markdown_table(out: Path) -> str:
         paths = sorted(folder.glob("seed-*/scores.parquet"))
         if paths:
             blocks.append(_block(folder.name, [path.parent.name for path in paths], [pd.read_parquet(path) for path in paths]))
+            blocks.append("\n".join(_facts(path.parent) for path in paths))
     return "\n\n".join(blocks) if blocks else "no cell has scores yet"
 
 
@@ -111,7 +113,7 @@ def _block(name: str, seeds: list[str], frames: list[Any]) -> str:
     shares = [float(frame[frame.axis == AXIS].flipped.mean()) for frame in frames]
     heads = ["ranking of the safety pairs", "macro AP", *subsets, "AUROC", *(f"P@{budget:.0%}" for budget in BUDGETS)]
     lines = [
-        f"**{name}**: {len(frames)} seeds ({', '.join(seeds)}); {_spread(shares)} of the safety pairs are flipped",
+        f"**{name}**: {', '.join(seeds)}; {_spread(shares)} of the safety pairs are flipped",
         "",
         f"| {' | '.join(heads)} |",
         f"|{' --- |' * len(heads)}",
@@ -127,6 +129,15 @@ def _block(name: str, seeds: list[str], frames: list[Any]) -> str:
         compared = ratio(frames, FUSION, other)
         lines.append(f"- {FUSION} / {other}: {compared.estimate:.2f} (95 %: {compared.lo:.2f} … {compared.hi:.2f})")
     return "\n".join(lines)
+
+
+def _facts(folder: Path) -> str:
+    """What the reward model and the SAE of a cell are worth."""
+    path = folder / "facts.json"
+    facts = json.loads(path.read_bytes()) if path.is_file() else {}
+    figures = {**facts.get("accuracy", {}), "FVU": facts.get("sae", {}).get("fvu"), "L0": facts.get("sae", {}).get("l0")}
+    found = [f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)]
+    return f"- {folder.name}: {', '.join(found) or 'no facts'}"
 
 
 def _spread(values: list[float]) -> str:

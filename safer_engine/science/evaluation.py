@@ -137,7 +137,7 @@ def evaluate(pairs: ScoredPairs, resamples: int, seed: int) -> EvaluationScores:
     styles = [
         score
         for name in _DIFFICULTIES
-        for score in _scores(name, _points(cells, lambda cell, name=name: cell.difficulty == name), resamples, seed)
+        for score in _scores(name, _points([cell for cell in cells if cell.difficulty == name]), resamples, seed)
     ]
     return EvaluationScores(
         slices=tuple(_slices(pairs, resamples, seed)),
@@ -242,11 +242,10 @@ def _matrices(cells: Sequence[_Comparison]) -> list[StyleMatrix]:
     return found
 
 
-def _points(cells: Sequence[_Comparison], wanted: Any) -> _Points:
+def _points(cells: Sequence[_Comparison]) -> _Points:
     points = _Points([], [], [], [])
     for cell in cells:
-        if wanted(cell):
-            _append(points, cell.axis, cell.subset, cell.group, float(cell.right))
+        _append(points, cell.axis, cell.subset, cell.group, float(cell.right))
     return points
 
 
