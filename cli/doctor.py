@@ -82,7 +82,7 @@ def _versions() -> str:
 def _processor() -> Finding:
     from safer_engine.machine import has_fast_bfloat16
 
-    fast = "bfloat16 in hardware" if has_fast_bfloat16("cpu") else "no bfloat16 in hardware: SAE training in float32"
+    fast = "AMX: SAE training in bfloat16" if has_fast_bfloat16("cpu") else "no AMX: SAE training in float32"
     return Finding("processor", "ok", f"{os.cpu_count()} cores, {fast}")
 
 
