@@ -15,6 +15,7 @@ from typing import Any
 
 from safer_engine.errors import ModelRefused
 from safer_engine.pipeline import AuditRequest, plan
+from safer_engine.science.sae_budget import training_size
 from safer_engine.spec import AuditSpec
 from safer_engine.store import ArtifactStore
 
@@ -185,12 +186,6 @@ def sae_width(spec: AuditSpec, d_in: int) -> int:
     return spec.sae.d_sae or spec.sae.expansion * d_in
 
 
-def sae_steps(spec: AuditSpec, positions: int) -> int:
-    """Training steps of a spec on so many positions."""
-    wanted = int(positions * (1 - spec.split.held_out) * spec.sae.passes / spec.sae.batch)
-    return min(max(wanted, spec.sae.min_steps), spec.sae.max_steps)
-
-
 def _share_kept(spec: AuditSpec) -> float:
     share = 0.6 if spec.hook.region == "response" else 1.0
     return share * (0.06 if spec.hook.positions == "sentence_ends" else 1.0)
@@ -201,7 +196,8 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
     if stage == "activations":
         return 2.0 * size.body_parameters * load.tokens
     if stage == "sae":
-        return 3 * dense * spec.sae.batch * sae_steps(spec, load.positions)
+        size_of = training_size(spec.sae, max(1, int(load.positions * (1 - spec.split.held_out))))
+        return 3 * dense * size_of.batch * size_of.steps
     if stage == "latents":
         return 1.5 * dense * load.positions
     if stage == "labels":
