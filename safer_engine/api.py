@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,25 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 from safer_engine import pipeline
 from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
-from safer_engine.errors import ArtifactError, SpecError
+from safer_engine.errors import ArtifactError, SaferError, SpecError
 from safer_engine.events import Observer
-from safer_engine.labellers.rubric import rubric_digest
+from safer_engine.labellers.rubric import load_rubric, rubric_digest
 from safer_engine.machine import resolve_spec
 from safer_engine.pipeline import AuditRequest, Found, OnArtifact
+from safer_engine.report.interim import write_stopped
 from safer_engine.report.model import ReportDocument
+from safer_engine.report.write import REPORT_FILES, SAE_FILES
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.models import resolve_model
 from safer_engine.sources.resolved import ResolvedInputs
 from safer_engine.spec import AuditSpec
 from safer_engine.spec_layers import Layer, build_spec
+from safer_engine.stage import Stage
 from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Rows = Iterable[Mapping[str, Any]]
-REPORT_FILES = ("report.html", "report.md", "report.json", "evaluation.jsonl", "features.parquet", "pair_scores.parquet")
-SAE_FILES = ("sae.safetensors", "sae.json", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,25 @@ def run_request(
     observer: Observer | None = None,
     on_artifact: OnArtifact | None = None,
 ) -> AuditReport:
-    """Run a prepared audit and export its files to `out`, if given."""
+    """Run a prepared audit and export its files to `out`, if given; an interim report there says where an audit stopped."""
     if request.spec.runtime.threads is not None:
         import torch
 
         torch.set_num_threads(request.spec.runtime.threads)
-    found = pipeline.run(request, store, observer, on_artifact)
+    so_far: Found = {}
+
+    def keep(stage: Stage, artifacts: Found) -> None:
+        so_far.update(artifacts)
+        if on_artifact is not None:
+            on_artifact(stage, artifacts)
+
+    try:
+        found = pipeline.run(request, store, observer, keep)
+    except SaferError as error:
+        if out is not None:
+            with suppress(SaferError, OSError, ValueError, LookupError, TypeError):  # the audit's own error is what counts
+                write_stopped(request, so_far, out, error)
+        raise
     if out is not None:
         export(found, out)
     return AuditReport(found, out)
@@ -140,6 +155,7 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
         SpecError, ModelRefused, DatasetRefused.
     """
     resolved = resolve_spec(spec)
+    load_rubric(resolved.labels.rubric)
     extra = {"labels": rubric_digest(resolved.labels.rubric)}
     if resolved.sae.pretrain is not None:
         corpus = resolved.sae.pretrain.corpus

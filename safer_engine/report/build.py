@@ -47,18 +47,28 @@ _NO_POLICY = "no policy was given"
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """Where and why an audit ended early."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ReportRequest:
     """What a report is about.
 
     Attributes:
         found: artifacts by type; a type that is missing is shown as not computed yet.
         created: UTC time of writing, ISO 8601.
+        stopped: the stage that failed and why, or None while the audit goes on.
     """
 
     spec: AuditSpec
     sources: ResolvedInputs
     found: Found
     created: str
+    stopped: Stopped | None = None
 
 
 def build_report(request: ReportRequest) -> ReportDocument:
@@ -171,7 +181,7 @@ def _provenance(request: ReportRequest, reader: _Reader, sections: dict[str, Any
         stages=[_stage_record(name, request.found.get(kind)) for name, kind in STAGE_ARTIFACTS],
         not_computed=_not_computed(request, reader, sections),
         text_included=request.spec.report.text,
-        progress=_progress(request.found),
+        progress=_progress(request.found, request.stopped),
         timing=_timing(request),
     )
 
@@ -200,11 +210,12 @@ def _stage_record(name: str, value: Artifact | Absent | None) -> StageRecord:
     )
 
 
-def _progress(found: Found) -> Progress | None:
+def _progress(found: Found, stopped: Stopped | None) -> Progress | None:
     pending = [name for name, kind in STAGE_ARTIFACTS if kind not in found]
-    if not pending:
-        return None
-    return Progress(done=len(STAGE_ARTIFACTS) - len(pending), total=len(STAGE_ARTIFACTS), following=pending[0])
+    done, total = len(STAGE_ARTIFACTS) - len(pending), len(STAGE_ARTIFACTS)
+    if stopped is not None:
+        return Progress(done=done, total=total, following=stopped.stage, stopped=stopped.reason)
+    return Progress(done=done, total=total, following=pending[0]) if pending else None
 
 
 def _timing(request: ReportRequest) -> Timing:

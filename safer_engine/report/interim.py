@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safer_engine.artifacts import Absent
+from safer_engine.errors import SaferError
 from safer_engine.pipeline import STAGES, AuditRequest, Found, OnArtifact, plan
-from safer_engine.report.build import ReportRequest
+from safer_engine.report.build import ReportRequest, Stopped
 from safer_engine.report.model import ReportDocument
-from safer_engine.report.write import utc_now, write_report
+from safer_engine.report.write import REPORT_FILES, SAE_FILES, utc_now, write_report
 from safer_engine.stage import Stage
 from safer_engine.store import ArtifactStore
 
@@ -36,13 +38,16 @@ def _must_wait(stage: Stage, request: AuditRequest, store: ArtifactStore) -> boo
     return following < len(names) - 1 and plan(request, store)[following].state == "compute"
 
 
-def write_interim(request: AuditRequest, found: Found, out: Path) -> ReportDocument:
+def write_interim(request: AuditRequest, found: Found, out: Path, stopped: Stopped | None = None) -> ReportDocument:
     """Write the files of what is finished into `out`, each replaced atomically.
+
+    Files that only a later report will have are removed: they are those of an older audit.
 
     Raises:
         ArtifactError, NumericalError, ResourceError: see `write_report`.
     """
     out.mkdir(parents=True, exist_ok=True)
+    written: set[str] = set()
 
     @contextmanager
     def publish(name: str) -> Iterator[Path]:
@@ -50,7 +55,26 @@ def write_interim(request: AuditRequest, found: Found, out: Path) -> ReportDocum
         try:
             yield temporary
             os.replace(temporary, out / name)
+            written.add(name)
         finally:
             temporary.unlink(missing_ok=True)
 
-    return write_report(ReportRequest(request.spec, request.sources, found, utc_now()), publish)
+    document = write_report(ReportRequest(request.spec, request.sources, found, utc_now(), stopped), publish)
+    for name in (*REPORT_FILES, "edits.jsonl", *(f"sae/{name}" for name in SAE_FILES)):
+        if name not in written:
+            (out / name).unlink(missing_ok=True)
+    return document
+
+
+def write_stopped(request: AuditRequest, found: Found, out: Path, error: SaferError) -> None:
+    """Say in the interim report that stands in `out` that the audit stopped, and why; where none stands, do nothing.
+
+    Raises:
+        ArtifactError, NumericalError, ResourceError: see `write_report`. OSError, ValueError: `out` cannot be read or written.
+    """
+    path = out / "report.json"
+    if not path.is_file() or json.loads(path.read_bytes())["provenance"]["progress"] is None:
+        return
+    stage = next((stage.name for stage in STAGES if stage.produces not in found), STAGES[-1].name)
+    sentence = error.message if error.message.endswith((".", "!", "?")) else f"{error.message}."
+    write_interim(request, found, out, Stopped(stage, f"{sentence} {error.hint}".strip()))

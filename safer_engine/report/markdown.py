@@ -57,6 +57,8 @@ def _progress(report: ReportDocument) -> str:
     progress = report.provenance.progress
     if progress is None:
         return ""
+    if progress.stopped is not None:
+        return f"> Stopped at {text.words(progress.following)}: {escaped(progress.stopped)}"
     return f"> Audit in progress: stage {progress.done + 1} of {progress.total}. Next: {text.words(progress.following)}."
 
 

@@ -14,6 +14,11 @@ from safer_engine.report.markdown import render_markdown
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.tables import features_table, scores_table, write_evaluation
 
+REPORT_FILES = ("report.html", "report.md", "report.json", "evaluation.jsonl", "features.parquet", "pair_scores.parquet")
+"""What `write_report` writes, the tables only where their artifacts are there."""
+SAE_FILES = ("sae.safetensors", "sae.json", "metrics.json")
+"""What a finished audit copies into the folder `sae` beside the report."""
+
 Publish = Callable[[str], AbstractContextManager[Path]]
 """Yields a temporary path for a file name and publishes it on a clean exit."""
 

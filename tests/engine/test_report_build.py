@@ -11,16 +11,17 @@ import pytest
 from pyarrow import parquet
 
 from safer_engine import pipeline
+from safer_engine.api import run_request
 from safer_engine.artifacts import Absent, Activations, Artifact, Edits, Labels, Latents, PairScores, PairSet, SparseAutoencoder
-from safer_engine.errors import ArtifactError, NumericalError
+from safer_engine.errors import ArtifactError, NumericalError, ResourceError, SaferError
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import AuditRequest
 from safer_engine.report.build import STAGE_ARTIFACTS, ReportRequest, build_report
 from safer_engine.report.columns import by_id, histogram, scalars
-from safer_engine.report.interim import interim_reports, write_interim
+from safer_engine.report.interim import interim_reports, write_interim, write_stopped
 from safer_engine.report.model import Estimate, Measured, ReportDocument
 from safer_engine.report.tables import features_table, write_evaluation
-from safer_engine.stage import Inputs, SpecView, StageContext
+from safer_engine.stage import Inputs, SpecView, Stage, StageContext
 from safer_engine.stages.causal import CausalStage
 from safer_engine.stages.report import ReportStage
 from safer_engine.stages.verification import VerificationStage
@@ -354,6 +355,81 @@ def test_an_interim_report_replaces_files_and_leaves_none_behind(tmp_path: Path,
     assert "Audit in progress" not in (out / "report.html").read_text()
     assert (out / "pair_scores.parquet").is_file()
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_an_interim_report_removes_the_files_of_an_older_audit(tmp_path: Path, audit: FakeAudit) -> None:
+    older = ("edits.jsonl", "features.parquet", "pair_scores.parquet", "evaluation.jsonl", "sae/sae.json", "mine.txt")
+    (tmp_path / "sae").mkdir()
+    for name in older:
+        (tmp_path / name).write_text("older")
+    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
+    write_interim(AuditRequest(audit.spec, audit.sources), found, tmp_path)
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {"report.json", "report.html", "report.md", "evaluation.jsonl", "mine.txt"}
+    assert (tmp_path / "evaluation.jsonl").read_text() != "older"
+
+
+def test_a_stopped_audit_says_where_and_why(tmp_path: Path, audit: FakeAudit) -> None:
+    request = AuditRequest(audit.spec, audit.sources)
+    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
+    error = ResourceError("the disk is <full>", "free 3 GB")
+    write_stopped(request, found, tmp_path, error)
+    assert not list(tmp_path.iterdir())
+    write_interim(request, found, tmp_path)
+    write_stopped(request, found, tmp_path, error)
+    page = (tmp_path / "report.html").read_text()
+    assert "Stopped at sae:</strong> the disk is &lt;full&gt;. free 3 GB" in page
+    assert "Audit in progress" not in page
+    assert "> Stopped at sae: the disk is &lt;full&gt;. free 3 GB" in (tmp_path / "report.md").read_text()
+    progress = json.loads((tmp_path / "report.json").read_text())["provenance"]["progress"]
+    expected = {"done": 2, "total": 9, "following": "sae", "stopped": "the disk is <full>. free 3 GB"}
+    assert progress == expected
+    write_interim(request, audit.found, tmp_path)
+    finished = (tmp_path / "report.html").read_text()
+    write_stopped(request, found, tmp_path, error)
+    assert (tmp_path / "report.html").read_text() == finished
+
+
+def _request_that_fails_at_activations(audit: FakeAudit, store: LocalArtifactStore) -> AuditRequest:
+    """Its pairs are committed, and its model is not there."""
+    request = AuditRequest(audit.spec, audit.sources)
+    key = pipeline.plan(request, store)[0].key
+    pairs = audit.found[PairSet]
+    assert key is not None
+    assert isinstance(pairs, PairSet)
+    with store.open_work("pairs", key) as work:
+        for name in pairs.stored.manifest.files:
+            with work.publish(name) as path:
+                path.write_bytes(pairs.path(name).read_bytes())
+        manifest = pairs.stored.manifest
+        store.commit("pairs", key, work, ManifestDraft(manifest.stage_version, manifest.artifact, manifest.meta))
+    return request
+
+
+def test_a_run_that_fails_leaves_a_report_that_says_so(tmp_path: Path, audit: FakeAudit) -> None:
+    store, out = LocalArtifactStore(tmp_path / "store"), tmp_path / "out"
+    request = _request_that_fails_at_activations(audit, store)
+    with pytest.raises(SaferError) as raised:
+        run_request(request, store, out, on_artifact=interim_reports(request, store, out))
+    progress = json.loads((out / "report.json").read_text())["provenance"]["progress"]
+    assert progress["following"] == "activations"
+    assert progress["stopped"].startswith(raised.value.message)
+    assert "Stopped at activations" in (out / "report.html").read_text()
+
+
+def test_what_keeps_the_report_from_being_written_masks_no_error(tmp_path: Path, audit: FakeAudit) -> None:
+    store, out = LocalArtifactStore(tmp_path / "store"), tmp_path / "out"
+    request = _request_that_fails_at_activations(audit, store)
+    write = interim_reports(request, store, out)
+
+    def spoil(stage: Stage, found: pipeline.Found) -> None:
+        write(stage, found)
+        (out / "report.json").write_text("{")
+
+    with pytest.raises(SaferError) as raised:
+        run_request(request, store, out, on_artifact=spoil)
+    assert "model" in str(raised.value)
+    assert (out / "report.json").read_text() == "{"
 
 
 def test_interim_reports_are_written_only_where_there_is_something_to_wait_for(tmp_path: Path, audit: FakeAudit) -> None:
