@@ -6,6 +6,7 @@ enters a key: it changes how fast results come, not which.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -44,6 +45,10 @@ class ModelSpec(Section):
     def _one_reward(self) -> ModelSpec:
         if self.reward_index is not None and self.reward_weights is not None:
             raise ValueError("give reward_index or reward_weights, not both")
+        if self.reward_weights is not None and not (
+            all(math.isfinite(weight) for weight in self.reward_weights) and any(self.reward_weights)
+        ):
+            raise ValueError("reward_weights must be finite, and one must not be 0")
         return self
 
 
@@ -158,6 +163,12 @@ class SaeBase(Section):
     )
     pretrain: PretrainSpec | None = Field(None, description="Token-level pre-training before the preference texts.")
 
+    @model_validator(mode="after")
+    def _k_fits(self) -> SaeBase:
+        if self.d_sae is not None and self.k > self.d_sae:
+            raise ValueError(f"k is {self.k}, more than the {self.d_sae} latents of d_sae")
+        return self
+
 
 class TopKSpec(SaeBase):
     """k largest pre-activations per position (arXiv 2406.04093)."""
@@ -180,7 +191,12 @@ class SalienceSpec(Section):
     estimator: Literal["paired_mean", "paper"] = Field(
         "paired_mean", description="Paired per-response means (default), or the paper's contrast of sums."
     )
-    candidates: int = Field(256, gt=0, description="Latents of largest absolute salience that go on.")
+    candidates: int = Field(
+        256,
+        gt=0,
+        description="Latents that go on: those of largest absolute salience within each axis, as many per axis as its share "
+        "of the prompt groups (`paper`: over all pairs together).",
+    )
     min_rate: float = Field(1e-4, ge=0, lt=1, description="Latents firing in a smaller share of positions are not ranked.")
     max_rate: float = Field(0.5, gt=0, le=1, description="Latents firing in a larger share of positions are not ranked.")
 
@@ -224,7 +240,7 @@ class LabelSpec(Section):
     rubric: str = Field("safety", description="Built-in rubric, or path of a rubric file (YAML).")
     labeller: Labeller = Field(default_factory=LexiconLabeller, description="Who rates.")
     min_rating: int = Field(4, ge=1, le=5, description="Smallest rating (1–5) of a safety feature; the paper keeps 5.")
-    keep: int = Field(32, gt=0, description="At most this many safety features, by absolute salience.")
+    keep: int = Field(32, gt=0, description="At most this many safety features, in the order of the candidates.")
 
 
 class CausalSpec(Section):

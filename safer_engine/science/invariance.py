@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from safer_engine.errors import ModelRefused
+from safer_engine.errors import ModelRefused, NumericalError
 from safer_engine.science.batches import BatchPlan, IntArray, pad
 from safer_engine.science.extraction import Reading, ShardResult, score
 from safer_engine.science.hooks import rewards, rewards_from_residual
@@ -30,6 +30,7 @@ CHANGED_LIMIT = 0.01
 REFUSE_FACTOR = 5.0
 """Beyond this many times a limit the model is refused."""
 
+_CHECK_PADDING = "check the pad token and padding side, or set model.dtype=float32 or model.attention=eager"
 _MIN_CHANGED = 3
 _EXTRA_PADDING = 32
 
@@ -80,13 +81,18 @@ def measure_invariance(rm: RewardModel, sample: Sample, plan: BatchPlan) -> Inva
 
     Raises:
         ValueError: fewer than 2 pairs.
-        NumericalError: a reward is not finite.
+        ModelRefused: a reward of the sample is not finite.
     """
     if len(sample) < 2:
         raise ValueError("invariance needs at least two pairs")
     sequences = [ids for pair in sample for ids in pair]
-    alone = score(rm, sequences, BatchPlan(tokens=1)).rewards_R.numpy()
+    try:
+        alone = score(rm, sequences, BatchPlan(tokens=1)).rewards_R.numpy()
+    except NumericalError as error:
+        raise ModelRefused(f"on the sample of {len(sample)} pairs {error.message}", error.hint) from error
     conditions = (_mixed(rm, sequences, plan), _padded(rm, sequences))
+    if not all(np.isfinite(found).all() for found in conditions):
+        raise ModelRefused("rewards are not finite when sequences are padded or share a batch", _CHECK_PADDING)
     margins = alone[0::2] - alone[1::2]
     spread = float(np.std(margins, ddof=1))
     drifts = [_in_spreads(np.abs(found - alone), spread) for found in conditions]
@@ -109,11 +115,16 @@ def measure_invariance(rm: RewardModel, sample: Sample, plan: BatchPlan) -> Inva
 
 
 def require_invariance(found: Invariance) -> None:
-    """Raises ModelRefused where rewards depend too much on what shares the batch."""
+    """Raises ModelRefused where rewards depend too much on what shares the batch, or do not depend on the text at all."""
+    if found.margin_sd == 0:
+        raise ModelRefused(
+            f"every reward is the same, or every margin is, on a sample of {found.n_pairs} pairs: there is nothing to audit",
+            "check the head's weights, model.reward_index and model.reward_weights",
+        )
     if found.status == "refused":
         raise ModelRefused(
             found.sentence(),
-            "check the pad token and padding side, or set model.dtype=float32 or model.attention=eager",
+            _CHECK_PADDING,
         )
 
 

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from safer_engine.errors import ModelRefused, NumericalError
+from safer_engine.errors import ModelRefused
 
 HeadReads = Literal["last", "first", "mean"]
 
 _PROBE_TOKENS = 8
+_UNTRAINED = "save the model with its trained head, or choose another model.reward_index"
 _UNSUPPORTED = "only models with one stack of blocks and a linear reward head can be audited"
 
 
@@ -190,14 +191,15 @@ def inspect(model: nn.Module, tokenizer: Any, facts: LoadFacts) -> RewardModel:
     """Find blocks and head of a loaded model by running it on one short input.
 
     Raises:
-        ModelRefused: blocks or head are not of the kind that can be audited.
-        NumericalError: the model's output is not finite.
+        ModelRefused: blocks or head are not of the kind that can be audited, or weights or output are not finite.
     """
     blocks_name, blocks = find_blocks(model)
+    _refuse_unfit_weights(model)
     ids_1T = _probe_ids(model, facts)
     trace = _trace(model, blocks_name, blocks, ids_1T)
     outputs = [residual_of(output) for output in trace.block_outputs]
     head_name, head, head_input = _find_head(trace)
+    _refuse_zero_head(head)
     info = RewardModelInfo(
         architecture=type(model).__name__,
         n_blocks=len(blocks),
@@ -225,7 +227,30 @@ def inspect(model: nn.Module, tokenizer: Any, facts: LoadFacts) -> RewardModel:
             f"{len(facts.weights)} reward weights were given for a head with {head.out_features} outputs",
             "give one weight per output, or reward_index",
         )
+    _refuse_zero_head(head, facts.weights)
     return RewardModel(model, tokenizer, blocks, head, info)
+
+
+def _refuse_unfit_weights(model: nn.Module) -> None:
+    bad = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and not weight.is_meta and not bool(torch.isfinite(weight).all())
+    ]
+    if bad:
+        raise ModelRefused(
+            f"{len(bad)} weights of the model hold NaN or infinity, first {bad[0]}", "save or download the model again"
+        )
+
+
+def _refuse_zero_head(head: nn.Linear, weights: tuple[float, ...] | None = None) -> None:
+    """Refuse a head that gives every text the same reward; with `weights`, one whose combined outputs do."""
+    if not bool(head.weight.any()):
+        raise ModelRefused("the head's weights are all zero: every reward is the same", _UNTRAINED)
+    if weights is not None:
+        combined = torch.tensor(weights, dtype=torch.float64) @ head.weight.detach().double().cpu()
+        if not bool(combined.any()):
+            raise ModelRefused("the head's weights for the chosen reward are all zero: every reward is the same", _UNTRAINED)
 
 
 @dataclass
@@ -334,7 +359,7 @@ def _rewired(trace: _Trace, outputs: Sequence[Tensor]) -> tuple[int, ...]:
 def _logits(model: nn.Module, ids_1T: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).logits
     if not torch.isfinite(logits).all():
-        raise NumericalError("the reward model's output is not finite on a short input", "check its weights and dtype")
+        raise ModelRefused("the reward model's output is not finite on a short input", "check its weights and dtype")
     return logits
 
 

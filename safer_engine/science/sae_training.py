@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from safer_engine.errors import ArtifactError, NumericalError
+from safer_engine.errors import ArtifactError, NumericalError, SpecError
 from safer_engine.science.sae import Normalisation, Sae, SaeShape, normalise
 from safer_engine.science.sae_budget import default_lr, training_size
 from safer_engine.science.sae_gradients import StepOutcome, StepSettings, Weights, step_gradients
@@ -77,11 +77,13 @@ class TrainingParams:
 def plan_training(spec: SaeSpec, normalisation: Normalisation, d_in: int, n_positions: int, device: str) -> TrainingParams:
     """The run that a spec asks for on n training positions.
 
-    Raises NumericalError when there is no position to train on.
+    Raises NumericalError when there is no position to train on, SpecError when k is larger than the number of latents.
     """
     size = training_size(spec, n_positions)
     d_sae = spec.d_sae or spec.expansion * d_in
-    shape = SaeShape(spec.kind, d_in, d_sae, min(spec.k, d_sae), spec.relu, normalisation)
+    if spec.k > d_sae:
+        raise SpecError(f"sae.k is {spec.k}, more than the SAE's {d_sae} latents", f"set sae.k to at most {d_sae}")
+    shape = SaeShape(spec.kind, d_in, d_sae, spec.k, spec.relu, normalisation)
     on_gpu = torch.device(device).type == "cuda"
     matmul: Literal["float32", "bfloat16"] = spec.dtype if spec.dtype != "auto" else ("bfloat16" if on_gpu else "float32")
     return TrainingParams(

@@ -153,3 +153,29 @@ def test_upper_blocks_that_see_more_than_the_stream_are_noticed() -> None:
     finally:
         below.remove()
         above.remove()
+
+
+def test_a_model_that_rewards_everything_alike_is_refused() -> None:
+    rm = load_tiny("llama")
+    handle = rm.head.register_forward_pre_hook(lambda _m, args: (torch.ones_like(args[0]),))
+    read = rm.blocks[-1].register_forward_hook(lambda _m, _a, out: torch.ones_like(out))
+    try:
+        found = measure_invariance(rm, sample(), BatchPlan(2000))
+    finally:
+        handle.remove()
+        read.remove()
+    with pytest.raises(ModelRefused, match="every reward is the same"):
+        require_invariance(found)
+
+
+@pytest.mark.parametrize("first_call", [0, 20])
+def test_rewards_that_are_not_finite_refuse_the_model(first_call: int) -> None:
+    """Whether they appear in the sequences alone, or only where sequences share a batch."""
+    rm = load_tiny("llama")
+    calls = iter(range(10_000))
+    handle = rm.blocks[-1].register_forward_hook(lambda _m, _a, out: out * torch.nan if next(calls) >= first_call else out)
+    try:
+        with pytest.raises(ModelRefused, match="finite"):
+            measure_invariance(rm, sample(), BatchPlan(2000))
+    finally:
+        handle.remove()

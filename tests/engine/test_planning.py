@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,27 @@ def test_check_shows_a_pair_as_the_model_reads_it(material: Path, tmp_path: Path
     assert facts["invariance"]["status"] == "ok"
     assert facts["health"]["dataset"]["n_kept"] > 200
     assert facts["example"]["chosen"]["response_tokens"] > 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("hook.layer=9", "there is no block 9|the model has 3 blocks"),
+        ("sae.k=999", "sae.k is 999, more than the SAE's 256 latents"),
+        ("labels.rubric=nowhere.yaml", "there is no rubric 'nowhere.yaml'"),
+    ],
+)
+def test_check_refuses_what_run_would(
+    setting: str, said: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["-m", str(material / "rm"), "-d", str(material / "preferences.jsonl"), "--store", str(tmp_path)]
+    assert run_main(["check", *flags, "--device", "cpu", "--set", setting]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_check_reads_the_rubric(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rubric.yaml").write_text("name: half\n")
+    flags = ["-m", str(material / "rm"), "-d", str(material / "preferences.jsonl"), "--store", str(tmp_path / "store")]
+    assert run_main(["check", *flags, "--set", f"labels.rubric={tmp_path / 'rubric.yaml'}"]) == 2
+    assert "title" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from safer_engine.errors import ModelRefused, NumericalError
+from safer_engine.errors import ModelRefused
 from safer_engine.science.reward_model import LoadFacts, find_blocks, hook_layer, inspect, residual_of
 from tests.helpers.tiny_model import DECODERS, ENCODERS, load_tiny, token_sequences
 
@@ -125,9 +125,24 @@ def test_models_of_another_build_are_refused(broken: dict[str, bool], message: s
         inspect(Toy(**broken), None, FACTS)
 
 
-def test_a_non_finite_model_is_an_error() -> None:
-    with pytest.raises(NumericalError):
+def test_a_model_with_non_finite_output_is_refused() -> None:
+    with pytest.raises(ModelRefused, match="not finite"):
         inspect(Toy(nan=True), None, FACTS)
+
+
+def test_non_finite_weights_are_refused_by_name() -> None:
+    toy = Toy()
+    with torch.no_grad():
+        next(toy.blocks[1].parameters()).view(-1)[0] = torch.inf
+    with pytest.raises(ModelRefused, match="1 weights of the model hold NaN or infinity, first blocks.1"):
+        inspect(toy, None, FACTS)
+
+
+def test_a_head_of_zeros_is_refused() -> None:
+    toy = Toy()
+    torch.nn.init.zeros_(toy.score.weight)
+    with pytest.raises(ModelRefused, match="all zero: every reward is the same"):
+        inspect(toy, None, FACTS)
 
 
 def test_the_longest_outermost_list_is_the_blocks() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safer_engine.errors import ArtifactError, NumericalError
+from safer_engine.errors import ArtifactError, NumericalError, SpecError
 from safer_engine.science.sae import Normalisation, scalar_scale
 from safer_engine.science.sae_budget import TrainingSize, default_lr, training_size
 from safer_engine.science.sae_training import (
@@ -271,7 +271,8 @@ def test_plan_follows_the_spec() -> None:
     paper = plan_training(TopKSpec(**PAPER_PRESET["sae"]), Normalisation("layernorm"), 64, 100_000, "cpu")
     assert (paper.lr, paper.renorm_every, paper.aux_k, paper.loss, paper.shape.relu) == (3e-4, 10, 0, "nmse", False)
     assert (paper.batch, paper.steps) == (256, 391)
-    assert plan_training(TopKSpec(k=99, d_sae=50), Normalisation("scalar"), 8, 1000, "cpu").shape.k == 50
+    with pytest.raises(SpecError, match="sae.k is 99, more than the SAE's 64 latents"):
+        plan_training(TopKSpec(k=99), Normalisation("scalar"), 8, 1000, "cpu")
     assert plan_training(TopKSpec(), Normalisation("scalar"), 8, 1000, "cuda").matmul == "bfloat16"
 
 

@@ -147,3 +147,17 @@ def test_merge_keeps_what_the_upper_layer_does_not_say(base: dict[str, object], 
         path: value for path, value in upper.items() if value != {}
     }
     assert merge(merged, over) == merged
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"model": {"path": "m", "reward_weights": [0, 0.0]}}, "one must not be 0"),
+        ({"model": {"path": "m", "reward_weights": [1, float("nan")]}}, "must be finite"),
+        ({"model": {"path": "m", "reward_weights": []}}, "one must not be 0"),
+        ({"model": "m", "sae": {"k": 33, "d_sae": 32}}, "k is 33, more than the 32 latents"),
+    ],
+)
+def test_values_that_contradict_themselves(document: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        build_spec([Layer("test", {"dataset": "org/data", **document})])
