@@ -121,7 +121,7 @@ class Activations(Artifact):
         another, pair [n] int32, side [n] uint8, length [n] int32, covered [ΣT] uint8 (1: the position is in a shard).
     meta: d_in, n_blocks, hook_layer, hook_name, dtype, attention, n_positions, flags {name: n}, norm_median,
         reward_model {…}, invariance {…} (how rewards move with batching), partial_forward_drift (where residuals are kept:
-        largest change of a reward when only the upper blocks are run on them). Held-out groups: see `is_held_out`.
+        largest change of a reward when only the upper blocks are run on them). Held-out groups: see `held_out_groups`.
     """
 
     FLAG_SPECIAL = position_flags.SPECIAL
@@ -160,7 +160,7 @@ class Latents(Artifact):
         (counted positions: those covered, less outliers; see `science.latent_acts.counted_positions`).
     `latents.arrow`, one row per latent: latent_id, firing_rate, responses (n with any firing), energy (Σ z²), a_chosen,
         a_rejected, salience, salience_lo, salience_hi, t, salience_paper, axis string? (the axis the salience is of;
-        null: all pairs), candidate bool, rank int32? (from 1, by absolute salience; null: not ranked). lo, hi, t
+        null: all pairs), candidate bool, rank int32? (from 1, by absolute salience within an axis; null: not ranked). lo, hi, t
         null where not to be estimated.
     `axes.arrow`, `subsets.arrow`: latent_id, axis, (subset,) n_groups, salience, salience_lo, salience_hi, t: for the
         candidates.

@@ -55,7 +55,7 @@ def background_windows(latents: Latents) -> list[Window]:
 
 
 def mark_features(labels: Sequence[LatentLabel], latents: Latents, spec: LabelSpec) -> dict[int, int]:
-    """Rank, from 1, of each safety feature: rated at least `min_rating`, the first `keep` by absolute salience."""
+    """Rank, from 1, of each safety feature: rated at least `min_rating`, the first `keep` in the order of the candidates."""
     rated = {
         label.latent_id
         for label in labels
@@ -98,7 +98,7 @@ def facts(found: Labelling, marked: dict[int, int], rubric: str, labeller: str) 
 
 
 def _candidates(latents: Latents) -> list[int]:
-    """Candidate latents from the largest absolute salience."""
+    """Candidate latents by rank."""
     table = latents.latents
     rows = zip(*(table[name].to_pylist() for name in ("rank", "latent_id", "candidate")), strict=True)
     return [latent for _, latent in sorted((rank, latent) for rank, latent, candidate in rows if candidate)]

@@ -51,7 +51,7 @@ class Ranking:
 
     Attributes:
         headline: what latents are ranked and shown by; paper: the paper's contrast over all pairs.
-        ranked: eligible latents by falling |salience|; candidates: the first of them.
+        ranked: eligible latents, see `science.salience.headline`; candidates: the first of them.
         axes, subsets: tables of the candidates (`axes.arrow`, `subsets.arrow`).
     """
 
@@ -67,24 +67,23 @@ def rank(acts: ResponseActs, totals: LatentTotals, strata: Strata, spec: Salienc
     """Salience over all pairs, per axis and per subset, and the candidates."""
     import numpy as np
 
-    from safer_engine.science.salience import AxisSalience, eligible_latents, headline, rank_latents, salience
+    from safer_engine.science.salience import AxisSalience, eligible_latents, headline, salience
 
     paper = salience(acts, strata.groups_P, "paper")
     by_axis: list[AxisSalience] = []
     if spec.estimator == "paper":
-        top = headline(paper, [])
+        overall = paper
     else:
         names = np.unique(strata.axes_P)
         found = ((axis, _within(acts, strata, strata.axes_P == axis, spec)) for axis in names)
         by_axis = [AxisSalience(str(axis), value) for axis, value in found if value is not None]
         overall = by_axis[0].salience if len(names) == 1 and by_axis else salience(acts, strata.groups_P, "paired_mean")
-        top = headline(overall, by_axis)
     eligible = eligible_latents(totals.firings_S, totals.n_positions, spec.min_rate, spec.max_rate)
-    ranked = rank_latents(top.salience.salience_S, eligible)
-    candidates = ranked[: spec.candidates]
+    top = headline(overall, by_axis, eligible, spec.candidates)
+    candidates = top.ranked[: spec.candidates]
     axes = [({"axis": one.axis}, one.salience) for one in by_axis]
     subsets = list(_by_subset(acts, strata, spec))
-    return Ranking(top, paper, ranked, candidates, _strata_table(candidates, axes), _strata_table(candidates, subsets))
+    return Ranking(top, paper, top.ranked, candidates, _strata_table(candidates, axes), _strata_table(candidates, subsets))
 
 
 def facts(spec: SalienceSpec, totals: LatentTotals, ranking: Ranking) -> dict[str, Any]:

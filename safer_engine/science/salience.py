@@ -122,35 +122,77 @@ class AxisSalience:
 
 @dataclass(frozen=True)
 class Headline:
-    """The salience each latent is ranked and shown by.
+    """The salience each latent is shown by, and the order in which latents go on.
 
     Attributes:
         salience: of each latent, within the axis that was chosen for it (`n_groups` is of all pairs).
         axis_S: that axis, None where all pairs count together.
+        ranked: the eligible latents, the first to go on first.
     """
 
     salience: Salience
     axis_S: tuple[str | None, ...]
+    ranked: Ints
 
 
-def headline(overall: Salience, axes: Sequence[AxisSalience]) -> Headline:
-    """For each latent, the axis in which |salience| is largest; the earlier axis among equals.
+def headline(overall: Salience, axes: Sequence[AxisSalience], eligible_S: NDArray[np.bool_], candidates: int) -> Headline:
+    """Rank the eligible latents: axes take turns, each with its largest |salience|; a latent is shown in the axis that took it.
 
     Axes ask different questions of a response, and a latent that answers one of them would be diluted by the pairs of
-    the others. Being the larger of several, the figure leans outwards; its interval does not allow for that. Without
-    an axis of `MIN_AXIS_GROUPS` groups, or where there is only one axis, all pairs count together.
+    the others. But |salience| is not comparable between axes: its noise is about 1/√groups, so the largest of a small axis are
+    chance. So each axis has about as many of the `candidates` places as its share of the groups (Sainte-Laguë's
+    apportionment: the next place goes to the largest groups / (2 · places so far + 1), the earlier axis among equals;
+    any first part of the list is apportioned too), and fills them by plain |salience|. A small axis can so add few latents
+    by chance and displace as few.
+
+    Latents that no axis took are shown in the axis of their largest |salience| · t² / (1 + t²), which shrinks a figure by its own
+    noise, and are ranked by it after the candidates. Being the larger of several, a figure leans outwards; its interval does
+    not allow for that. Without an axis of `MIN_AXIS_GROUPS` groups, or where there is only one axis, all pairs count
+    together, ranked by |salience|.
     """
     large = [one for one in axes if one.salience.n_groups >= MIN_AXIS_GROUPS]
     if len(axes) < 2 or not large:
-        return Headline(overall, (None,) * len(overall.salience_S))
-    best_S = np.argmax(np.abs([one.salience.salience_S for one in large]), axis=0)
-    columns = np.arange(len(best_S))
+        return Headline(overall, (None,) * len(overall.salience_S), rank_latents(overall.salience_S, eligible_S))
+    shrunk_AS = np.stack([_shrunk(one.salience) for one in large])
+    axis_S = np.argmax(shrunk_AS, axis=0)
+    taken = _in_turns([one.salience for one in large], eligible_S, candidates)
+    for latent, axis in taken:
+        axis_S[latent] = axis
+    first = np.array([latent for latent, _ in taken], dtype=np.int64)
+    others_S = eligible_S.copy()
+    others_S[first] = False
+    ranked = np.concatenate([first, rank_latents(shrunk_AS.max(axis=0), others_S)])
+    return Headline(_picked(overall, large, axis_S), tuple(large[axis].axis for axis in axis_S), ranked)
+
+
+def _shrunk(found: Salience) -> Floats:
+    """|salience| · t² / (1 + t²); |salience| where t is unknown for want of any spread."""
+    trust_S = np.divide(found.t_S**2, 1 + found.t_S**2, out=np.ones_like(found.t_S), where=np.isfinite(found.t_S))
+    return np.asarray(np.abs(found.salience_S) * trust_S)
+
+
+def _in_turns(axes: Sequence[Salience], eligible_S: NDArray[np.bool_], places: int) -> list[tuple[int, int]]:
+    """The first `places` latents as (latent, index of the axis that took it), in turn by Sainte-Laguë; see `headline`."""
+    orders = [iter(rank_latents(one.salience_S, eligible_S).tolist()) for one in axes]
+    given = [0] * len(axes)
+    taken: dict[int, int] = {}
+    for _ in range(min(places, int(eligible_S.sum()))):
+        axis = max(range(len(axes)), key=lambda index: axes[index].n_groups / (2 * given[index] + 1))
+        latent = next(latent for latent in orders[axis] if latent not in taken)
+        taken[latent] = axis
+        given[axis] += 1
+    return list(taken.items())
+
+
+def _picked(overall: Salience, axes: Sequence[AxisSalience], axis_S: Ints) -> Salience:
+    """Each latent's figures within its axis."""
+    columns = np.arange(len(axis_S))
 
     def pick(name: str) -> Floats:
-        values = np.stack([np.asarray(getattr(one.salience, name), dtype=np.float64) for one in large])
-        return np.asarray(values[best_S, columns], dtype=np.float64)
+        values = np.stack([np.asarray(getattr(one.salience, name), dtype=np.float64) for one in axes])
+        return np.asarray(values[axis_S, columns], dtype=np.float64)
 
-    chosen = Salience(
+    return Salience(
         a_chosen_S=pick("a_chosen_S"),
         a_rejected_S=pick("a_rejected_S"),
         salience_S=pick("salience_S"),
@@ -160,7 +202,6 @@ def headline(overall: Salience, axes: Sequence[AxisSalience]) -> Headline:
         n_groups=overall.n_groups,
         n_left_out=overall.n_left_out,
     )
-    return Headline(chosen, tuple(large[axis].axis for axis in best_S))
 
 
 def group_moments(acts: ResponseActs, groups_P: Ints, estimator: Estimator, pairs: Ints | None = None) -> Moments:

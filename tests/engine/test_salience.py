@@ -215,15 +215,48 @@ def test_the_headline_is_the_axis_a_latent_answers_to() -> None:
         AxisSalience(name, salience(acts, groups, "paired_mean", rows))
         for name, rows in (("chat", np.arange(100)), ("safety", np.arange(100, 200)), ("tiny", np.arange(5)))
     ]
-    found = headline(overall, axes)
+    everyone = np.ones(S, dtype=bool)
+    found = headline(overall, axes, everyone, 2)
     assert abs(overall.salience_S[2]) < 0.1
     assert abs(found.salience.salience_S[2]) > 0.3
     assert found.axis_S[5] == "safety"
     assert found.salience.salience_S[5] == axes[1].salience.salience_S[5]
     assert found.salience.lo_S[5] == axes[1].salience.lo_S[5]
     assert "tiny" not in found.axis_S  # too few groups to decide
-    assert headline(overall, axes[:1]).axis_S == (None,) * S
-    assert headline(overall, [axes[2], axes[2]]).salience is overall
+    assert sorted(found.ranked.tolist()) == list(range(S))
+    assert found.ranked[:2].tolist() == [2, 5]
+    assert headline(overall, axes[:1], everyone, 2).axis_S == (None,) * S
+    alone = headline(overall, [axes[2], axes[2]], everyone, 2)
+    assert alone.salience is overall
+    assert alone.ranked.tolist() == rank_latents(overall.salience_S, everyone).tolist()
+
+
+def test_a_small_axis_of_noise_does_not_crowd_out_what_a_large_one_shows() -> None:
+    rng, n_large, n_small, d_sae, candidates = np.random.default_rng(0), 2000, 25, 1024, 128
+    n = n_large + n_small
+
+    def drawn() -> sparse.csr_array:
+        rows = sparse.random_array((n, d_sae), density=0.03, rng=rng, format="csr", dtype=np.float32)
+        rows.data = (20 * rng.exponential(1, len(rows.data))).astype(np.float32)
+        rows.sort_indices()
+        return rows
+
+    chosen, rejected = drawn(), drawn()
+    planted = (chosen.indices < 30) & (np.repeat(np.arange(n), np.diff(chosen.indptr)) < n_large)
+    chosen.data[planted] *= 2
+    sides = [SideActs(one.indptr.astype(np.int64), one.indices.astype(np.int32), one.data) for one in (chosen, rejected)]
+    acts, groups = ResponseActs(sides[0], sides[1], np.full((n, 2), 40, np.int32), d_sae), np.arange(n)
+    axes = [
+        AxisSalience("large", salience(acts, groups, "paired_mean", np.arange(n_large))),
+        AxisSalience("small", salience(acts, groups, "paired_mean", np.arange(n_large, n))),
+    ]
+    eligible = np.ones(d_sae, dtype=bool)
+    eligible[40:50] = False
+    found = headline(salience(acts, groups, "paired_mean"), axes, eligible, candidates)
+    first = found.ranked[:candidates]
+    assert (first < 30).sum() >= 25
+    assert sum(found.axis_S[latent] == "small" for latent in first) == round(candidates * n_small / n)
+    assert sorted(found.ranked.tolist()) == np.flatnonzero(eligible).tolist()
 
 
 def test_rows_are_gathered_in_the_order_asked_for() -> None:
