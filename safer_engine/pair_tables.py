@@ -195,6 +195,15 @@ def refuse_too_few(counts: dict[str, Any], minimum: int, what: str) -> None:
         )
 
 
+def refuse_one_group(counts: dict[str, Any]) -> None:
+    """Raise DatasetRefused when all pairs are of one prompt group: nothing could be held out, no spread be estimated."""
+    if counts["n_groups"] < 2:
+        raise DatasetRefused(
+            f"all {counts['n_kept']} usable pairs are of one prompt group, and an audit needs at least two groups",
+            "give pairs of more prompts, or check the column that `dataset.columns` names as the group",
+        )
+
+
 def pairs_schema() -> pa.Schema:
     """Columns of `pairs.arrow` and `eval.arrow`."""
     import pyarrow as pa

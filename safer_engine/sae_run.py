@@ -13,7 +13,7 @@ from safer_engine import sae_files
 from safer_engine.artifacts import Activations, PairSet
 from safer_engine.errors import Interrupted
 from safer_engine.machine import resolve_device
-from safer_engine.splits import is_held_out
+from safer_engine.splits import held_out_groups
 from safer_engine.stage import StageContext
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class SaeRun:
 
         share, seed = self.ctx.spec.split.held_out, self.ctx.base_seed
         groups = self.pairs.pairs.column("group").to_pylist()
-        return sae_files.ShardRows(self.activations, np.array([is_held_out(group, share, seed) for group in groups], dtype=bool))
+        apart = held_out_groups(groups, share, seed)
+        return sae_files.ShardRows(self.activations, np.array([group in apart for group in groups], dtype=bool))
 
     @cached_property
     def training_rows(self) -> sae_files.ChunkList:

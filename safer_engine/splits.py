@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+
+_LEAST = 2
+"""Groups held out at least, where there are twice as many."""
 
 
-def is_held_out(group: str, share: float, seed: int) -> bool:
-    """Whether a group is kept from SAE training: the one definition, by hash, so that it needs no stored list."""
-    raw = hashlib.sha256(f"{seed}/held-out/{group}".encode()).digest()
-    return int.from_bytes(raw[:8], "big") < share * 2.0**64
+def held_out_groups(groups: Iterable[str], share: float, seed: int) -> frozenset[str]:
+    """The groups kept from SAE training: the one definition, by hash, so that it needs no stored list.
+
+    A group is held out where its hash falls below the share. In small data that may be none or all: then the ones of lowest
+    hash, at least two, or half of fewer than four, and at most half of all.
+
+    Args:
+        groups: all groups of the data, in any order, each any number of times.
+        share: in (0, 0.5).
+    """
+    keyed = sorted((hashlib.sha256(f"{seed}/held-out/{group}".encode()).digest()[:8], group) for group in set(groups))
+    below = sum(int.from_bytes(key, "big") < share * 2.0**64 for key, _ in keyed)
+    half = len(keyed) // 2
+    n = min(half, max(below, min(_LEAST, half)))
+    return frozenset(group for _, group in keyed[:n])

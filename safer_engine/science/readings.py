@@ -16,7 +16,7 @@ from safer_engine.science.extraction import Reading
 from safer_engine.science.positions import SideTokens, covered_positions, sentence_end_mask
 from safer_engine.science.reward_model import RewardModel
 from safer_engine.spec import HookSpec
-from safer_engine.splits import is_held_out
+from safer_engine.splits import held_out_groups
 
 SIDES = ("chosen", "rejected")
 
@@ -51,9 +51,10 @@ def choose_residual_pairs(pair_ids: Sequence[str], groups: Sequence[str], n: int
     """Pairs whose whole residual streams are kept: held-out groups first, up to half of `n`, then the others, then the
     remaining held-out ones; within each in hash order."""
     order = choose_by_hash(pair_ids, len(pair_ids), seed, "residual")
-    apart = [index for index in order if is_held_out(groups[index], held_out, seed)]
+    left_out = held_out_groups(groups, held_out, seed)
+    apart = [index for index in order if groups[index] in left_out]
     taken = apart[: (n + 1) // 2]
-    rest = [index for index in order if not is_held_out(groups[index], held_out, seed)]
+    rest = [index for index in order if groups[index] not in left_out]
     return frozenset([*taken, *rest, *apart[len(taken) :]][:n])
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any, ClassVar, Literal
 
 from safer_engine.artifacts import Artifact, PairSet
-from safer_engine.pair_tables import Survey, Written, health, refuse_too_few, survey, write_pairs, write_rows
+from safer_engine.pair_tables import Survey, Written, health, refuse_one_group, refuse_too_few, survey, write_pairs, write_rows
 from safer_engine.sources.tokenizers import load_renderer
 from safer_engine.stage import Draft, Inputs, StageContext
 
@@ -50,6 +50,8 @@ class PairsStage:
                 write_rows(path, surveyed, written)
         counts = health(surveyed, written)
         refuse_too_few(counts, spec.min_pairs, "the dataset" if of_dataset else "the evaluation set")
+        if of_dataset:
+            refuse_one_group(counts)
         if counts["dropped"]:
             ctx.note(f"{name}: kept {counts['n_kept']} of {counts['n_in']} pairs; dropped {counts['dropped']}")
         return counts

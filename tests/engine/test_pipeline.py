@@ -17,7 +17,7 @@ from safer_engine.events import NullObserver
 from safer_engine.pipeline import STAGES, AuditRequest, plan, run, run_stage
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec_layers import Layer, build_spec
-from safer_engine.splits import is_held_out
+from safer_engine.splits import held_out_groups
 from safer_engine.stage import Draft, Inputs, StageContext, cache_key
 from safer_engine.store import LocalArtifactStore
 
@@ -261,10 +261,20 @@ def test_seeds_differ_by_stage_unit_and_spec(store: LocalArtifactStore) -> None:
 
 
 def test_held_out_groups_are_a_fixed_share_by_hash() -> None:
-    kept = [is_held_out(f"g{i}", 0.1, seed=3) for i in range(5000)]
-    assert 0.085 < sum(kept) / len(kept) < 0.115
-    assert kept == [is_held_out(f"g{i}", 0.1, seed=3) for i in range(5000)]
-    assert kept != [is_held_out(f"g{i}", 0.1, seed=4) for i in range(5000)]
+    names = [f"g{i}" for i in range(5000)]
+    kept = held_out_groups(names, 0.1, seed=3)
+    assert 0.085 < len(kept) / len(names) < 0.115
+    assert kept == held_out_groups([*names[::-1], *names[:9]], 0.1, seed=3)
+    assert kept != held_out_groups(names, 0.1, seed=4)
+    assert kept & set(names[:2000]) == held_out_groups(names[:2000], 0.1, seed=3)  # more data move no group
+
+
+@pytest.mark.parametrize(("n", "least"), [(1, 0), (2, 1), (3, 1), (4, 2), (20, 2)])
+def test_small_data_have_groups_on_both_sides(n: int, least: int) -> None:
+    names = [f"g{i}" for i in range(n)]
+    sizes = {len(held_out_groups(names, share, seed)) for share in (0.05, 0.45) for seed in range(60)}
+    assert min(sizes) == least
+    assert max(sizes) <= n // 2
 
 
 def test_every_error_has_its_own_code() -> None:

@@ -20,7 +20,7 @@ from safer_engine.science.readings import choose_residual_pairs, readings_of, to
 from safer_engine.sources.models import resolve_model
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs
 from safer_engine.spec import AuditSpec, HookSpec, ModelSpec, RuntimeSpec
-from safer_engine.splits import is_held_out
+from safer_engine.splits import held_out_groups
 from safer_engine.stage import Draft, Inputs, SpecView, StageContext
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.store import LocalArtifactStore, LocalWork, ManifestDraft
@@ -359,7 +359,8 @@ def test_residual_pairs_are_half_held_out_and_the_same_in_any_order() -> None:
     groups = [f"g{i // 2}" for i in range(200)]
     chosen = choose_residual_pairs(names, groups, 20, 0.3, 7)
     assert len(chosen) == 20
-    assert sum(is_held_out(groups[pair], 0.3, 7) for pair in chosen) == 10
+    left_out = held_out_groups(groups, 0.3, 7)
+    assert sum(groups[pair] in left_out for pair in chosen) == 10
     backwards = choose_residual_pairs(names[::-1], groups[::-1], 20, 0.3, 7)
     assert {names[pair] for pair in chosen} == {names[::-1][pair] for pair in backwards}
     assert choose_residual_pairs(names, groups, 20, 0.3, 8) != chosen

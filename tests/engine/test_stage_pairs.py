@@ -299,3 +299,9 @@ def test_special_tokens_follow_the_spec(model: ResolvedModel) -> None:
         load_renderer(model.path, ModelSpec(path="x", add_special_tokens=choice)).prefix for choice in ("auto", True, False)
     ]
     assert prefixes == [(), (bos,), ()]
+
+
+def test_pairs_of_a_single_group_are_refused(tmp_path: Path, model: ResolvedModel) -> None:
+    rows = [{**row, "group": "g"} for row in plain(6)]
+    with pytest.raises(DatasetRefused, match=r"all 6 usable pairs are of one prompt group.*at least two groups"):
+        run(tmp_path, model, rows)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from safer_engine import pipeline, sae_pretraining
 from safer_engine.api import prepare
 from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, SparseAutoencoder
-from safer_engine.errors import DatasetRefused, Interrupted, NumericalError, SpecError
+from safer_engine.errors import DatasetRefused, Interrupted, SpecError
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import Found
 from safer_engine.sae_files import ShardRows
@@ -28,7 +28,7 @@ from safer_engine.science.sae import Sae
 from safer_engine.sources.model_loading import load_reward_model
 from safer_engine.sources.models import resolve_model
 from safer_engine.spec import AuditSpec, ModelSpec, RuntimeSpec
-from safer_engine.splits import is_held_out
+from safer_engine.splits import held_out_groups
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.stages.pairs import PairsStage
 from safer_engine.stages.sae import SaeStage
@@ -146,7 +146,8 @@ def test_measures_are_those_of_the_held_out_rows(world: World) -> None:
     found = world.run()
     artifact, activations, pairs = (typed(found, kind) for kind in (SparseAutoencoder, Activations, PairSet))
     groups = pairs.pairs.column("group").to_pylist()
-    apart = np.array([is_held_out(group, 0.25, 0) for group in groups])
+    left_out = held_out_groups(groups, 0.25, 0)
+    apart = np.array([group in left_out for group in groups])
     assert 0 < apart.sum() < len(apart)
     kept = []
     for name in activations.names("shard-"):
@@ -163,7 +164,9 @@ def test_measures_are_those_of_the_held_out_rows(world: World) -> None:
 def test_training_never_sees_what_is_left_out(world: World) -> None:
     found = world.run()
     activations, pairs = typed(found, Activations), typed(found, PairSet)
-    apart = np.array([is_held_out(group, 0.25, 0) for group in pairs.pairs.column("group").to_pylist()])
+    groups = pairs.pairs.column("group").to_pylist()
+    left_out = held_out_groups(groups, 0.25, 0)
+    apart = np.array([group in left_out for group in groups])
     reading = ShardRows(activations, apart)
     training, held_out = reading.training(), reading.held_out()
     seen = torch.cat([reading.load(chunk) for chunk in training.chunks])
@@ -254,9 +257,11 @@ def test_paper_preset_trains_on_layernorm_without_relu(world: World) -> None:
     assert 0 < artifact.meta["nmse"] < 1.5
 
 
-def test_nothing_held_out_is_refused_with_a_hint(world: World) -> None:
-    with pytest.raises(NumericalError, match=r"split\.held_out"):
-        world.run(store="none", split={"held_out": 1e-9}, causal={"pairs": 0})
+def test_something_is_held_out_however_small_the_share(world: World) -> None:
+    found = world.run(store="none", split={"held_out": 1e-9}, causal={"pairs": 0})
+    groups = typed(found, PairSet).pairs.column("group").to_pylist()
+    assert len(held_out_groups(groups, 1e-9, 0)) == 2
+    assert typed(found, SparseAutoencoder).meta["n_positions"] > 0
 
 
 def test_importing_the_stage_needs_no_torch() -> None:
