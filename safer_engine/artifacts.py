@@ -184,7 +184,7 @@ class Labels(Artifact):
         skipped), rating int8? (1–5), explanation string, direction string?, terms list<string>, labeller string,
         safety_feature bool, rank int32? (from 1, among safety features).
     meta: rubric, labeller, counts {status: n}, ratings {rating: n}, calls, cost (in the currency of the prices given),
-        n_safety_features.
+        n_safety_features, min_rating (least rating of a safety feature).
     """
 
     @cached_property

@@ -80,7 +80,8 @@ def read_latent_sums(latents: Latents) -> LatentSums:
 
 
 def paper_features(latents: Latents, labels: Labels) -> PaperFeatures | None:
-    """The labelled safety features, signed by the salience that ranked them; None when there are none."""
+    """The labelled safety features, signed by the salience that ranked them, and all latents rated as high; None when there
+    are no features."""
     import numpy as np
 
     from safer_engine.science.pair_scoring import PaperFeatures
@@ -92,7 +93,10 @@ def paper_features(latents: Latents, labels: Labels) -> PaperFeatures | None:
     kept = np.asarray(sorted(latent for latent, is_feature in marked if is_feature), dtype=np.int64)
     if len(kept) == 0:
         return None
-    return PaperFeatures(kept, np.sign(np.asarray([salience[int(latent)] for latent in kept], dtype=np.float64)))
+    ratings = zip(labels.labels["latent_id"].to_pylist(), labels.labels["rating"].to_pylist(), strict=True)
+    least = int(labels.meta["min_rating"])
+    pool = np.asarray(sorted(latent for latent, rating in ratings if rating is not None and rating >= least), dtype=np.int64)
+    return PaperFeatures(kept, np.sign(np.asarray([salience[int(latent)] for latent in kept], dtype=np.float64)), pool)
 
 
 def mean_activation_delta(activations: Activations, n_pairs: int, progress: Progress | None = None) -> NDArray[np.float32]:

@@ -33,7 +33,10 @@ def no_evidence(n_pairs: int) -> Evidence:
 
 
 def top_contributions(delta_PS: Any, weights_CS: NDArray[np.float64], cell_P: NDArray[np.int64], keep: int) -> Evidence:
-    """The `keep` largest |Δ_pi · weights[cell_p, i]| of each pair; ties go to the smaller latent id.
+    """The strongest terms Δ_pi · weights[cell_p, i] of each pair for and against its label, largest absolute value first.
+
+    Half of `keep` for (the larger half) and half against; where one side has fewer, the other fills up. So the side that the sum
+    of all terms is on is shown, even where the few largest terms are on the other. Ties go to the smaller latent id.
 
     Args:
         delta_PS: CSR Δ of the pairs.
@@ -49,16 +52,26 @@ def top_contributions(delta_PS: Any, weights_CS: NDArray[np.float64], cell_P: ND
         row, latent, value = row[live], block.indices[live], value[live]
         order = np.lexsort((latent, -np.abs(value), row))
         row, latent, value = row[order], latent[order], value[order]
-        found = np.bincount(row, minlength=block.shape[0])
-        place = np.arange(len(row)) - np.repeat(np.cumsum(found) - found, found)
-        kept = place < keep
-        counts.append(np.minimum(found, keep))
+        kept = _strongest(row, value > 0, block.shape[0], keep)
+        counts.append(np.bincount(row[kept], minlength=block.shape[0]))
         ids.append(latent[kept].astype(np.int32))
         values.append(value[kept])
     offsets = np.cumsum(np.concatenate(counts))
     return Evidence(
         offsets.astype(np.int64), np.concatenate([np.zeros(0, np.int32), *ids]), np.concatenate([np.zeros(0), *values])
     )
+
+
+def _strongest(row: NDArray[np.int64], speaks_for: NDArray[np.bool_], n_rows: int, keep: int) -> NDArray[np.bool_]:
+    """Which terms, sorted by row and falling size, are listed."""
+    n_for, n_against = (np.bincount(row[side], minlength=n_rows) for side in (speaks_for, ~speaks_for))
+    room_for = np.maximum(keep - keep // 2, keep - n_against)
+    room_against = keep - np.minimum(n_for, room_for)
+    kept = np.zeros(len(row), dtype=np.bool_)
+    for side, n, room in ((speaks_for, n_for, room_for), (~speaks_for, n_against, room_against)):
+        place = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
+        kept[side] = place < room[row[side]]
+    return kept
 
 
 def scatter(parts: list[tuple[NDArray[np.int64], Evidence]], n_pairs: int) -> Evidence:

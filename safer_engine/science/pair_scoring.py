@@ -29,10 +29,12 @@ class PaperFeatures:
     Attributes:
         latent_ids: the kept latents.
         signs: +1 for F+ (salience > 0), −1 for F− (salience < 0); 0 leaves a latent out.
+        pool: the latents the kept ones were chosen from: all that are rated safety-relevant; None: only the kept are known.
     """
 
     latent_ids: Ints
     signs: Floats
+    pool: Ints | None = None
 
 
 def paper_pair_scores(sums: LatentSums, features: PaperFeatures) -> Floats:
@@ -62,7 +64,8 @@ def cross_fitted_paper(sums: LatentSums, *, folds_P: Ints, keep: int = PAPER_KEE
 
     Args:
         keep: latents of largest |salience| that are kept.
-        eligible: only these latents can be kept (those a labeller calls safety features); default all.
+        eligible: only these latents can be kept (those a labeller calls safety-relevant); default all. What made them
+            eligible is not cross-fitted: a labeller rates the candidates, which are chosen by salience on all pairs.
     """
     out = np.zeros(len(folds_P))
     for fold in np.unique(folds_P):
@@ -254,7 +257,9 @@ def _latent_signal(
     name: str, part: SignalInputs, latents: LatentSums, folds_P: Ints, params: ScoringParams
 ) -> _AxisSignal | None:
     if name == "paper" and part.paper is not None:
-        return _AxisSignal(-cross_fitted_paper(latents, folds_P=folds_P, eligible=part.paper.latent_ids))
+        kept = part.paper.latent_ids
+        pool = kept if part.paper.pool is None else part.paper.pool
+        return _AxisSignal(-cross_fitted_paper(latents, folds_P=folds_P, keep=len(kept), eligible=pool))
     delta_PS = latent_delta(latents)
     if name == "knn":
         rng = np.random.default_rng(params.seed)

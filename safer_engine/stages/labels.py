@@ -42,7 +42,7 @@ class LabelsStage:
         marked = mark_features(found.labels, latents, spec)
         with ctx.work.publish("labels.arrow") as path:
             write_table(path, labels_table(found.labels, marked, labeller.name))
-        meta = facts(found, marked, spec.rubric, labeller.name)
+        meta = {**facts(found, marked, spec.rubric, labeller.name), "min_rating": spec.min_rating}
         unusable = sum(meta["counts"].get(status, 0) for status in ("unparsed", "error", "skipped"))
         if unusable:
             ctx.note(f"{unusable} of {len(found.labels)} candidates got no label and cannot be safety features")

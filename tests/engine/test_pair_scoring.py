@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 
 from safer_engine.science.evidence import no_evidence, scatter, top_contributions
+from safer_engine.science.folds import group_folds
 from safer_engine.science.pair_deltas import LatentSums, latent_delta
 from safer_engine.science.pair_scoring import (
     PaperFeatures,
@@ -69,8 +70,28 @@ class TestPaper:
         silent = np.flatnonzero(np.asarray(sums.chosen_PS.sum(0) + sums.rejected_PS.sum(0)).ravel() == 0)
         assert not cross_fitted_paper(sums, folds_P=folds, eligible=silent).any()
 
+    def test_the_kept_ones_are_chosen_anew_from_the_pool(self) -> None:
+        data = planted_pairs(0, n_groups=40, n_latents=30, informative=8).inputs
+        assert data.latents is not None
+        pool = np.arange(0, 30, 2)
+        features = PaperFeatures(pool[:4], np.ones(4), pool)
+        scoring = score_pairs(replace(data, paper=features), ScoringParams({"paper": 1.0}, seed=3))
+        folds = group_folds((str(group) for group in data.groups_P), 5, 3)
+        expected = cross_fitted_paper(data.latents, folds_P=folds, keep=4, eligible=pool)
+        np.testing.assert_allclose(scoring.signals["paper"], -expected)
+        assert not np.allclose(expected, cross_fitted_paper(data.latents, folds_P=folds, keep=4, eligible=pool[:4]))
+
 
 class TestEvidence:
+    def test_both_sides_are_listed_whatever_the_larger_terms_say(self) -> None:
+        terms = np.asarray(
+            [[-9.0, -8.0, -7.0, -6.0, 5.0, 4.0, 0.0], [-1.0, -2.0, -3.0, 0.0, 0.0, 0.0, 4.0], [1, 2, 3, 4, 5, 6, 7]]
+        )
+        found = top_contributions(sparse.csr_array(terms.astype(np.float32)), np.ones((1, 7)), np.zeros(3, np.int64), keep=4)
+        np.testing.assert_allclose(found.contributions, [-9, -8, 5, 4, 4, -3, -2, -1, 7, 6, 5, 4])
+        np.testing.assert_array_equal(found.latent_ids, [0, 1, 4, 5, 6, 2, 1, 0, 6, 5, 4, 3])
+        np.testing.assert_array_equal(found.offsets, [0, 4, 8, 12])
+
     def test_largest_first_with_its_sign_and_ties_by_id(self) -> None:
         delta = sparse.csr_array(np.asarray([[1.0, -2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.0, 3.0, 0.0]], np.float32))
         weights = np.asarray([[2.0, 3.0, 1.0, 2.0], [1.0, 1.0, -1.0, 1.0]])

@@ -79,15 +79,17 @@ class ScoreArtifacts:
         )
         return found
 
-    def labels(self, candidates: list[int], features: list[int]) -> Labels:
-        """Candidates, some of which are safety features."""
+    def labels(self, candidates: list[int], features: list[int], cut: tuple[int, ...] = ()) -> Labels:
+        """Candidates, some of which are safety features; `cut` are rated as high but were not kept."""
+        rated = {*features, *cut}
         table = pa.table(
             {
                 "latent_id": pa.array(candidates, pa.int32()),
+                "rating": pa.array([5 if latent in rated else 1 for latent in candidates], pa.int8()),
                 "safety_feature": pa.array([latent in features for latent in candidates], pa.bool_()),
             }
         )
-        found: Labels = self.commit("labels", Labels, {"labels.arrow": table})
+        found: Labels = self.commit("labels", Labels, {"labels.arrow": table}, {"min_rating": 4})
         return found
 
     def run(
