@@ -1,8 +1,9 @@
 """Signals that a pair's label contradicts the evidence, each cross-fitted by group.
 
-All functions take the pairs of ONE axis as arrays and return one float64 per pair, **higher = more doubtful**. A pair's value
-never depends on its own group: directions and probes come from other folds, neighbours from other groups. The exception is
-`margin_doubt`, whose model has seen every label.
+All functions take the pairs of ONE axis as arrays and return one float64 per pair, **higher = more doubtful**. Directions and
+probes come from other folds, neighbours from other groups, so that a pair's own label does not vote. Two traces of it are left:
+a matched filter's scale comes from the scores of the other folds, whose directions have seen the pair; and `margin_doubt` comes
+from a model that has seen every label.
 
 Δ is chosen − rejected, so the label of every row is "+": flipping a label negates the row.
 """
@@ -70,9 +71,9 @@ def matched_filter(
 
     The diagonal matched filter (linear discriminant with a diagonal covariance) for a row against its mirror image. A subset's
     moments are shrunk towards the axis's with the weight of `subset_prior` pairs; subsets of fewer than `MIN_SUBSET` pairs share
-    one cell with the axis's direction. Each subset's scores are scaled by 2·mean/variance of its held-out scores (the
-    log-likelihood ratio of two mirrored normals): subsets with clear evidence reach further out than subsets with little, and
-    one without any gets 0.
+    one cell with the axis's direction. Each subset's scores are scaled by 2·mean/variance of its held-out scores in the other
+    folds (the log-likelihood ratio of two mirrored normals): subsets with clear evidence reach further out than subsets with
+    little, and one without any gets 0.
 
     Args:
         delta_PS: Δ of the pairs of one axis, CSR or dense.
@@ -95,9 +96,12 @@ def matched_filter(
             weights[s * n_folds + fold] = _direction(moments, axis, fold, shrinkage, priors_N[s])
     cell_P = np.asarray(subset_P * n_folds + folds_P, dtype=np.int64)
     raw_P = project(delta_PS, weights, cell_P)
-    scale_N = _llr_scale(raw_P, subset_P, len(priors_N), subset_prior)
-    weights *= np.repeat(scale_N, n_folds)[:, None]
-    return MatchedFilter(raw_P * scale_N[subset_P], weights, cell_P)
+    scale_C = np.zeros(len(weights))
+    for fold in range(n_folds):
+        others = folds_P != fold
+        scale_C[fold::n_folds] = _llr_scale(raw_P[others], subset_P[others], len(priors_N), subset_prior)
+    weights *= scale_C[:, None]
+    return MatchedFilter(raw_P * scale_C[cell_P], weights, cell_P)
 
 
 def project(delta_PS: Delta, weights_CS: Floats, cell_P: Ints) -> Floats:
@@ -152,7 +156,7 @@ def _direction(moments: _Moments, axis: _Moments, fold: int, shrinkage: float, p
 
 def _llr_scale(raw_P: Floats, subset_P: Ints, n_subsets: int, prior: float) -> Floats:
     """2·mean/variance of each subset's scores, shrunk to the axis's moments; 0 where the mean is not positive."""
-    n = np.bincount(subset_P, minlength=n_subsets)
+    n = np.maximum(np.bincount(subset_P, minlength=n_subsets), np.finfo(np.float64).tiny)
     mean = (np.bincount(subset_P, raw_P, n_subsets) + prior * raw_P.mean()) / (n + prior)
     square = (np.bincount(subset_P, raw_P**2, n_subsets) + prior * (raw_P**2).mean()) / (n + prior)
     variance = square - mean**2
