@@ -34,10 +34,11 @@ def check_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
     from safer_engine.artifacts import PairSet, view
     from safer_engine.pipeline import STAGES, run_stage
     from safer_engine.preflight import preflight
-    from safer_engine.store import LocalArtifactStore
+    from safer_engine.store import LocalArtifactStore, require_writable
 
     request = api.prepare(built.spec)
     kept = LocalArtifactStore(store or api.default_store())
+    require_writable(kept.root, "the artifact store's folder")
     pairs = view(PairSet, run_stage(STAGES[0], request, kept, {}, NullObserver()))
     assert isinstance(pairs, PairSet)
     found = preflight(request, pairs)

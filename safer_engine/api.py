@@ -28,7 +28,7 @@ from safer_engine.sources.resolved import ResolvedInputs
 from safer_engine.spec import AuditSpec
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.stage import Stage
-from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file
+from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file, require_writable, write_failed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +124,16 @@ def run_request(
     observer: Observer | None = None,
     on_artifact: OnArtifact | None = None,
 ) -> AuditReport:
-    """Run a prepared audit and export its files to `out`, if given; an interim report there says where an audit stopped."""
+    """Run a prepared audit and export its files to `out`, if given; an interim report there says where an audit stopped.
+
+    Raises:
+        SpecError: `out` or the store's folder cannot be made or written; nothing was computed then.
+        SaferError: see `pipeline.run`.
+    """
+    if isinstance(store, LocalArtifactStore):
+        require_writable(store.root, "the artifact store's folder")
+    if out is not None:
+        require_writable(out, "the report's folder")
     if request.spec.runtime.threads is not None:
         import torch
 
@@ -183,14 +192,17 @@ def export(found: Found, out: Path) -> None:
 
 
 def copy_atomically(source: Path, target: Path) -> None:
-    """Copy a file; readers see the old one or the new one, never a part."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Copy a file; readers see the old one or the new one, never a part. Raises ResourceError when it cannot be written."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_failed(target, error) from error
 
 
 def default_store() -> Path:

@@ -10,11 +10,13 @@ Layout of `LocalArtifactStore`::
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +26,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from safer_engine.errors import ArtifactError, ResourceError, WorkBusy
+from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError, WorkBusy
 
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -47,6 +50,40 @@ def digest_file(path: Path) -> str:
         while chunk := handle.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def require_writable(folder: Path, what: str) -> None:
+    """Make a folder, and see that a file can be made in it.
+
+    Args:
+        what: its name in the message, for example `--store`.
+
+    Raises:
+        SpecError: it is a file, lies below one, or this user may not write to it.
+        ResourceError: the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise SpecError(f"{what} {folder} is no folder: {error.strerror}", "name a folder, or a place for a new one") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise write_failed(folder, error) from error
+        raise SpecError(
+            f"{what} {folder} cannot be written: {error.strerror or error}", "name a folder that this user may write to"
+        ) from error
+
+
+def write_failed(path: Path, error: OSError) -> SaferError:
+    """What to raise when a file cannot be written, with a hint that follows from the cause."""
+    hint = "check the disk and run again"
+    if error.errno in _FULL:
+        hint = "free disk space and run again"
+    elif error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+        hint = "let this user write there, or name another folder"
+    return ResourceError(f"cannot write {path}: {error.strerror or error}", hint)
 
 
 class FileEntry(BaseModel):
@@ -214,7 +251,7 @@ class LocalWork:
             os.replace(temporary, final)
             _sync(final.parent)
         except OSError as error:
-            raise ResourceError(f"cannot write {final}: {error.strerror or error}", "free disk space and run again") from error
+            raise write_failed(final, error) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -248,10 +285,10 @@ class LocalArtifactStore:
 
     @contextmanager
     def open_work(self, stage: str, key: str) -> Iterator[LocalWork]:
-        """See `ArtifactStore.open_work`."""
+        """See `ArtifactStore.open_work`. Raises SpecError when the store's folder cannot be made or written."""
         root = self.root / "work" / self.project / f"{stage}-{key}"
         locks = self.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
+        require_writable(locks, "the artifact store's folder")
         with (locks / f"{self.project}-{stage}-{key}").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -270,6 +307,12 @@ class LocalArtifactStore:
         """See `ArtifactStore.commit`."""
         if not isinstance(work, LocalWork):
             raise ArtifactError("a local store commits local work areas only")
+        try:
+            return self._commit(stage, key, work, draft)
+        except OSError as error:
+            raise write_failed(self.root, error) from error
+
+    def _commit(self, stage: str, key: str, work: LocalWork, draft: ManifestDraft) -> LocalStored:
         files = {path.name: self._keep_blob(path) for path in sorted(work.payload.iterdir())}
         manifest = Manifest(
             project=self.project,

@@ -14,9 +14,13 @@ it, so the last token, which a decoder's head reads, is always a response token.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from types import FrameType
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +31,11 @@ from safer_engine.science.messages import Message, role_marked
 
 Truncation = Literal["left", "right", "drop"]
 Messages = Sequence[Message]
+_Outcome = TypeVar("_Outcome")
 
 _PLACEHOLDERS = ("Qzx7placeholder7xzQ", "Wvk3otherwords3kvW")
+_TEMPLATE_STEPS = 1_000_000
+"""Lines a chat template may run to write the probes; real ones run some hundreds."""
 _PROBE_PROMPT = (Message("user", "How many are there?"),)
 _PROBE_RESPONSE = "There are forty two of them"
 _FIXED_DATE = (
@@ -247,6 +254,38 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[tuple[NDArray[np.int32], N
     ]
 
 
+class _EndlessTemplate(RuntimeError):
+    """A chat template took more steps than any sensible one."""
+
+
+@contextmanager
+def _bounded_steps(limit: int = _TEMPLATE_STEPS) -> Iterator[None]:
+    """Raise _EndlessTemplate in a chat template that runs more than `limit` of its lines inside the block.
+
+    Lines are counted by a trace function of this thread, so nothing is left running. What one line does (joining a text
+    to itself over and over) is not bounded.
+    """
+    steps = itertools.count(1)
+
+    def count(frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename != "<template>":
+            return None
+        if next(steps) > limit:
+            raise _EndlessTemplate(f"it does not end within {limit:,} steps")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What a template can raise beside jinja2's own errors (RecursionError is a RuntimeError)."""
+
+
 def _render(tokenizer: Any, messages: Messages, *, open_turn: bool = False) -> str | SideDropped:
     """A conversation as its chat template writes it."""
     from jinja2 import TemplateError
@@ -258,8 +297,9 @@ def _render(tokenizer: Any, messages: Messages, *, open_turn: bool = False) -> s
             add_generation_prompt=open_turn,
             chat_template=_dated(tokenizer.get_chat_template()),
         )
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        return SideDropped(Drop.UNRENDERABLE, f"the chat template refuses the conversation: {error}")
+    except (TemplateError, *_FAILURES) as error:
+        said = str(error) if isinstance(error, (TemplateError, _EndlessTemplate)) else f"{type(error).__name__}: {error}"
+        return SideDropped(Drop.UNRENDERABLE, f"the chat template refuses the conversation: {said}")
     return str(text)
 
 
@@ -307,13 +347,20 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
+def _probed(probe: Callable[[], _Outcome | SideDropped]) -> _Outcome:
+    """A rendering that must come out, in a bounded number of steps. Raises ModelRefused."""
+    with _bounded_steps():  # once for each: an exception raised while tracing ends the tracing
+        outcome = probe()
+    if isinstance(outcome, SideDropped):
+        raise ModelRefused(outcome.detail, "repair chat_template in the model's tokenizer, or remove it for plain text")
+    return outcome
+
+
 def _check_template(tokenizer: Any) -> str:
     """A short conversation as the template writes it. Raises ModelRefused when responses can't be located in it."""
-    frames = [_frame(tokenizer, _PROBE_PROMPT, placeholder) for placeholder in _PLACEHOLDERS]
-    text = _render(tokenizer, [*_PROBE_PROMPT, Message("assistant", _PROBE_RESPONSE)])
-    for outcome in (*frames, text):
-        if isinstance(outcome, SideDropped):
-            raise ModelRefused(outcome.detail, "repair chat_template in the model's tokenizer, or remove it for plain text")
+    probes = [partial(_frame, tokenizer, _PROBE_PROMPT, placeholder) for placeholder in _PLACEHOLDERS]
+    frames = [_probed(probe) for probe in probes]
+    text = _probed(partial(_render, tokenizer, [*_PROBE_PROMPT, Message("assistant", _PROBE_RESPONSE)]))
     if frames[0] != frames[1]:
         raise ModelRefused(
             "what the chat template writes round a response depends on the response",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -210,8 +211,9 @@ def _file_digest(path: Path, cache: Path | None) -> str:
     if re.fullmatch(r"[0-9a-f]{64}", known):
         return known
     digest = digest_file(real)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
-    temporary.write_text(digest)
-    os.replace(temporary, entry)
+    with contextlib.suppress(OSError):  # a digest that is not remembered is as good
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        temporary = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
+        temporary.write_text(digest)
+        os.replace(temporary, entry)
     return digest

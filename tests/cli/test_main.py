@@ -135,3 +135,22 @@ def test_doctor_finds_this_machine_fit(tmp_path: Path, capsys: pytest.CaptureFix
     assert run_main(["doctor", "--json", "--store", str(tmp_path / "new" / "store")]) == 0
     found = {line["what"]: line["state"] for line in json.loads(capsys.readouterr().out)}
     assert found["python"] == found["engine"] == found["store"] == "ok"
+
+
+@pytest.mark.parametrize("flag", ["--store", "--out"])
+def test_places_that_cannot_be_written_are_refused_before_anything_is_computed(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safer_engine import demo_data
+    from tests.helpers.tiny_model import build_reward_model
+
+    demo_data.write_demo(tmp_path, demo_data.generate(seed=2, n_groups=20))
+    build_reward_model(tmp_path / "rm", "llama")
+    (tmp_path / "file").write_text("x")
+    places = {"--store": str(tmp_path / "store"), "--out": str(tmp_path / "out"), flag: str(tmp_path / "file" / "below")}
+    flags = ["-m", str(tmp_path / "rm"), "-d", str(tmp_path / "preferences.jsonl"), "--device", "cpu", "--quiet"]
+    assert run_main(["run", *flags, *(part for pair in places.items() for part in pair)]) == 2
+    said = capsys.readouterr().err
+    assert "is no folder" in said
+    assert "hint: name a folder" in said
+    assert not (tmp_path / "store" / "manifests").exists()

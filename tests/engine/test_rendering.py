@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,29 @@ def test_templates_that_hide_the_response_are_refused(tmp_path: Path, template: 
     tokenizer.chat_template = template
     with pytest.raises(ModelRefused, match=words):
         make_renderer(tokenizer, 512)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ 10.0 ** 999 }}", "OverflowError"),
+        ("{{ messages[99].content.x.y }}", "undefined|has no element"),
+        ("{{ messages + 3 }}", "TypeError"),
+        ("{{ [].pop() }}", "IndexError|unsafe|SecurityError|access"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does not end within"),
+        ("{% if %}", "chat template"),
+    ],
+)
+def test_templates_that_fail_are_refused(tmp_path: Path, template: str, words: str) -> None:
+    tokenizer = build_tokenizer(tmp_path, "llama")
+    tokenizer.chat_template = template
+    before = sys.gettrace()
+    with pytest.raises(ModelRefused, match=words) as caught:
+        make_renderer(tokenizer, 512)
+    assert "chat template" in caught.value.message
+    assert sys.gettrace() is before
 
 
 def test_a_template_that_rewrites_the_response_is_not_guessed_at(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from safer_engine.errors import ArtifactError, ResourceError, WorkBusy
+from safer_engine.errors import ArtifactError, ResourceError, SpecError, WorkBusy
 from safer_engine.store import (
     ArtifactStore,
     LocalArtifactStore,
@@ -19,6 +20,7 @@ from safer_engine.store import (
     canonical_json,
     digest_bytes,
     digest_file,
+    require_writable,
 )
 
 KEY = "k" * 64
@@ -84,6 +86,32 @@ def test_an_os_error_in_a_write_says_what_to_do(tmp_path: Path) -> None:
     with LocalArtifactStore(tmp_path).open_work("pairs", KEY) as work:
         with pytest.raises(ResourceError, match="free disk space"), work.publish("a.bin"):
             raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EROFS])
+def test_a_write_that_is_not_allowed_is_no_matter_of_space(tmp_path: Path, number: int) -> None:
+    with LocalArtifactStore(tmp_path).open_work("pairs", KEY) as work:
+        with pytest.raises(ResourceError) as caught, work.publish("a.bin"):
+            raise OSError(number, "no")
+    assert "let this user write" in caught.value.hint
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere/store"])
+def test_a_store_that_cannot_be_is_a_wrong_argument(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("x")
+    folder = tmp_path / place
+    with pytest.raises(SpecError, match="no folder|cannot be written") as caught:
+        require_writable(folder, "the store")
+    assert "folder" in caught.value.hint
+    with pytest.raises(SpecError), LocalArtifactStore(folder).open_work("pairs", KEY):
+        pass
+
+
+def test_a_store_that_breaks_while_committing_is_no_fault_of_the_program(tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    (tmp_path / "blobs").write_text("x")
+    with pytest.raises(ResourceError, match="cannot write"):
+        put(store, b"one")
 
 
 def test_the_first_commit_wins(tmp_path: Path) -> None:
