@@ -31,6 +31,7 @@ _PRIOR_WORDS = 100.0
 _MAX_TERMS = 8
 _MIN_WINDOWS_WITH_TERM = 2
 _MAX_WORD = 30
+_ENDINGS = frozenset(("ll", "re", "ve"))
 _MIN_Z = 1.96
 _CLEAR_DIRECTION = 0.6
 _MIN_RATING_WITH_DIRECTION = 3
@@ -159,13 +160,13 @@ def distinctive_words(near: Counter[str], background: Counter[str]) -> tuple[str
         background: number of background windows with the word.
 
     Source: Monroe, Colaresi & Quinn 2008: z of δ = log odds(near) − log odds(background), prior counts in proportion to
-    both together, `_PRIOR_WORDS` in all. Words in fewer than two windows, with z below 1.96, or longer than 30 characters are
-    left out.
+    both together, `_PRIOR_WORDS` in all. Words in fewer than two windows, with z below 1.96, longer than 30 characters, single
+    letters and endings of contractions (“t” of “don’t”, cut by a window or a tokenizer) are left out.
     """
     n_near, n_far = near.total(), background.total()
     scores = {}
     for word, count in near.items():
-        if count < _MIN_WINDOWS_WITH_TERM or len(word) > _MAX_WORD:
+        if count < _MIN_WINDOWS_WITH_TERM or len(word) > _MAX_WORD or _is_piece(word):
             continue
         prior = _PRIOR_WORDS * (count + background[word]) / (n_near + n_far)
         a, b = count + prior, background[word] + prior
@@ -174,6 +175,10 @@ def distinctive_words(near: Counter[str], background: Counter[str]) -> tuple[str
         if z >= _MIN_Z:
             scores[word] = z
     return tuple(sorted(scores, key=lambda word: (-scores[word], word))[:_MAX_TERMS])
+
+
+def _is_piece(word: str) -> bool:
+    return word in _ENDINGS or (len(word) == 1 and word.isascii())
 
 
 def _log_odds(count: float, total: float) -> float:
@@ -211,7 +216,7 @@ def _direction(hits: Sequence[tuple[Hit, ...]]) -> str | None:
 def _terms(found: _Evidence) -> tuple[str, ...]:
     """Words that mark the contexts: the main focus, if it is a word, then the distinctive ones."""
     focus = found.main_focus
-    first = [focus] if focus and words_of(focus) else []
+    first = [focus] if focus and words_of(focus) and not _is_piece(focus) else []
     return tuple(dict.fromkeys([*first, *found.distinctive]))[:_MAX_TERMS]
 
 

@@ -13,6 +13,7 @@ from safer_engine.spec import ReportSpec
 
 _SIGNAL = "signal_"
 _EVIDENCE = 8
+_REMOVED = ("drop", "flip")
 _URGENCY = {"flip": 0, "drop": 0, "review": 1}
 
 
@@ -22,6 +23,7 @@ def edits_section(pairs: PairSet, scores: PairScores, edits: Edits | None, shown
     actions = _actions(pairs, lines)
     rows = [row for row in scores.scores.to_pylist() if maybe_finite(row["suspicion"], "a suspicion") is not None]
     ranked = sorted(rows, key=lambda row: _order(row, actions))
+    removed = [row for row in ranked if actions.get(row["pair_id"]) in _REMOVED]
     not_scored = tally(line["reason"] for line in lines if line["status"] == "not_scored")
     return EditsReport(
         estimator=scores.meta["estimator"],
@@ -33,6 +35,8 @@ def edits_section(pairs: PairSet, scores: PairScores, edits: Edits | None, shown
         not_scored=None if edits is None else not_scored,
         by_axis=_by_axis(lines),
         n_scored=len(ranked),
+        n_removed=None if edits is None else len(removed),
+        n_removed_undoubted=None if edits is None else sum(_undoubted(_signals(row)) for row in removed),
         pairs=_shown_pairs(pairs, ranked[: shown.pairs], actions, shown.text),
     )
 
@@ -97,8 +101,17 @@ def _shown_pairs(pairs: PairSet, rows: list[dict[str, Any]], actions: dict[str, 
     return [_pair(row, known[row["pair_id"]], actions.get(row["pair_id"]), text) for row in rows]
 
 
+def _signals(row: dict[str, Any]) -> dict[str, float | None]:
+    return {name.removeprefix(_SIGNAL): maybe_finite(value, name) for name, value in row.items() if name.startswith(_SIGNAL)}
+
+
+def _undoubted(signals: dict[str, float | None]) -> bool:
+    """Whether no signal speaks against the label."""
+    return not any(value is not None and value > 0 for value in signals.values())
+
+
 def _pair(row: dict[str, Any], source: dict[str, Any], action: str | None, text: bool) -> SuspiciousPair:
-    signals = {name.removeprefix(_SIGNAL): maybe_finite(value, name) for name, value in row.items() if name.startswith(_SIGNAL)}
+    signals = _signals(row)
     evidence = sorted(row["evidence"] or [], key=lambda part: -abs(part["contribution"]))[:_EVIDENCE]
     texts = {side: clipped(source[side]) for side in ("prompt", "chosen", "rejected")} if text else {}
     return SuspiciousPair(
@@ -115,5 +128,6 @@ def _pair(row: dict[str, Any], source: dict[str, Any], action: str | None, text:
         evidence=[Evidence(latent_id=e["latent_id"], contribution=finite(e["contribution"], "evidence")) for e in evidence],
         annotators=source["annotators"],
         both_orders=bool(source["both_orders"]),
+        undoubted=_undoubted(signals),
         **texts,
     )

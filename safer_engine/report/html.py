@@ -23,6 +23,7 @@ from safer_engine.report.model import (
     AxisEdits,
     Context,
     Evaluation,
+    Evidence,
     Feature,
     Health,
     Margins,
@@ -30,6 +31,7 @@ from safer_engine.report.model import (
     ReportDocument,
     SaeReport,
     Score,
+    SuspiciousPair,
 )
 from safer_engine.report.plots import Bar
 from safer_engine.report.svg import element
@@ -173,9 +175,20 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "pair_filters": [(field, values) for field, values in filters if len(values) > 1],
         "edits_slices": _slices(edits.by_axis) if edits is not None else [],
         "names": {feature.latent_id: text.name_of(feature) for feature in report.features or []},
+        "sides": _sides,
+        "undoubted": lambda pair: summary.undoubted(pair, edits.budget if edits is not None else None),
         "agreeing": lambda votes: sum(vote > 0 for vote in votes),
         "has_text": any(pair.prompt is not None for pair in pairs) or any(f.contexts for f in report.features or []),
     }
+
+
+def _sides(pair: SuspiciousPair) -> list[tuple[str, str, list[Evidence]]]:
+    """Latents for the label and latents against it, each side's strongest first."""
+    ranked = sorted(pair.evidence, key=lambda part: -abs(part.contribution))
+    return [
+        ("Latents for the label", "for", [part for part in ranked if part.contribution > 0]),
+        ("Latents against the label", "against", [part for part in ranked if part.contribution < 0]),
+    ]
 
 
 def _figure_context(report: ReportDocument) -> dict[str, Any]:

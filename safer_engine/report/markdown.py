@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from safer_engine.report import summary, text
-from safer_engine.report.model import Feature, Measured, ReportDocument
+from safer_engine.report.model import Evidence, Feature, Measured, ReportDocument
 
 _FEATURES = 12
 _PAIRS = 15
@@ -85,7 +85,7 @@ def _features(report: ReportDocument) -> list[str]:
 def _feature_row(feature: Feature) -> tuple[str, ...]:
     return (
         str(feature.latent_id),
-        code(text.name_of(feature)),
+        code(text.name_of(feature) or f"latent {feature.latent_id}"),
         str(feature.rating) if feature.rating is not None else text.NONE,
         feature.fires_on,
         text.signed(feature.salience),
@@ -135,15 +135,16 @@ def _pairs(report: ReportDocument) -> list[str]:
     edits = report.edits
     if edits is None:
         return ["## Suspicious pairs", _absent(report, "edits")]
-    head = ("pair", "axis", "suspicion", "margin", "recommended", "latents behind it")
+    head = ("pair", "axis", "suspicion", "reward margin", "recommended", "evidence against the label", "evidence for the label")
     rows = [
         (
             code(pair.pair_id, 80),
             code(pair.axis, 40),
             text.number(pair.suspicion, 3),
             text.signed(pair.reward_margin),
-            pair.action or text.NONE,
-            ", ".join(f"{part.latent_id} ({text.signed(part.contribution, 2)})" for part in pair.evidence[:3]) or text.NONE,
+            f"{pair.action or text.NONE}{' (no signal against the label)' if pair.undoubted else ''}",
+            _evidence([part for part in pair.evidence if part.contribution < 0]),
+            _evidence([part for part in pair.evidence if part.contribution > 0]),
         )
         for pair in edits.pairs[:_PAIRS]
     ]
@@ -153,6 +154,11 @@ def _pairs(report: ReportDocument) -> list[str]:
         _table(head, rows),
         f"{text.count(rest)} more pairs are in pair_scores.parquet." if rest else "",
     ]
+
+
+def _evidence(parts: Sequence[Evidence]) -> str:
+    strongest = sorted(parts, key=lambda part: -abs(part.contribution))[:3]
+    return ", ".join(f"latent {part.latent_id} ({text.signed(part.contribution, 2)})" for part in strongest) or text.NONE
 
 
 def _data(report: ReportDocument) -> list[str]:

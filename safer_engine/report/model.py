@@ -252,7 +252,7 @@ class Evidence(Node):
 
 
 class SuspiciousPair(Node):
-    """A pair whose label contradicts the evidence."""
+    """A pair among those whose labels the evidence supports least."""
 
     pair_id: str
     group: str
@@ -264,9 +264,10 @@ class SuspiciousPair(Node):
     reward_margin: float
     pair_score: float | None
     signals: dict[str, float | None] = Field(description="Each signal's value; higher = more doubtful.")
-    evidence: list[Evidence]
+    evidence: list[Evidence] = Field(description="The latents that say most; there may be more than are listed.")
     annotators: list[int] | None = Field(None, description="Individual preferences, positive for the chosen response.")
     both_orders: bool = False
+    undoubted: bool = Field(False, description="No signal is above 0: only the rank of its suspicion brings the pair here.")
     prompt: Text | None = Field(None, description="Null where the report was asked to hold no text.")
     chosen: Text | None = None
     rejected: Text | None = None
@@ -294,6 +295,8 @@ class EditsReport(Node):
     not_scored: dict[str, Count] | None = Field(None, description="Input rows without a score, by reason.")
     by_axis: list[AxisEdits] = Field(default_factory=list)
     n_scored: Count = Field(description="Pairs with a suspicion.")
+    n_removed: Count | None = Field(None, description="Of these, pairs of rows recommended for dropping or flipping.")
+    n_removed_undoubted: Count | None = Field(None, description="Of those, pairs none of whose signals is above 0.")
     pairs: list[SuspiciousPair] = Field(description="The most suspicious pairs; all are in pair_scores.parquet.")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument
+from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.text import (
+    NARROW_SPACE,
     NONE,
     base_name,
     count,
+    fact,
     name_of,
     number,
     percent,
@@ -83,18 +85,24 @@ def _pairs_figure(report: ReportDocument) -> KeyFigure:
 def _accuracy_figure(report: ReportDocument) -> KeyFigure:
     if report.evaluation is not None:
         found = overall(report.evaluation.groups).accuracy
-        return KeyFigure("Pair accuracy", percent(found.estimate), f"{share_interval(found)} on evaluation pairs", "accuracy")
+        return KeyFigure("Pair accuracy", percent(found.estimate), _measured_on(found, "on evaluation pairs"), "accuracy")
     if report.reward_model is not None:
         found = overall(report.reward_model.on_audited_pairs).accuracy
-        return KeyFigure("Pair accuracy", percent(found.estimate), f"{share_interval(found)} on the audited pairs", "accuracy")
+        return KeyFigure("Pair accuracy", percent(found.estimate), _measured_on(found, "on the audited pairs"), "accuracy")
     return _missing(report, "Pair accuracy", "reward_model", "accuracy")
+
+
+def _measured_on(found: Estimate, where: str) -> str:
+    ends = share_interval(found)
+    return where if ends == NONE else f"{ends} {where}"
 
 
 def _sae_figures(report: ReportDocument) -> list[KeyFigure]:
     sae = report.sae
     if sae is None:
         return [_missing(report, "Variance explained", "sae", "sae"), _missing(report, "Reward recovered", "sae", "sae")]
-    explained = KeyFigure("Variance explained", percent(1 - sae.fvu), f"FVU {sae.fvu:.3f} on held-out groups", "sae")
+    share = percent(1 - sae.fvu) if sae.fvu <= 1 else "none"
+    explained = KeyFigure("Variance explained", share, f"FVU {sae.fvu:.3f} on held-out groups", "sae")
     covered = (sae.recovered or {}).get("covered", {})
     if "margin_variance" not in covered:
         return [explained, _missing(report, "Reward recovered", "sae.recovered", "sae")]
@@ -162,9 +170,8 @@ def _say_sae(report: ReportDocument) -> str:
     sae = report.sae
     if sae is None:
         return ""
-    text = (
-        f"A sparse autoencoder of {count(sae.d_sae)} latents explains {percent(1 - sae.fvu)} of the variance of its activations"
-    )
+    share = percent(1 - sae.fvu) if sae.fvu <= 1 else "none"
+    text = f"A sparse autoencoder of {count(sae.d_sae)} latents explains {share} of the variance of its activations"
     kept = (sae.recovered or {}).get("covered", {}).get("preference_kept")
     return f"{text}, and {percent(kept)} of preferences survive its reconstruction." if kept is not None else f"{text}."
 
@@ -177,7 +184,7 @@ def _say_features(report: ReportDocument) -> str:
     quote = f" (“{name_of(first)}”)" if name_of(first) else ""
     chosen = sum(f.fires_on == "chosen" for f in named)
     return (
-        f"{count(len(named))} latents are rated as safety features, {count(chosen)} firing more on chosen and "
+        f"{_are(len(named), 'latent')} rated as safety features, {count(chosen)} firing more on chosen and "
         f"{count(len(named) - chosen)} on rejected responses; the most salient is latent {first.latent_id}{quote}, "
         f"which fires more on {first.fires_on} responses (salience {signed(first.salience, 2)})."
     )
@@ -187,11 +194,37 @@ def _say_edits(report: ReportDocument) -> str:
     edits = report.edits
     if edits is None or edits.actions is None:
         return ""
+    if edits.n_scored == 0:
+        return "No pair has a suspicion, so nothing is recommended."
     removed, reviewed = _removed(edits), edits.actions.get("review", 0)
     share = f" ({small_percent(removed / edits.n_scored)})" if edits.n_scored else ""
     verb = "flipping" if edits.actions.get("flip") else "dropping"
-    text = f"{count(removed)} pairs{share} are recommended for {verb} and {count(reviewed)} for review"
+    text = f"{_are(removed, 'pair', share)} recommended for {verb} and {count(reviewed)} for review"
     return f"{text}; no retraining has tested that." if report.verification is None else f"{text}."
+
+
+def _are(n: int, noun: str, aside: str = "") -> str:
+    return f"{count(n)} {noun}{aside} is" if n == 1 else f"{count(n)} {noun}s{aside} are"
+
+
+def _undoubted_share(edits: EditsReport) -> str:
+    """How many recommended removals rest on their rank alone; empty where none does."""
+    n, removed = edits.n_removed_undoubted, edits.n_removed
+    if not n or not removed:
+        return ""
+    kind = "flip" if (edits.actions or {}).get("flip") else "drop"
+    return f"{count(n)} of {count(removed)} recommended {kind}s {'has' if n == 1 else 'have'} no signal against their label."
+
+
+def undoubted(pair: SuspiciousPair, budget: float | None) -> str:
+    """Why a pair is listed though no signal speaks against its label."""
+    if pair.action in ("drop", "flip") and budget is not None:
+        why = f"it is here because the budget takes the top {fact(100 * budget)}{NARROW_SPACE}% of its axis"
+    elif pair.both_orders and pair.action == "review":
+        why = "it is for review because it also occurs the other way round"
+    else:
+        why = "it is here for its rank alone"
+    return f"No signal speaks against this label; {why}."
 
 
 def cautions(report: ReportDocument) -> list[Caution]:
@@ -254,6 +287,9 @@ def _about_sae(report: ReportDocument) -> list[Caution]:
     if sae is None:
         return []
     found = []
+    if sae.fvu > 1:
+        text = f"The SAE explains less of the activations than their mean does (FVU {number(sae.fvu, 2)}): do not interpret its"
+        found.append(Caution("stop", f"{text} features."))
     if sae.recovered is None:
         found.append(_care("Reward recovered was not measured: nothing says that the features are what the reward is made of."))
     elif sae.interpretable is False:
@@ -287,11 +323,25 @@ def _about_edits(report: ReportDocument) -> list[Caution]:
     if edits is None:
         return []
     found = [_care(f"Signal {visible(name)} is left out: {visible(reason)}") for name, reason in edits.left_out.items()]
-    if edits.suspicion_kind == "rank":
+    if edits.n_scored == 0:
+        found.append(Caution("stop", _nothing_scored(report)))
+    elif edits.suspicion_kind == "rank":
         found.append(
             _care("Suspicion is a rank within its axis, not a probability: the budget decides how many pairs are recommended.")
         )
-    return found
+    rank_alone = _undoubted_share(edits)
+    return [*found, _care(rank_alone)] if rank_alone else found
+
+
+def _nothing_scored(report: ReportDocument) -> str:
+    """Why no pair has a suspicion, and what to do."""
+    labels = report.spec["labels"]
+    if report.spec["suspicion"]["estimator"] == "paper" and not any(f.safety_feature for f in report.features or []):
+        return (
+            "No pair has a suspicion: the paper's pair score is made of safety features, and no latent was rated "
+            f"{labels['min_rating']} or higher. Use a chat_api labeller (labels.labeller.kind), or lower labels.min_rating."
+        )
+    return "No pair has a suspicion: see which signals are left out and why, and give the audit more pairs or other signals."
 
 
 def _care(text: str) -> Caution:

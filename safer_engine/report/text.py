@@ -12,6 +12,7 @@ from safer_engine.report.model import Estimate, Feature, Scalar, Text
 MINUS = "\u2212"
 NARROW_SPACE = "\u202f"
 NONE = "–"
+_LONGEST = 1_200
 
 # C0 but tab and newline, DEL, C1, soft hyphen; zero-width space, word joiner and invisible operators, byte order mark;
 # direction marks, embeddings, overrides, isolates; line and paragraph separators; tags; what no text may hold.
@@ -61,15 +62,21 @@ def plain(text: Text | None, limit: int = 120) -> str:
 def name_of(feature: Feature, limit: int = 72) -> str:
     """A short name: the explanation where it is one, else the direction and the words that mark the contexts.
 
-    Empty where the labeller gave no rating: its explanation then says why there is none.
+    Never a sentence cut in the middle: an explanation that is too long gives its first sentence, if that is short enough.
+    Empty where there is no name, and where the labeller gave no rating: its explanation then says why there is none.
     """
     if feature.status not in (None, "labelled"):
         return ""
-    explanation = plain(feature.explanation, limit)
-    if not feature.terms or (explanation and not explanation.endswith("…")):
-        return explanation
-    terms = ", ".join(plain(term, 30) for term in feature.terms[:4])
-    return plain(Text(text=f"{words(feature.direction)}: {terms}" if feature.direction else terms), limit)
+    whole = plain(feature.explanation, _LONGEST)
+    if whole and len(whole) <= limit and not whole.endswith("…"):
+        return whole
+    start = f"{words(feature.direction)}: " if feature.direction else ""
+    for n in range(min(4, len(feature.terms)), 0, -1):
+        name = start + ", ".join(plain(term, 30) for term in feature.terms[:n])
+        if len(name) <= limit:
+            return name
+    first = re.match(r".+?[.!?](?= )", whole)
+    return first.group() if first and len(first.group()) <= limit else ""
 
 
 def count(value: float | int | None) -> str:

@@ -129,7 +129,7 @@ def evaluate(pairs: ScoredPairs, resamples: int, seed: int) -> EvaluationScores:
     Args:
         pairs: at least one.
         resamples: bootstrap resamples of each interval.
-        seed: of the resamples; an interval does not depend on which others are computed.
+        seed: of the resamples; an interval depends on its own pairs only.
     """
     if not len(pairs.pair_id):
         raise NumericalError("there are no pairs to evaluate")
@@ -164,7 +164,7 @@ def _slices(pairs: ScoredPairs, resamples: int, seed: int) -> list[SliceScore]:
     found = []
     for (axis, subset), rows in _scoped(pairs.axis, pairs.subset):
         taken = margin[rows]
-        rng = _rng(seed, "pairs", axis, subset)
+        rng = _rng(seed, "pairs", groups[rows])
         accuracy = group_bootstrap_mean(taken > 0, groups[rows], resamples, rng)
         mean = group_bootstrap_mean(taken, groups[rows], resamples, rng)
         found.append(SliceScore(axis, subset, accuracy, mean, int((taken == 0).sum())))
@@ -260,7 +260,7 @@ def _scores(name: str, points: _Points, resamples: int, seed: int) -> list[Bench
     values, groups = np.asarray(points.values), np.asarray(points.group)
     return [
         BenchmarkScore(
-            name, axis, subset, group_bootstrap_mean(values[rows], groups[rows], resamples, _rng(seed, name, axis, subset))
+            name, axis, subset, group_bootstrap_mean(values[rows], groups[rows], resamples, _rng(seed, name, groups[rows]))
         )
         for (axis, subset), rows in _scoped(points.axis, points.subset)
     ]
@@ -283,6 +283,7 @@ def _position(axis: str | None, subset: str | None) -> tuple[str, str]:
     return (axis or "", subset or "")
 
 
-def _rng(seed: int, name: str, axis: str | None, subset: str | None) -> np.random.Generator:
-    raw = hashlib.sha256(f"{seed}/{name}/{axis}/{subset}".encode()).digest()
+def _rng(seed: int, name: str, groups: NDArray[np.str_]) -> np.random.Generator:
+    """Seeded by the groups of the values, so that an axis and its only subset get one interval."""
+    raw = hashlib.sha256(json.dumps([seed, name, sorted(groups.tolist())]).encode()).digest()
     return np.random.default_rng(int.from_bytes(raw[:8], "big"))

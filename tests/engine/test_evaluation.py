@@ -61,6 +61,13 @@ def test_an_interval_does_not_depend_on_the_other_slices() -> None:
     assert evaluate(scored(margins), 300, 5).slices[0].accuracy != alone.slices[0].accuracy
 
 
+def test_the_same_pairs_have_the_same_interval_in_every_row() -> None:
+    margins = np.random.default_rng(2).normal(0.2, 1, 40).tolist()
+    found = evaluate(scored(margins, subset=["a"] * 40, axis=["safety"] * 40), 300, 0).slices
+    assert [(row.axis, row.subset) for row in found] == [(None, None), ("safety", None), ("safety", "a")]
+    assert len({(row.accuracy, row.margin) for row in found}) == 1
+
+
 @pytest.mark.parametrize(
     ("margins", "credit"), [([1, 2, 3], 1), ([1, -1, 3], 0), ([0, 1, 2], 1 / 2), ([0, 0, 0], 1 / 4), ([0, -1], 0), ([2], 1)]
 )

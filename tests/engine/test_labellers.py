@@ -253,6 +253,8 @@ class TestLexicon:
         near = Counter({"sorry": 8, "the": 8, "once": 1, "rare": 3})
         background = Counter({"the": 500, "and": 400, "sorry": 4, "rare": 0, "other": 600})
         assert distinctive_words(near, background) == ("sorry", "rare")
+        assert distinctive_words(near + Counter({"t": 9, "s": 9, "ll": 9, "don't": 9}), background)[:2] == ("sorry", "don't")
+        assert not {"t", "s", "ll"} & set(distinctive_words(near + Counter({"t": 9, "s": 9, "ll": 9}), background))
         assert distinctive_words(Counter({"only": 5}), Counter()) == ()
         assert distinctive_words(Counter(), background) == ()
 

@@ -146,13 +146,21 @@ def test_theme_follows_the_system_and_the_button(browser: Any, files: dict[str, 
         assert dark.page.evaluate(shade) == day
 
 
-@pytest.mark.parametrize("width", [320, 375, 768, 1440])
+@pytest.mark.parametrize("width", [320, 375, 768, 1300, 1440])
 @pytest.mark.parametrize("name", ["plain", "hostile"])
 def test_nothing_runs_off_the_side(browser: Any, files: dict[str, Path], width: int, name: str) -> None:
     with Visit(browser, files[name], width=width) as visit:
         visit.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         visit.page.click("#reveal-all")
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [1300, 1440])
+def test_tables_fit_their_card_on_a_laptop(browser: Any, files: dict[str, Path], width: int) -> None:
+    with Visit(browser, files["plain"], width=width) as visit:
+        visit.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        wraps = "[...document.querySelectorAll('.table-wrap')]"
+        assert visit.page.evaluate(f"{wraps}.filter((n) => n.scrollWidth > n.clientWidth).map((n) => n.ariaLabel)") == []
 
 
 def test_narrow_and_wide_plots_take_turns(browser: Any, files: dict[str, Path]) -> None:

@@ -8,14 +8,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from safer_engine.artifacts import Absent, Activations, Artifact, Labels, PairSet
+from safer_engine.artifacts import Absent, Activations, Artifact, Labels, PairScores, PairSet
 from safer_engine.report import html as page
 from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import MAX_BYTES, render_html, token_markup
 from safer_engine.report.markdown import code, escaped, render_markdown
-from safer_engine.report.model import Context, Feature, Health, ReportDocument, Text
+from safer_engine.report.model import Context, Evidence, Feature, Health, ReportDocument, Text
 from safer_engine.report.summary import cautions, key_figures, paragraph
 from safer_engine.report.text import (
     count,
@@ -237,7 +238,7 @@ def test_key_figures_come_first_and_are_the_planted_ones(report: ReportDocument)
     assert figures["Safety features"].value == "8"
     assert figures["Recommended drops"].detail == "chat 4 · safety 4"
     text = Page(render_html(report)).text
-    assert text.index("Recommended drops") < text.index("Keep in mind") < text.index("Pairs whose label contradicts")
+    assert text.index("Recommended drops") < text.index("Keep in mind") < text.index("The highest-ranked pairs of each axis")
 
 
 def test_the_paragraph_says_the_findings_in_words(report: ReportDocument) -> None:
@@ -255,6 +256,92 @@ def test_cautions_name_what_limits_the_figures(report: ReportDocument) -> None:
                  "word list", "not a probability"):  # fmt: skip
         assert part in texts
     assert all(caution.level == "care" for caution in cautions(report))
+
+
+def _with_edits(report: ReportDocument, **changes: Any) -> ReportDocument:
+    assert report.edits is not None
+    return report.model_copy(update={"edits": report.edits.model_copy(update=changes)})
+
+
+def test_pairs_that_no_signal_doubts_are_marked_and_counted(tmp_path: Path) -> None:
+    audit = fake_artifacts.build(tmp_path)
+    scores = audit.found[PairScores]
+    assert isinstance(scores, PairScores)
+    table = scores.scores
+    values = {name: table.column(name).to_pylist() for name in ("signal_latents", "signal_margin")}
+    before = build_report(ReportRequest(audit.spec, audit.sources, audit.found, NOW)).edits
+    assert before is not None
+    first = table.column("pair_id").to_pylist().index(before.pairs[0].pair_id)
+    values["signal_latents"][first], values["signal_margin"][first] = 0.0, float("nan")
+    for name, column in values.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(column, pa.float64()))
+
+    class Changed(PairScores):
+        scores = table
+
+    report = build_report(ReportRequest(audit.spec, audit.sources, {**audit.found, PairScores: Changed(scores.stored)}, NOW))
+    assert report.edits is not None
+    assert (report.edits.n_removed, report.edits.n_removed_undoubted) == (8, 1)
+    assert [pair.undoubted for pair in report.edits.pairs[:3]] == [True, False, False]
+    text = Page(render_html(report)).text
+    assert (
+        text.count("No signal speaks against this label; it is here because the budget takes the top 4\u202f% of its axis.") == 1
+    )
+    assert "1 of 8 recommended drops has no signal against their label." in [caution.text for caution in cautions(report)]
+    assert render_markdown(report).count("(no signal against the label)") == 1
+    assert (before.n_removed_undoubted, "no signal against" in paragraph(report)) == (0, False)
+
+
+def test_facts_are_not_signals_and_evidence_has_two_sides(report: ReportDocument) -> None:
+    assert report.edits is not None
+    parts = [
+        Evidence(latent_id=3, contribution=0.25),
+        Evidence(latent_id=0, contribution=-0.5),
+        Evidence(latent_id=4, contribution=0.5),
+    ]
+    first = report.edits.pairs[0].model_copy(update={"evidence": parts, "annotators": [1, -1, 1]})
+    text = " ".join(Page(render_html(_with_edits(report, pairs=[first]))).text.split())
+    signals, rest = text.split("Signals (higher = more doubtful)")[1].split("Facts about the pair")
+    facts, latents = rest.split("Latents for the label")
+    assert "reward margin" not in signals
+    assert all(name in facts for name in ("reward margin", "pair score of the paper", "annotators for the label"))
+    speaking, against = latents.split("Latents against the label")
+    assert speaking.index("#4") < speaking.index("#3")
+    assert "sum of those listed+0.750" in speaking
+    assert "sum of those listed−0.500" in against.split("Prompt")[0]
+    written = render_markdown(_with_edits(report, pairs=[first]))
+    assert "| latent 0 (−0.50) | latent 4 (+0.50), latent 3 (+0.25) |" in written
+
+
+def test_one_is_singular_and_none_is_said_in_words(report: ReportDocument) -> None:
+    assert "1 pair (0.56\u202f%) is recommended for dropping" in paragraph(_with_edits(report, actions={"drop": 1, "review": 2}))
+    assert report.sae is not None
+    worse = report.model_copy(update={"sae": report.sae.model_copy(update={"fvu": 6.19})})
+    assert "explains none of the variance" in paragraph(worse)
+    assert {figure.name: figure.value for figure in key_figures(worse)}["Variance explained"] == "none"
+    assert any("less of the activations than their mean does (FVU 6.19)" in caution.text for caution in cautions(worse))
+    assert report.reward_model is not None
+    rows = [
+        row.model_copy(update={"accuracy": row.accuracy.model_copy(update={"lo": None, "hi": None})})
+        for row in report.reward_model.on_audited_pairs
+    ]
+    model = report.reward_model.model_copy(update={"on_audited_pairs": rows})
+    single = report.model_copy(update={"reward_model": model, "evaluation": None})
+    assert {figure.name: figure.detail for figure in key_figures(single)}["Pair accuracy"] == "on the audited pairs"
+
+
+def test_without_any_suspicion_the_report_says_what_to_do(report: ReportDocument) -> None:
+    assert report.features is not None
+    features = [feature.model_copy(update={"safety_feature": False}) for feature in report.features]
+    spec = {**report.spec, "suspicion": {**report.spec["suspicion"], "estimator": "paper"}}
+    nothing = _with_edits(report, n_scored=0, pairs=[], actions={"keep": 180})
+    paper = nothing.model_copy(update={"features": features, "spec": spec})
+    first = cautions(paper)[0]
+    assert first.level == "stop"
+    assert "Use a chat_api labeller (labels.labeller.kind), or lower labels.min_rating." in first.text
+    assert "No pair has a suspicion, so nothing is recommended." in paragraph(paper)
+    assert "No pair has a suspicion: see which signals" in cautions(nothing)[0].text
+    assert "for what to do" in Page(render_html(paper)).text
 
 
 def test_grave_findings_come_first(report: ReportDocument) -> None:
@@ -361,8 +448,9 @@ def test_names_are_short_whatever_the_labeller_wrote(report: ReportDocument) -> 
     assert name_of(first) == "refuses and offers a safer way"
     long = first.model_copy(update={"explanation": Text(text="rubric terms " * 20), "direction": "safe_behaviour"})
     assert name_of(long) == "safe behaviour: can't help, safer, instead"
-    assert name_of(long.model_copy(update={"terms": []})).startswith("rubric terms rubric")
-    assert len(name_of(long.model_copy(update={"terms": []}))) <= 72
+    assert name_of(long.model_copy(update={"terms": []})) == ""
+    two = Text(text="Offers of help. " + "Then more is said of them, at length. " * 3)
+    assert name_of(long.model_copy(update={"terms": [], "explanation": two})) == "Offers of help."
     assert name_of(long.model_copy(update={"terms": [Text(text="y" * 500)]})) == f"safe behaviour: {'y' * 29}…"
     assert name_of(first.model_copy(update={"status": "unparsed"})) == ""
     assert name_of(first.model_copy(update={"explanation": None, "terms": [], "status": None})) == ""
