@@ -32,6 +32,7 @@ from safer_engine.science.extraction import Reading, batch_plan, extract
 from safer_engine.science.messages import Message, message_cell
 from safer_engine.science.rendering import RenderedSide, make_renderer
 from safer_engine.science.reward_model import LoadFacts, RewardModel, hook_layer, inspect
+from safer_engine.spec import HookSpec
 
 CLOCK = time.perf_counter
 WAYS = ("ours", "a", "b", "free")
@@ -179,7 +180,7 @@ def render(rm: RewardModel, pairs: list[Any], limit: int) -> list[RenderedSide]:
 
 def measure(rm: RewardModel, name: str, sides: list[RenderedSide], batch: int, limit: int, slices: int) -> Row:
     """Let the four ways take turns over slices of the data."""
-    layer = hook_layer(rm.info.n_blocks, None)
+    layer = hook_layer(rm.info.n_blocks, None, HookSpec().depth)
     size = -(-len(sides) // 2 // slices) * 2
     seconds = dict.fromkeys(WAYS, 0.0)
     tokens = dict.fromkeys(WAYS, 0)

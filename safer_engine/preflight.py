@@ -44,7 +44,7 @@ def preflight(request: AuditRequest, pairs: PairSet) -> Preflight:
 
     spec = request.spec
     rm = load_reward_model(request.sources.model, spec.model, spec.runtime)
-    check_layer(rm, hook_layer(rm.info.n_blocks, spec.hook.layer))
+    check_layer(rm, hook_layer(rm.info.n_blocks, spec.hook.layer, spec.hook.depth))
     _check_latents(spec.sae, rm.info.d_in)
     table = pairs.pairs.slice(0, _SAMPLE_PAIRS)
     ids = [[cell.values.to_numpy() for cell in table[f"{side}_ids"]] for side in ("chosen", "rejected")]

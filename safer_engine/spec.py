@@ -103,8 +103,9 @@ class HookSpec(Section):
     """Which activations are read."""
 
     layer: int | None = Field(
-        None, ge=1, description="Residual stream after this many blocks; default round(0.7 × number of blocks)."
+        None, ge=1, description="Residual stream after this many blocks; default round(`depth` × number of blocks)."
     )
+    depth: float = Field(0.7, gt=0, le=1, description="Where `layer` is not given: the hook's place as a share of the blocks.")
     positions: Literal["all", "sentence_ends"] = Field(
         "all", description="Every token of the region, or only tokens that end a sentence."
     )
@@ -322,7 +323,7 @@ class AuditSpec(Section):
 
 
 PAPER_PRESET: dict[str, Any] = {
-    "hook": {"positions": "sentence_ends", "region": "text", "min_gap": 5},
+    "hook": {"depth": 0.75, "positions": "sentence_ends", "region": "text", "min_gap": 5},
     "sae": {
         "kind": "topk", "k": 64, "normalisation": "layernorm", "relu": False, "loss": "nmse",
         "lr": 3e-4, "batch": 256, "passes": 1.0, "aux_k": 0, "min_steps": 0, "renorm_every": 10,

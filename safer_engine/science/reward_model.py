@@ -142,13 +142,13 @@ class RewardModel:
         return outputs_BN @ torch.tensor(self.info.weights, dtype=torch.float64, device=head_BH.device)
 
 
-def hook_layer(n_blocks: int, layer: int | None) -> int:
-    """The hook's block, 1-based: `layer`, or round(0.7 · n_blocks) where none is given.
+def hook_layer(n_blocks: int, layer: int | None, depth: float) -> int:
+    """The hook's block, 1-based: `layer`, or round(depth · n_blocks), at least 1, where none is given.
 
     Raises:
         ModelRefused: the model has no such block.
     """
-    chosen = max(1, round(0.7 * n_blocks)) if layer is None else layer
+    chosen = max(1, round(depth * n_blocks)) if layer is None else layer
     if not 1 <= chosen <= n_blocks:
         raise ModelRefused(f"hook.layer is {layer}, but the model has {n_blocks} blocks", f"choose 1 … {n_blocks}")
     return chosen

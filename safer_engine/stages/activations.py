@@ -30,7 +30,7 @@ class ActivationsStage:
         found = inputs.get(PairSet)
         pairs, evaluation = found.pairs, found.evaluation
         rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)
-        layer = hook_layer(rm.info.n_blocks, ctx.spec.hook.layer)
+        layer = hook_layer(rm.info.n_blocks, ctx.spec.hook.layer, ctx.spec.hook.depth)
         check_layer(rm, layer)
         reading = ActivationPass(ctx, rm, layer, pairs.num_rows + (evaluation.num_rows if evaluation is not None else 0))
         invariance = reading.invariance(pairs)

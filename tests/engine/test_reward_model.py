@@ -11,6 +11,7 @@ from torch import nn
 
 from safer_engine.errors import ModelRefused
 from safer_engine.science.reward_model import LoadFacts, find_blocks, hook_layer, inspect, residual_of
+from safer_engine.spec import PAPER_PRESET
 from tests.helpers.tiny_model import DECODERS, ENCODERS, load_tiny, token_sequences
 
 FACTS = LoadFacts((1.0,), "score.weight", 0, "model", 0, "eager")
@@ -61,14 +62,21 @@ def test_head_positions_of_a_batch_equal_those_of_its_sequences() -> None:
     assert padless.head_positions(ids_BT, None).tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize(("blocks", "layer", "expected"), [(16, None, 11), (6, None, 4), (1, None, 1), (16, 12, 12)])
-def test_hook_layer(blocks: int, layer: int | None, expected: int) -> None:
-    assert hook_layer(blocks, layer) == expected
+@pytest.mark.parametrize(
+    ("blocks", "layer", "depth", "expected"),
+    [(16, None, 0.7, 11), (6, None, 0.7, 4), (1, None, 0.1, 1), (16, 12, 0.7, 12), (16, None, 0.75, 12), (5, None, 1.0, 5)],
+)
+def test_hook_layer(blocks: int, layer: int | None, depth: float, expected: int) -> None:
+    assert hook_layer(blocks, layer, depth) == expected
+
+
+def test_the_paper_preset_hooks_block_12_of_16() -> None:
+    assert hook_layer(16, None, PAPER_PRESET["hook"]["depth"]) == 12
 
 
 def test_a_layer_beyond_the_blocks_is_refused() -> None:
     with pytest.raises(ModelRefused, match="has 3 blocks"):
-        hook_layer(3, 4)
+        hook_layer(3, 4, 0.7)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.2, -0.5, 3.0)])
