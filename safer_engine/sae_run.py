@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safer_engine import sae_files
 from safer_engine.artifacts import Activations, PairSet
-from safer_engine.errors import Interrupted
+from safer_engine.errors import NumericalError
 from safer_engine.machine import resolve_device
 from safer_engine.splits import held_out_groups
 from safer_engine.stage import StageContext
@@ -154,8 +154,11 @@ class Loop:
         if state.step < params.steps:
             try:
                 self._train(params, state, curve, batches)
-            except Interrupted:  # raised between steps only, so the state is whole
-                sae_files.save_checkpoint(self.ctx.work, self.name, state, curve)
+            except NumericalError:  # going on from here would only fail again
+                raise
+            except BaseException:  # asked to stop, Ctrl-C, or broken down outside: the steps done are worth keeping
+                if state.is_whole:
+                    sae_files.save_checkpoint(self.ctx.work, self.name, state, curve)
                 raise
             sae_files.save_checkpoint(self.ctx.work, self.name, state, curve)
         window = min(params.dead_after, state.step * params.batch)

@@ -132,6 +132,8 @@ class TrainingState:
         self.step = 0
         self.threshold_sum = 0.0
         self.threshold_weight = 0.0
+        self.is_whole = True
+        """False while a step is writing into it: broken off then, it belongs to no step."""
 
     @property
     def threshold(self) -> float | None:
@@ -212,7 +214,7 @@ def geometric_median(x_BD: Tensor) -> Tensor:
 def train(params: TrainingParams, state: TrainingState, batches: Batches) -> Iterator[TrainingProgress]:
     """Run the steps that are left, changing `state` in place; yields after each.
 
-    Between two yields the state is whole: it may be exported then. Raises NumericalError on a non-finite loss or gradient.
+    While `state.is_whole` it may be exported, between two yields always. Raises NumericalError on a non-finite loss or gradient.
     """
     if state.step >= params.steps:
         return
@@ -231,8 +233,10 @@ def _step(params: TrainingParams, state: TrainingState, raw_BD: Tensor) -> Train
     if not (math.isfinite(loss) and math.isfinite(float(outcome.aux_loss))):
         raise NumericalError(f"the SAE's loss is {loss} at step {state.step + 1}", "lower the learning rate (sae.lr)")
     rate = params.rate(state.step)
+    state.is_whole = False
     _update(params, state, outcome.gradients, rate)
     _count(state, outcome, len(x_BD))
+    state.is_whole = True
     return TrainingProgress(
         step=state.step,
         positions=state.step * params.batch,

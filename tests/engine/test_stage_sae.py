@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from safer_engine import pipeline, sae_pretraining
 from safer_engine.api import prepare
 from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, SparseAutoencoder
-from safer_engine.errors import DatasetRefused, Interrupted, SpecError
+from safer_engine.errors import DatasetRefused, Interrupted, NumericalError, SpecError
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import Found
 from safer_engine.sae_files import ShardRows
@@ -59,8 +59,9 @@ def rows() -> list[dict[str, Any]]:
 class Stops(NullObserver):
     """Asks to stop, or breaks down, in a given step of the SAE's training."""
 
-    def __init__(self, at: int, crash: bool = False) -> None:
+    def __init__(self, at: int, crash: bool = False, error: BaseException | None = None) -> None:
         self.at, self.crash, self.asked = at, crash, False
+        self.error = error or SystemError("the machine died")
         self.first: float | None = None
 
     def progress(self, stage: str, done: float, total: float, unit: str) -> None:
@@ -68,7 +69,7 @@ class Stops(NullObserver):
             self.first = done if self.first is None else self.first
             self.asked = done >= self.at
             if self.asked and self.crash:
-                raise SystemError("the machine died")
+                raise self.error
 
     def cancelled(self) -> bool:
         return self.asked
@@ -217,6 +218,26 @@ def test_interrupted_and_resumed_is_the_same_to_the_last_bit(world: World, kind:
     resumed = world.sae(store=store, observer=last, **arguments)
     assert last.first == 24, "training went on from its checkpoint"
     assert digests(resumed) == digests(whole)
+
+
+def test_the_steps_done_are_kept_when_a_key_breaks_the_training_off(world: World) -> None:
+    """Without a checkpoint in time: only the breaking off itself can have saved one."""
+    arguments: dict[str, Any] = {"runtime": {"device": "cpu", "shard_pairs": 7, "checkpoint_seconds": 3600}}
+    with pytest.raises(KeyboardInterrupt):
+        world.run(store="keys", observer=Stops(7, crash=True, error=KeyboardInterrupt()), **arguments)
+    last = Stops(10**6)
+    resumed = world.sae(store="keys", observer=last, **arguments)
+    assert last.first == 8
+    assert digests(resumed) == digests(world.sae(**arguments))
+
+
+def test_numbers_that_broke_down_are_not_kept(world: World) -> None:
+    arguments: dict[str, Any] = {"runtime": {"device": "cpu", "shard_pairs": 7, "checkpoint_seconds": 3600}}
+    with pytest.raises(NumericalError):
+        world.run(store="broken", observer=Stops(7, crash=True, error=NumericalError("not finite")), **arguments)
+    last = Stops(10**6)
+    world.sae(store="broken", observer=last, **arguments)
+    assert last.first == 1
 
 
 def test_a_second_run_is_skipped(world: World) -> None:
