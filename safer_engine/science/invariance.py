@@ -19,6 +19,7 @@ from safer_engine.errors import ModelRefused, NumericalError
 from safer_engine.science.batches import BatchPlan, IntArray, pad
 from safer_engine.science.extraction import Reading, ShardResult, score
 from safer_engine.science.hooks import rewards, rewards_from_residual
+from safer_engine.science.length_limit import position_limit
 from safer_engine.science.reward_model import RewardModel
 
 DRIFT_LIMIT = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -48,6 +49,7 @@ class Invariance:
         batch_drift, padding_drift: largest |reward − reward alone| / margin_sd, run in mixed batches and run with
             needless padding; median_drift is the median over both.
         changed: pairs whose preference differs from that of the rewards alone in either condition.
+        n_unpadded: sequences run without needless padding, because they are as long as the model can read.
     """
 
     status: Literal["ok", "warning", "refused"]
@@ -58,6 +60,7 @@ class Invariance:
     padding_drift: float
     median_drift: float
     changed: int
+    n_unpadded: int = 0
 
     @property
     def max_drift(self) -> float:
@@ -66,9 +69,11 @@ class Invariance:
 
     def sentence(self) -> str:
         """The finding in one sentence, for a person."""
+        untested = "; padding was not tested: every sequence is as long as the model can read"
         return (
             f"rewards move by up to {self.max_drift:.2g} SD of the margins with batching and padding ({self.dtype}, "
             f"{self.n_pairs} pairs, {self.changed} preferences changed)"
+            + (untested if self.n_unpadded == 2 * self.n_pairs else "")
         )
 
 
@@ -111,6 +116,7 @@ def measure_invariance(rm: RewardModel, sample: Sample, plan: BatchPlan) -> Inva
         padding_drift=float(drifts[1].max()),
         median_drift=float(np.median(np.concatenate(drifts))),
         changed=n_changed,
+        n_unpadded=_needless_padding(rm, sequences).count(0),
     )
 
 
@@ -160,11 +166,15 @@ def _mixed(rm: RewardModel, sequences: Sequence[IntArray], plan: BatchPlan) -> N
 
 
 def _padded(rm: RewardModel, sequences: Sequence[IntArray]) -> NDArray[np.float64]:
-    """Rewards of sequences run one by one, with padding that nothing calls for; never beyond the longest of the sample, for
-    a model may have no more positions than that."""
-    longest = max(len(ids) for ids in sequences)
-    found = [_by_batches(rm, [ids], [[0]], min(_EXTRA_PADDING, longest - len(ids))) for ids in sequences]
-    return np.concatenate(found)
+    """Rewards of sequences run one by one, with padding that nothing calls for."""
+    extras = _needless_padding(rm, sequences)
+    return np.concatenate([_by_batches(rm, [ids], [[0]], extra) for ids, extra in zip(sequences, extras, strict=True)])
+
+
+def _needless_padding(rm: RewardModel, sequences: Sequence[IntArray]) -> list[int]:
+    """Columns of padding for each sequence, as far as the model's positions go."""
+    limit = position_limit(rm.model.config.to_dict())  # type: ignore[operator, union-attr]
+    return [_EXTRA_PADDING if limit is None else max(0, min(_EXTRA_PADDING, limit - len(ids))) for ids in sequences]
 
 
 def _by_batches(rm: RewardModel, sequences: Sequence[IntArray], batches: list[list[int]], extra: int) -> NDArray[np.float64]:

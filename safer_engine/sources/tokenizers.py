@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safer_engine.errors import ModelRefused
+from safer_engine.science.length_limit import position_limit
 from safer_engine.spec import ModelSpec
 
 if TYPE_CHECKING:
     from safer_engine.science.rendering import Renderer
-
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "data2vec-text")
-"""Model types whose first positions, up to and with the padding id, are never used by text."""
 
 
 def load_renderer(folder: Path, spec: ModelSpec, trust_remote_code: bool = False) -> Renderer:
@@ -45,10 +43,5 @@ def usable_length(folder: Path, max_length: int) -> int:
     """Longest sequence in tokens: `max_length`, or the number of positions in the model's config if that is smaller."""
     path = folder / "config.json"
     config = json.loads(path.read_bytes()) if path.is_file() else {}
-    config = config.get("text_config") or config
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if not isinstance(positions, int) or positions < 1:
-        return max_length
-    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
-        positions -= int(config.get("pad_token_id") or 0) + 1
-    return min(max_length, positions)
+    positions = position_limit(config)
+    return max_length if positions is None else min(max_length, positions)

@@ -80,6 +80,25 @@ def test_a_leak_is_measured_in_proportion_and_refused() -> None:
     assert "pad token" in caught.value.hint
 
 
+def test_the_longest_sequence_is_padded_too() -> None:
+    rm, ids = load_tiny("llama"), token_sequences()[15]
+    others = [(ids, ids[::-1].copy()), (np.roll(ids, 1), np.roll(ids, 2))]
+    with leak(rm, 1e-5):
+        found = measure_invariance(rm, others, BatchPlan(2000))
+    assert found.padding_drift > 0
+    assert found.n_unpadded == 0
+    assert "not tested" not in found.sentence()
+
+
+def test_no_sequence_is_padded_beyond_what_the_model_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    rm, ids = load_tiny("llama"), token_sequences()[15]
+    monkeypatch.setattr(rm.model.config, "max_position_embeddings", len(ids))
+    with leak(rm, 1e-5):
+        found = measure_invariance(rm, [(ids, ids[::-1].copy()), (np.roll(ids, 1), np.roll(ids, 2))], BatchPlan(2000))
+    assert (found.padding_drift, found.n_unpadded) == (0.0, 4)
+    assert "padding was not tested: every sequence is as long as the model can read" in found.sentence()
+
+
 def test_identical_sides_change_no_preference() -> None:
     rm = load_tiny("llama")
     ids = token_sequences()[0]
