@@ -33,6 +33,7 @@ from safer_engine.spec import DatasetSpec, LocalSource
 from safer_engine.store import digest_file
 
 if TYPE_CHECKING:
+    from safer_engine.pair_tables import Survey
     from safer_engine.science.pair_formats import Layout
     from safer_engine.sources.resolved import ResolvedDataset
 
@@ -97,8 +98,9 @@ def apply_edits(request: ApplyRequest) -> EditResult:
     _check_out(request, source, kind)
     lines = read_edit_lines(request.edits)
     resolved = _resolve(request.dataset)
-    layout = _unchanged(lines, resolved, request.dataset)
-    actions = _actions(lines, request)
+    surveyed = _unchanged(lines, resolved, request.dataset)
+    layout = surveyed.layout
+    actions = _actions(lines, request, {entry.row for entry in surveyed.entries if entry.part})
     changes = [
         Change(row=row, pair_id=line.pair_id, content_digest=line.content_digest, action=wanted)
         for row, (line, action) in enumerate(zip(lines, actions, strict=True))
@@ -190,8 +192,8 @@ def _check_out(request: ApplyRequest, source: Path, kind: Kind) -> None:
         raise InputRefused(f"{out} is already there", "give another --out, undo it first, or --force to replace it")
 
 
-def _unchanged(lines: list[EditLine], resolved: ResolvedDataset, spec: DatasetSpec) -> Layout:
-    """Check every row against its line, by place, pair id and content digest; returns how the rows are read."""
+def _unchanged(lines: list[EditLine], resolved: ResolvedDataset, spec: DatasetSpec) -> Survey:
+    """Check every row against its line, by place, pair id and content digest; returns what was read."""
     from safer_engine.pair_tables import survey
     from safer_engine.science.pairs import row_statuses
 
@@ -202,14 +204,14 @@ def _unchanged(lines: list[EditLine], resolved: ResolvedDataset, spec: DatasetSp
     for row, line in zip(rows, lines, strict=True):
         if (row.pair_id, row.content_digest) != (line.pair_id, line.content_digest):
             raise DatasetRefused(f"row {row.row + 1} is not what the audit read as {line.pair_id}", _CHANGED)
-    return surveyed.layout
+    return surveyed
 
 
-def _actions(lines: list[EditLine], request: ApplyRequest) -> list[Action]:
+def _actions(lines: list[EditLine], request: ApplyRequest, several: set[int]) -> list[Action]:
     if request.budget is None:
         return [line.action for line in lines]
     flips = "flip" in request.actions and any(line.action == "flip" for line in lines)
-    return recommend([line.candidate() for line in lines], request.budget, allow_flip=flips)
+    return recommend([line.candidate(several=row in several) for row, line in enumerate(lines)], request.budget, allow_flip=flips)
 
 
 @dataclass(frozen=True)

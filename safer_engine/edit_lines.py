@@ -37,9 +37,9 @@ class EditLine:
     suspicion: float | None
     both_orders: bool
 
-    def candidate(self) -> Candidate:
-        """The line as a row to recommend an action for."""
-        return Candidate(self.pair_id, self.axis, self.scored, self.suspicion, self.both_orders)
+    def candidate(self, *, several: bool = False) -> Candidate:
+        """The line as a row to recommend an action for; `several`: the row holds several pairs."""
+        return Candidate(self.pair_id, self.axis, self.scored, self.suspicion, self.both_orders, several)
 
 
 def edit_lines(rows: pa.Table, pairs: pa.Table, scores: pa.Table, spec: EditSpec) -> list[dict[str, Any]]:
@@ -58,8 +58,9 @@ def edit_lines(rows: pa.Table, pairs: pa.Table, scores: pa.Table, spec: EditSpec
     worst = _worst_pairs(pairs, scores)
     lines = [_line(row, worst) for row in rows.to_pylist()]
     both_orders = _rows_in_both_orders(pairs)
+    several = _rows_of_several(rows, pairs)
     candidates = [
-        Candidate(line["pair_id"], line["axis"], line["status"] == SCORED, line["suspicion"], row in both_orders)
+        Candidate(line["pair_id"], line["axis"], line["status"] == SCORED, line["suspicion"], row in both_orders, row in several)
         for row, line in zip(rows["row"].to_pylist(), lines, strict=True)
     ]
     actions = recommend(candidates, spec.budget, allow_flip=spec.allow_flip)
@@ -109,6 +110,13 @@ def _doubt(score: dict[str, Any]) -> tuple[float, str]:
 
 def _rows_in_both_orders(pairs: pa.Table) -> set[int]:
     return {row for row, both in zip(pairs["row"].to_pylist(), pairs["both_orders"].to_pylist(), strict=True) if both}
+
+
+def _rows_of_several(rows: pa.Table, pairs: pa.Table) -> set[int]:
+    """Rows that hold several pairs, used or not: their pairs' ids are not the row's own."""
+    own = dict(zip(rows["row"].to_pylist(), rows["pair_id"].to_pylist(), strict=True))
+    named = zip(pairs["row"].to_pylist(), pairs["pair_id"].to_pylist(), strict=True)
+    return {row for row, pair_id in named if row in own and own[row] != pair_id}
 
 
 def _line(row: dict[str, Any], worst: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Candidate:
         scored: whether the row was audited at all.
         suspicion: in [0, 1], higher = more doubtful; None without a value.
         both_orders: the row is a matter for a person, whatever its suspicion.
+        several: the row holds several pairs, so that it cannot be flipped.
     """
 
     pair_id: str
@@ -37,14 +38,15 @@ class Candidate:
     scored: bool
     suspicion: float | None
     both_orders: bool = False
+    several: bool = False
 
 
 def recommend(rows: Sequence[Candidate], budget: float, *, allow_flip: bool = False) -> list[Action]:
     """An action per row.
 
-    In each axis with n scored rows the ⌊budget · n⌋ rows of highest suspicion become `drop` (`flip` where that is allowed), the
-    next as many `review`. Rows in both orders become `review` by rule and take no place of the budget. Everything else, rows
-    without a suspicion among it, is kept. Equal suspicions are ordered by pair id.
+    In each axis with n scored rows the ⌊budget · n⌋ rows of highest suspicion become `drop` (`flip` where that is allowed and
+    the row holds one pair), the next as many `review`. Rows in both orders become `review` by rule and take no place of the
+    budget. Everything else, rows without a suspicion among it, is kept. Equal suspicions are ordered by pair id.
 
     Args:
         budget: share of the scored rows of each axis, in (0, 0.5).
@@ -55,7 +57,6 @@ def recommend(rows: Sequence[Candidate], budget: float, *, allow_flip: bool = Fa
     """
     check_budget(budget)
     actions: list[Action] = ["keep"] * len(rows)
-    strongest: Action = "flip" if allow_flip else "drop"
     sizes: dict[str, int] = {}
     ranked: dict[str, list[tuple[float, str, int]]] = {}
     for index, row in enumerate(rows):
@@ -72,6 +73,7 @@ def recommend(rows: Sequence[Candidate], budget: float, *, allow_flip: bool = Fa
         entries.sort()
         cut = budget_count(budget, sizes[axis])
         for place, (_, _, index) in enumerate(entries[: 2 * cut]):
+            strongest: Action = "flip" if allow_flip and not rows[index].several else "drop"
             actions[index] = strongest if place < cut else "review"
     return actions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from safer_engine.errors import DatasetRefused
@@ -174,20 +174,22 @@ def read_pairs(rows: Iterable[Row], layout: Layout) -> Iterator[PreferenceRow]:
 
 
 def _read_row(index: int, row: dict[str, Any], layout: Layout) -> Iterator[PreferenceRow]:
-    own_id = None
+    names = (_readable_name(row.get(name)) for name in ("id", "group", "axis", "subset"))
+    own_id, group, axis, subset = names
+    without = PreferenceRow(index, id=own_id, group=group, axis=axis, subset=subset, raw=row)
     try:
         own_id = _name(row.get("id"))
         group, axis, subset, style, item = (_name(row.get(name)) for name in ("group", "axis", "subset", "style", "item"))
         pairs = _PARSERS[layout.name](row, layout.label)
         _check_characters(pairs)
     except NoPreference:
-        yield PreferenceRow(index, id=own_id, reason=Drop.TIE, raw=row)
+        yield replace(without, reason=Drop.TIE)
         return
     except MalformedCell as error:
-        yield PreferenceRow(index, id=own_id, reason=Drop.MALFORMED, detail=str(error), raw=row)
+        yield replace(without, reason=Drop.MALFORMED, detail=str(error))
         return
     except KeyError as error:
-        yield PreferenceRow(index, id=own_id, reason=Drop.MALFORMED, detail=f"the column {error} is missing", raw=row)
+        yield replace(without, reason=Drop.MALFORMED, detail=f"the column {error} is missing")
         return
     if subset is None:
         subset = _plain_name(row.get(_SUBSET_COLUMNS.get(layout.name, "")))
@@ -234,6 +236,14 @@ def _name(cell: Any) -> str | None:
     if isinstance(cell, bool) or not isinstance(cell, (str, int)):
         raise MalformedCell(f"{type(cell).__name__} where a name is expected")
     return str(cell).encode(errors="replace").decode()
+
+
+def _readable_name(cell: Any) -> str | None:
+    """A cell as a name; None where it is none."""
+    try:
+        return _name(cell)
+    except MalformedCell:
+        return None
 
 
 def _plain_name(cell: Any) -> str | None:

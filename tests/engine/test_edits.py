@@ -94,3 +94,8 @@ def test_no_axis_exceeds_its_budget_and_dropped_rows_are_the_most_doubtful(rows:
             if row.axis == axis and row.scored and action == "keep" and row.suspicion is not None
         ]
         assert not dropped or not kept or min(v for v in dropped if v is not None) >= max(kept)
+
+
+def test_a_row_of_several_pairs_is_dropped_where_others_are_flipped() -> None:
+    rows = [*candidates(20, "x"), Candidate("many", "x", True, 1.0, several=True)]
+    assert recommend(rows, 0.1, allow_flip=True)[-2:] == ["flip", "drop"]

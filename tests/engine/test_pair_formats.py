@@ -9,7 +9,7 @@ import pytest
 from safer_engine.errors import DatasetRefused
 from safer_engine.science.drops import Drop
 from safer_engine.science.messages import Message
-from safer_engine.science.pair_formats import PreferenceRow, project, read_pairs, recognise
+from safer_engine.science.pair_formats import Layout, PreferenceRow, project, read_pairs, recognise
 from safer_engine.science.row_layouts import Label
 
 Row = dict[str, Any]
@@ -270,3 +270,15 @@ def test_the_known_layouts_are_in_the_hint() -> None:
     with pytest.raises(DatasetRefused) as caught:
         recognise([{"text": "x"}], "auto", {}, "safer")
     assert all(name in caught.value.hint for name in ("helpsteer3", "pku-saferlhf", "scored", "rewardbench", "trl"))
+
+
+def test_a_row_without_a_pair_keeps_the_columns_that_can_be_read() -> None:
+    layout = Layout("trl", {}, "safer")
+    rows = [
+        {"id": 7, "prompt": "q", "chosen": 3, "rejected": "b", "group": "g", "axis": "safety", "subset": "s"},
+        {"id": 8, "prompt": "q", "chosen": "a", "rejected": "b", "group": ["g"], "axis": "safety", "subset": "s"},
+    ]
+    first, second = read_pairs(rows, layout)
+    assert first.reason is second.reason is Drop.MALFORMED
+    assert (first.id, first.group, first.axis, first.subset) == ("7", "g", "safety", "s")
+    assert (second.id, second.group, second.axis, second.subset) == ("8", None, "safety", "s")
