@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from safer_engine.preflight import Preflight
 
 _SHOWN_CHARACTERS = 1200
+_INNER = ("tuple_blocks", "rewired_after", "head_pad_id", "pad_id", "blocks_name", "head_name", "head_source", "weights")
 
 
 @click.command("check")
@@ -52,12 +53,12 @@ def check_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
 def _print(request: AuditRequest, pairs: PairSet, found: Preflight) -> None:
     shown = console()
     shown.print(f"model {request.sources.model.origin}", markup=False)
-    shown.print(table("Reward model", ("what", "value"), [(key, value) for key, value in found.model.items()]))
+    shown.print(table("Reward model", ("what", "value"), _friendly(found.model)))
     for name in ("dataset", "evaluation"):
         health = pairs.health.get(name)
         if health is not None:
             _print_health(name, health)
-    shown.print(table("Batching and padding", ("what", "value"), list(found.invariance.items())))
+    shown.print(table("Batching and padding", ("what", "value"), _friendly(found.invariance)))
     example = found.example
     shown.print(
         f"Line {example.row} as the model reads it ({example.layout} rows, {example.template} template); "
@@ -77,6 +78,14 @@ def _print_health(name: str, health: dict[str, Any]) -> None:
     counted = {k: v for k, v in health.items() if isinstance(v, (int, float)) and k not in ("n_in", "n_kept")}
     rows += [(key.replace("_", " "), value) for key, value in counted.items()]
     console().print(table(f"{name.capitalize()}", ("pairs", ">count"), rows))
+    for line in health.get("examples", ()):
+        console().print(f"  {_readable(str(line))}", markup=False)
+
+
+def _friendly(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows for a person: what only the program needs is left out, and numbers are rounded."""
+    shown = [(key, value) for key, value in facts.items() if key not in _INNER and value is not None]
+    return [(key.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value)) for key, value in shown]
 
 
 def _readable(text: str) -> str:

@@ -8,9 +8,14 @@ from typing import Any
 
 import click
 
+from safer_engine.errors import SpecError
 from safer_engine.spec_layers import BuiltSpec, Document, Layer, build_spec, parse_assignment, parse_source, read_document
 
 Function = Callable[..., Any]
+_PLACEHOLDERS: Document = {
+    "model": {"path": "(required)"},
+    "dataset": {"source": {"kind": "local", "path": "(required)"}},
+}
 
 _AUDIT_OPTIONS = (
     click.option("--model", "-m", help="Reward model: local folder or hub id, org/name@revision."),
@@ -41,11 +46,19 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, no
 
 def audit_options(function: Function) -> Function:
     """Add the flags that describe an audit; the function receives them as one `BuiltSpec` named `built`."""
+    return _with_options(function, required=True)
 
+
+def shown_options(function: Function) -> Function:
+    """`audit_options` for a command that only shows the spec: where no model or dataset is given, a placeholder stands."""
+    return _with_options(function, required=False)
+
+
+def _with_options(function: Function, *, required: bool) -> Function:
     def wrapped(**values: Any) -> Any:
         names = ("model", "dataset", "eval_dataset", "spec_file", "preset", "assignments", "sample", "stratify", "device")
         mine = {name: values.pop(name) for name in (*names, "seed", "no_text", "trust_remote_code")}
-        return function(built=build_from_flags(**mine), **values)
+        return function(built=build_from_flags(required=required, **mine), **values)
 
     wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
     wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
@@ -54,14 +67,27 @@ def audit_options(function: Function) -> Function:
     return wrapped
 
 
-def build_from_flags(**flags: Any) -> BuiltSpec:
-    """The spec that a spec file and flags describe. Raises SpecError."""
+def build_from_flags(*, required: bool = True, **flags: Any) -> BuiltSpec:
+    """The spec that a spec file and flags describe. Raises SpecError, also where `required` and no model or dataset is given."""
     layers = []
     if flags["spec_file"] is not None:
         layers.append(Layer(f"file {flags['spec_file']}", read_document(flags["spec_file"])))
     layers.append(Layer("flag", _document(flags)))
     layers += [Layer(f"--set {text}", parse_assignment(text)) for text in flags["assignments"]]
+    given = {
+        name for name, key in (("model", "path"), ("dataset", "source")) if any(_names(x.document, name, key) for x in layers)
+    }
+    for section, flag in (("model", "--model"), ("dataset", "--dataset")):
+        if section not in given and required:
+            raise SpecError(f"no {section} is given", f"give {flag}, or a spec file with --spec")
+        if section not in given:
+            layers.insert(0, Layer("required", {section: _PLACEHOLDERS[section]}))
     return build_spec(layers)
+
+
+def _names(document: Document, section: str, key: str) -> bool:
+    value = document.get(section)
+    return key in value if isinstance(value, dict) else value is not None
 
 
 def _document(flags: dict[str, Any]) -> Document:

@@ -123,7 +123,7 @@ class TerminalObserver(QuietObserver):
     def stage_finished(self, stage: str, outcome: str, seconds: float) -> None:
         """Close the bar."""
         super().stage_finished(stage, outcome, seconds)
-        said = outcome if outcome in ("cached", "failed") else duration(seconds)
+        said = outcome if outcome in ("cached", "failed", "stopped") else duration(seconds)
         if outcome == "absent":
             said = "not computed"
         if self._console.is_terminal:
@@ -131,7 +131,7 @@ class TerminalObserver(QuietObserver):
             if task is None:
                 task = self._tasks[stage] = self._progress.add_task(stage, total=1, count="")
             total = next(t.total for t in self._progress.tasks if t.id == task) or 1
-            self._progress.update(task, total=total, completed=total if outcome != "failed" else 0, count=said)
+            self._progress.update(task, total=total, completed=total if outcome not in ("failed", "stopped") else 0, count=said)
             self._progress.stop_task(task)
         else:
             self._console.print(f"{stage}: {said}", markup=False)

@@ -48,7 +48,8 @@ def _print(load: Workload, estimates: list[Estimate]) -> None:
     for e in estimates:
         computing = e.state == "compute"
         rate = ("measured here" if e.measured else "assumed") if computing else ""
-        row = [e.stage, e.state, duration(e.seconds), rate, size(e.disk_bytes) if computing else "–", size(e.memory_bytes)]
+        sizes = [size(e.disk_bytes), size(e.memory_bytes)] if computing else ["–", "–"]
+        row = [e.stage, e.state, duration(e.seconds), rate, *sizes]
         rows.append(row + ([size(e.gpu_bytes)] if on_gpu else []))
     total = sum(e.seconds or 0.0 for e in estimates)
     rows.append(
@@ -58,7 +59,7 @@ def _print(load: Workload, estimates: list[Estimate]) -> None:
             duration(total),
             "",
             size(sum(e.disk_bytes for e in estimates)),
-            size(max(e.memory_bytes for e in estimates)),
+            size(max((e.memory_bytes for e in estimates if e.state == "compute"), default=None)),
         ]
     )
     shown.print(table("Plan", columns, rows))

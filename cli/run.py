@@ -69,7 +69,9 @@ def summary(report: AuditReport) -> dict[str, Any]:
     """What --json prints: where the report is, and the key figures of report.json."""
     document = report.document.model_dump(mode="json")
     figures = {name: document[name] for name in ("dataset", "reward_model", "sae", "edits", "verdict")}
-    return {"report": str(report.html.resolve()), "n_features": len(document["features"] or []), **figures}
+    features = report.document.features or []
+    counts = {"n_candidates": len(report.features), "n_safety_features": sum(bool(f.safety_feature) for f in features)}
+    return {"report": str(report.html.resolve()), **counts, **figures}
 
 
 def _print_summary(report: AuditReport, observer: QuietObserver, expected: dict[str, Estimate]) -> None:
@@ -85,5 +87,8 @@ def _print_summary(report: AuditReport, observer: QuietObserver, expected: dict[
     counts = report.edits["action"].value_counts().to_dict()
     shown.print(table("Edits", ("action", ">rows"), [(name, counts.get(name, 0)) for name in ("drop", "flip", "review", "keep")]))
     named = [feature for feature in report.document.features or [] if feature.safety_feature][:_SHOWN]
+    if not named:
+        shown.print("Safety features: none", markup=False)
+        return
     cells = [(f.latent_id, f"{f.salience:+.3f}", name_of(f)) for f in named]
     shown.print(table("Safety features", ("latent", ">salience", "about"), cells))

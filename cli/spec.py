@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cli.options import audit_options, json_option
+from cli.options import json_option, shown_options
 from cli.output import console, print_json, table
 from safer_engine.errors import SpecError
 from safer_engine.spec import AuditSpec
@@ -34,7 +34,7 @@ def init_command(path: Path, force: bool) -> None:
 
 
 @spec_group.command("show")
-@audit_options
+@shown_options
 @json_option
 def show_command(built: BuiltSpec, as_json: bool) -> None:
     """The resolved spec, with the origin of each value."""

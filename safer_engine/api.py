@@ -223,6 +223,12 @@ def _spec_of(
             raise SpecError("give a complete AuditSpec, or sections as keywords, not both")
         return spec
     layers = [Layer("argument", dict(spec or {})), Layer("keyword", document)]
+    for name, keyword in (("dataset", "rows"), ("evaluation", "evaluation_rows")):
+        given = (layer.document.get(name) for layer in layers)
+        if any(isinstance(value, (list, tuple)) or hasattr(value, "to_dict") for value in given):
+            raise SpecError(
+                f"{name} is to be a path, a hub id or a section", f"give rows in memory as {keyword}=… (an iterable of dicts)"
+            )
     memory = {"source": {"kind": "memory"}}
     if rows is not None:
         layers.append(Layer("rows", {"dataset": memory}))

@@ -191,7 +191,7 @@ def refuse_too_few(counts: dict[str, Any], minimum: int, what: str) -> None:
         table = ", ".join(f"{reason} {n}" for reason, n in counts["dropped"].items()) or "nothing was dropped"
         raise DatasetRefused(
             f"{what} has {counts['n_kept']} usable pairs of {counts['n_in']}, fewer than {minimum} (dropped: {table})",
-            "give more pairs, or lower min_pairs",
+            _too_few_hint(counts["dropped"], minimum, what),
         )
 
 
@@ -202,6 +202,18 @@ def refuse_one_group(counts: dict[str, Any]) -> None:
             f"all {counts['n_kept']} usable pairs are of one prompt group, and an audit needs at least two groups",
             "give pairs of more prompts, or check the column that `dataset.columns` names as the group",
         )
+
+
+def _too_few_hint(dropped: dict[str, int], minimum: int, what: str) -> str:
+    section = "evaluation" if "evaluation" in what else "dataset"
+    lower = f"lower the limit of {minimum} with --set {section}.min_pairs=2 or more"
+    most = max(dropped, key=lambda reason: dropped[reason], default="")
+    causes = {
+        "sampled_out": f"draw a larger sample ({section}.sample)",
+        "over_long": "raise model.max_length, or set model.truncation_side=left",
+        "in_training_data": "give evaluation pairs whose prompts are not in the dataset",
+    }
+    return f"{causes.get(most, 'give more pairs')}, or {lower}"
 
 
 def pairs_schema() -> pa.Schema:

@@ -156,8 +156,9 @@ def _compute(
         with measured() as measurement:
             try:
                 outcome = stage.run(context, inputs)
-            except BaseException:
-                observer.stage_finished(stage.name, "failed", measurement.seconds)
+            except BaseException as error:
+                stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
+                observer.stage_finished(stage.name, "stopped" if stopped else "failed", measurement.seconds)
                 raise
         draft = _draft(stage, outcome, request, {k.__name__: _digest(found[k]) for k in stage.consumes})
         stored: StoredArtifact = store.commit(stage.name, key, work, replace(draft, cost=measurement.cost))

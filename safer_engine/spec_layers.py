@@ -71,13 +71,16 @@ def expand(document: Document) -> Document:
 
 
 def parse_source(text: str) -> Document:
-    """A dataset argument: an existing path, else a hub id `org/name[@revision][#[config/]split]`.
+    """A dataset argument: an existing path, a folder with `#split`, else a hub id `org/name[@revision][#[config/]split]`.
 
     Raises:
         SpecError: neither.
     """
     if Path(text).expanduser().exists():
         return {"kind": "local", "path": text}
+    folder, _, split = text.rpartition("#")
+    if folder and split and Path(folder).expanduser().is_dir():
+        return {"kind": "local", "path": folder, "split": split}
     match = _HUB_ID.match(text)
     if match is None or Path(text).suffix in {".jsonl", ".json", ".parquet", ".csv", ".gz"}:
         raise SpecError(f"dataset {text!r} does not exist", "give a file, a save_to_disk folder, or org/name[@revision][#split]")

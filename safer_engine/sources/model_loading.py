@@ -106,7 +106,8 @@ def _load_config(folder: Path, runtime: RuntimeSpec) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=runtime.trust_remote_code)
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=runtime.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelRefused(
             f"Transformers cannot read {folder / 'config.json'}: {error}", "is its model_type supported?"

@@ -58,7 +58,7 @@ def resolve_model(spec: ModelSpec, runtime: RuntimeSpec, cache: Path | None) -> 
         ModelRefused: not found, no config, tokenizer or head, pickled weights, remote code, or a damaged file.
     """
     found = _find(spec.path, runtime.trust_remote_code)
-    adapter = None if spec.adapter is None else _find(spec.adapter, runtime.trust_remote_code)
+    adapter = None if spec.adapter is None else _find_adapter(spec.adapter)
     _check_settings(found.path, runtime.trust_remote_code)
     head = head_tensors(read_weights(found.path))
     if adapter is not None:
@@ -100,6 +100,14 @@ def _find(named: str, code: bool) -> _Folder:
     if match is None or local.is_absolute() or local.is_file():
         raise ModelRefused(f"there is no model folder {named}", "give a folder, or a hub id such as org/name@revision")
     return _from_hub(match["name"], match["revision"], code)
+
+
+def _find_adapter(named: str) -> _Folder:
+    """`_find`, whose refusals speak of a model, for the adapter."""
+    try:
+        return _find(named, False)
+    except ModelRefused as error:
+        raise ModelRefused(f"model.adapter {named} cannot be found: {error.message}", error.hint) from error
 
 
 def _from_hub(name: str, revision: str | None, code: bool) -> _Folder:

@@ -191,7 +191,7 @@ def test_the_observer_can_stop_a_run_and_it_goes_on_later(store: LocalArtifactSt
     watcher.stop = True
     with pytest.raises(Interrupted):
         run(request(), store, watcher, stages=stages())
-    assert watcher.outcomes == [("numbers", "failed")]
+    assert watcher.outcomes == [("numbers", "stopped")]
     resumed = Numbers()
     run(request(), store, stages=(resumed,))
     assert resumed.computed == [1, 2, 3]

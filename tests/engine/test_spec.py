@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.spec import commented_spec
+from safer_engine.api import audit
 from safer_engine.errors import SpecError
 from safer_engine.spec import AuditSpec, Section, merge
 from safer_engine.spec_layers import Layer, build_spec, leaves, parse_assignment, parse_source, read_document
@@ -161,3 +162,15 @@ def test_merge_keeps_what_the_upper_layer_does_not_say(base: dict[str, object], 
 def test_values_that_contradict_themselves(document: dict[str, object], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         build_spec([Layer("test", {"dataset": "org/data", **document})])
+
+
+def test_a_split_of_a_local_folder_is_named_after_a_hash(tmp_path: Path) -> None:
+    (tmp_path / "d" / "saved").mkdir(parents=True)
+    named = f"{tmp_path / 'd' / 'saved'}"
+    assert parse_source(f"{named}#train") == {"kind": "local", "path": named, "split": "train"}
+
+
+def test_rows_given_as_a_dataset_point_to_the_right_argument() -> None:
+    with pytest.raises(SpecError) as caught:
+        audit(model="m", dataset=[{"chosen": "a", "rejected": "b"}])
+    assert "rows=" in caught.value.hint
