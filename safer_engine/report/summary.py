@@ -183,8 +183,9 @@ def _say_features(report: ReportDocument) -> str:
     first = max(named, key=lambda f: abs(f.salience))
     quote = f" (“{name_of(first)}”)" if name_of(first) else ""
     chosen = sum(f.fires_on == "chosen" for f in named)
+    rated = "a safety feature" if len(named) == 1 else "safety features"
     return (
-        f"{_are(len(named), 'latent')} rated as safety features, {count(chosen)} firing more on chosen and "
+        f"{_are(len(named), 'latent')} rated as {rated}, {count(chosen)} firing more on chosen and "
         f"{count(len(named) - chosen)} on rejected responses; the most salient is latent {first.latent_id}{quote}, "
         f"which fires more on {first.fires_on} responses (salience {signed(first.salience, 2)})."
     )
