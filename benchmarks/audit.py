@@ -61,10 +61,8 @@ def sizes(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def paper_work(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    from benchmarks.extraction import build_llama
-
     rows = read_rows(arguments.data)
-    model = build_llama(folder / "llama", rows, width=256, blocks=8)
+    model = build_llama(folder / "llama", arguments.data)
     data = folder / "paper.jsonl"
     write_rows(data, window_of_mean_length(model, rows))
     spec = {
@@ -75,6 +73,24 @@ def paper_work(arguments: argparse.Namespace, folder: Path) -> list[dict[str, An
         "runtime": {"device": "cpu"},
     }
     return [one_run(model, data, spec, folder / "run", f"paper's work, {PAPER_PAIRS} pairs")]
+
+
+def build_llama(folder: Path, data: Path) -> Path:
+    """A random-weight Llama reward model of the paper scripts' measured shape, with a BPE trained on the data."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from benchmarks.extraction import read, trained_bpe
+
+    tokenizer = trained_bpe(list(read(data, 10_000)))
+    shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 8}
+    config = LlamaConfig(
+        **shape, vocab_size=8192, max_position_embeddings=1024, num_labels=1, pad_token_id=tokenizer.pad_token_id
+    )
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def one_run(model: Path, data: Path, spec: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
