@@ -210,11 +210,22 @@ def test_a_link_to_a_folded_card_unfolds_it(browser: Any, files: dict[str, Path]
 def test_tooltips_show_on_hover_and_focus(browser: Any, files: dict[str, Path]) -> None:
     with Visit(browser, files["plain"]) as visit:
         page = visit.page
-        page.locator(".plot.wide-only .chosen-dot").first.hover(force=True)
-        page.wait_for_selector("#tip.on")
+        dot = page.locator(".plot.wide-only .chosen-dot").first
+        dot.scroll_into_view_if_needed()
+        # Scrolling hides a tip, and the last scroll event may come after the pointer: hover until it rests.
+        for _ in range(20):
+            page.mouse.move(0, 0)
+            dot.hover(force=True)
+            page.wait_for_timeout(200)
+            if page.locator("#tip.on").count():
+                break
+        page.wait_for_selector("#tip.on", timeout=1000)
         assert "salience +" in page.text_content("#tip")
         page.keyboard.press("Escape")
-        page.locator(".plot.wide-only a[aria-label]").last.focus()
+        last = page.locator(".plot.wide-only a[aria-label]").last
+        last.scroll_into_view_if_needed()
+        page.wait_for_timeout(200)
+        last.focus()
         page.wait_for_selector("#tip.on")
 
 
