@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safer_engine.errors import DatasetRefused
-from safer_engine.science.drops import Drop
+from safer_engine.science.drops import Drop, SideDropped
 from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import DatasetSpec
 
@@ -255,8 +255,6 @@ def _unchanged(entries: Iterable[Entry], pairs: Iterable[PreferenceRow]) -> Iter
 
 def _rendered(batch: Sequence[tuple[Entry, PreferenceRow]], renderer: Renderer) -> Iterator[Usable | tuple[Drop, str]]:
     """The pairs of a batch, rendered; or why one is dropped, and a detail where the reason is not plain."""
-    from safer_engine.science.rendering import SideDropped
-
     wanted = [pair for entry, pair in batch if entry.reason is None]
     sides = iter(renderer.sides([request for pair in wanted for request in pair.requests]))
     for entry, pair in batch:

@@ -1,4 +1,4 @@
-"""Why a row gives no usable pair: one word for each reason, counted and shown."""
+"""Why a row gives no usable pair: one word for each reason, counted and shown; and what says so of a side."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ class Drop(StrEnum):
     """Longer than the limit and not to be cut, or nothing of the response would be left."""
     IDENTICAL_AFTER_TRUNCATION = "identical_after_truncation"
     """The model would read the same tokens for both sides."""
+
+
+class SideDropped(ValueError):
+    """A side can't be read by the model; `reason` says why."""
+
+    def __init__(self, reason: Drop, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -14,44 +14,29 @@ it, so the last token, which a decoder's head reads, is always a response token.
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safer_engine.errors import ModelRefused
-from safer_engine.science.drops import Drop
+from safer_engine.science.chat_templates import (
+    PROBE_PROMPT,
+    PROBE_RESPONSE,
+    Frame,
+    Layout,
+    check_template,
+    frame_of,
+    place,
+    squeezed,
+)
+from safer_engine.science.drops import Drop, SideDropped
 from safer_engine.science.messages import Message, role_marked
 
 Truncation = Literal["left", "right", "drop"]
 Messages = Sequence[Message]
-_Outcome = TypeVar("_Outcome")
-
-_PLACEHOLDERS = ("Qzx7placeholder7xzQ", "Wvk3otherwords3kvW")
-_TEMPLATE_STEPS = 1_000_000
-"""Lines a chat template may run to write the probes; real ones run some hundreds."""
-_PROBE_PROMPT = (Message("user", "How many are there?"),)
-_PROBE_RESPONSE = "There are forty two of them"
-_FIXED_DATE = (
-    ("%-d", "26"), ("%d", "26"), ("%e", "26"), ("%-m", "7"), ("%m", "07"), ("%B", "July"), ("%b", "Jul"), ("%Y", "2024"),
-    ("%y", "24"), ("%A", "Friday"), ("%a", "Fri"), ("%j", "208"), ("%H", "00"), ("%M", "00"), ("%S", "00"),
-)  # fmt: skip
-"""What a template that prints today's date is given: a rendering must not depend on the day."""
-
-
-class SideDropped(ValueError):
-    """A side can't be read by the model; `reason` says why."""
-
-    def __init__(self, reason: Drop, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,23 +59,6 @@ class RenderedSide:
     start: int
     end: int
     truncated: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """A conversation as text, and the characters of the response's content in it."""
-
-    text: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """What a chat template writes before and after a response to some prompt."""
-
-    before: str
-    after: str
 
 
 @dataclass(frozen=True)
@@ -120,26 +88,26 @@ class Renderer:
 
     def sides(self, requests: Sequence[tuple[Messages, str]]) -> list[RenderedSide | SideDropped]:
         """Render many sides in one call of the tokenizer; those that can't be read are SideDropped values, in place."""
-        frames: dict[tuple[Message, ...], _Frame | SideDropped] = {}
+        frames: dict[tuple[Message, ...], Frame | SideDropped] = {}
         layouts = [self._lay_out(tuple(prompt), response, frames) for prompt, response in requests]
-        texts = [layout.text for layout in layouts if isinstance(layout, _Layout)]
+        texts = [layout.text for layout in layouts if isinstance(layout, Layout)]
         encodings = iter(_encode(self.tokenizer, texts))
-        return [self._cut(layout, *next(encodings)) if isinstance(layout, _Layout) else layout for layout in layouts]
+        return [self._cut(layout, *next(encodings)) if isinstance(layout, Layout) else layout for layout in layouts]
 
     def _lay_out(
-        self, prompt: tuple[Message, ...], response: str, frames: dict[tuple[Message, ...], _Frame | SideDropped]
-    ) -> _Layout | SideDropped:
+        self, prompt: tuple[Message, ...], response: str, frames: dict[tuple[Message, ...], Frame | SideDropped]
+    ) -> Layout | SideDropped:
         if not response.strip():
             return SideDropped(Drop.EMPTY_SIDE, "the response is empty")
         if self.template == "plain":
             before = f"{role_marked(prompt)}\n\nAssistant: " if prompt else ""
-            return _Layout(before + response, len(before), len(before) + len(response))
+            return Layout(before + response, len(before), len(before) + len(response))
         if prompt not in frames:
-            frames[prompt] = _frame(self.tokenizer, prompt)
+            frames[prompt] = frame_of(self.tokenizer, prompt)
         frame = frames[prompt]
-        return frame if isinstance(frame, SideDropped) else _place(self.tokenizer, prompt, response, frame)
+        return frame if isinstance(frame, SideDropped) else place(self.tokenizer, prompt, response, frame)
 
-    def _cut(self, layout: _Layout, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> RenderedSide | SideDropped:
+    def _cut(self, layout: Layout, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> RenderedSide | SideDropped:
         """Find the response's tokens and fit all tokens into the limit."""
         content = np.flatnonzero((offsets[:, 1] > layout.start) & (offsets[:, 0] < layout.stop))
         if not len(content):
@@ -211,7 +179,7 @@ def make_renderer(
         )
     template: Literal["chat", "plain"] = "chat" if tokenizer.chat_template else "plain"
     special = frozenset(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    probe = _check_template(tokenizer) if template == "chat" else _PROBE_RESPONSE
+    probe = check_template(tokenizer) if template == "chat" else PROBE_RESPONSE
     written = _encode(tokenizer, [probe])[0][0].tolist()
     add = not special.intersection(written) if (template, add_special_tokens) == ("chat", "auto") else bool(add_special_tokens)
     prefix, suffix = _added_tokens(tokenizer, written) if add else ((), ())
@@ -254,125 +222,10 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[tuple[NDArray[np.int32], N
     ]
 
 
-class _EndlessTemplate(RuntimeError):
-    """A chat template took more steps than any sensible one."""
-
-
-@contextmanager
-def _bounded_steps(limit: int = _TEMPLATE_STEPS) -> Iterator[None]:
-    """Raise _EndlessTemplate in a chat template that runs more than `limit` of its lines inside the block.
-
-    Lines are counted by a trace function of this thread, so nothing is left running. What one line does (joining a text
-    to itself over and over) is not bounded.
-    """
-    steps = itertools.count(1)
-
-    def count(frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
-        if frame.f_code.co_filename != "<template>":
-            return None
-        if next(steps) > limit:
-            raise _EndlessTemplate(f"it does not end within {limit:,} steps")
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What a template can raise beside jinja2's own errors (RecursionError is a RuntimeError)."""
-
-
-def _render(tokenizer: Any, messages: Messages, *, open_turn: bool = False) -> str | SideDropped:
-    """A conversation as its chat template writes it."""
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(
-            [message.as_dict() for message in messages],
-            tokenize=False,
-            add_generation_prompt=open_turn,
-            chat_template=_dated(tokenizer.get_chat_template()),
-        )
-    except (TemplateError, *_FAILURES) as error:
-        said = str(error) if isinstance(error, (TemplateError, _EndlessTemplate)) else f"{type(error).__name__}: {error}"
-        return SideDropped(Drop.UNRENDERABLE, f"the chat template refuses the conversation: {said}")
-    return str(text)
-
-
-def _dated(template: str) -> str:
-    """The template with its clock stopped."""
-    if "strftime_now" not in template:
-        return template
-    replaced = "".join(f"|replace({code!r}, {value!r})" for code, value in _FIXED_DATE)
-    return "{%- macro strftime_now(format) -%}{{- format" + replaced + " -}}{%- endmacro -%}" + template
-
-
-def _frame(tokenizer: Any, prompt: Messages, placeholder: str = _PLACEHOLDERS[0]) -> _Frame | SideDropped:
-    text = _render(tokenizer, [*prompt, Message("assistant", placeholder)])
-    if isinstance(text, SideDropped):
-        return text
-    if text.count(placeholder) != 1:
-        return SideDropped(Drop.UNRENDERABLE, "the chat template doesn't write the response exactly once")
-    before, after = text.split(placeholder)
-    return _Frame(before, after)
-
-
-def _place(tokenizer: Any, prompt: Messages, response: str, frame: _Frame) -> _Layout | SideDropped:
-    """Render a conversation and find its response: what stands between what the template writes round a placeholder.
-
-    Where the template writes something else round this response (reasoning that it formats anew), the response begins
-    where the opened assistant turn ends, provided that everything from there on is the response but for white space.
-    """
-    text = _render(tokenizer, [*prompt, Message("assistant", response)])
-    if isinstance(text, SideDropped):
-        return text
-    stop = len(text) - len(frame.after)
-    if text.startswith(frame.before) and text.endswith(frame.after) and stop > len(frame.before):
-        written = text[len(frame.before) : stop]
-        if written.strip() and (written in response or written.strip() == response.strip()):
-            return _Layout(text, len(frame.before), stop)
-    opened = _render(tokenizer, prompt, open_turn=True)
-    if isinstance(opened, str) and text.startswith(opened) and text.endswith(frame.after):
-        start = len(opened)
-        if _squeezed(text[start:stop]) == _squeezed(response):
-            return _Layout(text, start, stop)
-    return SideDropped(Drop.UNRENDERABLE, "the chat template changes the response, so it can't be located")
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
-def _probed(probe: Callable[[], _Outcome | SideDropped]) -> _Outcome:
-    """A rendering that must come out, in a bounded number of steps. Raises ModelRefused."""
-    with _bounded_steps():  # once for each: an exception raised while tracing ends the tracing
-        outcome = probe()
-    if isinstance(outcome, SideDropped):
-        raise ModelRefused(outcome.detail, "repair chat_template in the model's tokenizer, or remove it for plain text")
-    return outcome
-
-
-def _check_template(tokenizer: Any) -> str:
-    """A short conversation as the template writes it. Raises ModelRefused when responses can't be located in it."""
-    probes = [partial(_frame, tokenizer, _PROBE_PROMPT, placeholder) for placeholder in _PLACEHOLDERS]
-    frames = [_probed(probe) for probe in probes]
-    text = _probed(partial(_render, tokenizer, [*_PROBE_PROMPT, Message("assistant", _PROBE_RESPONSE)]))
-    if frames[0] != frames[1]:
-        raise ModelRefused(
-            "what the chat template writes round a response depends on the response",
-            "repair chat_template in the model's tokenizer, or remove it for plain text",
-        )
-    return str(text)
-
-
 def _added_tokens(tokenizer: Any, written: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Special tokens the tokenizer puts before and after a text, less those that `written` already begins or ends with."""
-    inner = tokenizer(_PROBE_RESPONSE, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
-    whole = tokenizer(_PROBE_RESPONSE, add_special_tokens=True, truncation=False, padding=False)["input_ids"]
+    inner = tokenizer(PROBE_RESPONSE, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
+    whole = tokenizer(PROBE_RESPONSE, add_special_tokens=True, truncation=False, padding=False)["input_ids"]
     for at in range(len(whole) - len(inner) + 1):
         if whole[at : at + len(inner)] == inner:
             prefix, suffix = tuple(whole[:at]), tuple(whole[at + len(inner) :])
@@ -393,13 +246,13 @@ def _wants_end_token(tokenizer: Any) -> bool:
 def _check_tokens(renderer: Renderer) -> None:
     """Refuse a tokenizer whose response tokens don't decode to the response."""
     probe = replace(renderer, max_length=1 << 20)
-    side = probe.side(_PROBE_PROMPT, _PROBE_RESPONSE)
+    side = probe.side(PROBE_PROMPT, PROBE_RESPONSE)
     ids = side.ids[side.start : side.end]
     if renderer.tokenizer.unk_token_id in ids:
         return
-    read = _squeezed(str(renderer.tokenizer.decode(ids.tolist()))).casefold()
-    if _squeezed(_PROBE_RESPONSE).casefold() not in read:
+    read = squeezed(str(renderer.tokenizer.decode(ids.tolist()))).casefold()
+    if squeezed(PROBE_RESPONSE).casefold() not in read:
         raise ModelRefused(
-            f"the tokens found for the response {_PROBE_RESPONSE!r} decode to {read!r}",
+            f"the tokens found for the response {PROBE_RESPONSE!r} decode to {read!r}",
             "the tokenizer's offsets are unreliable: save it anew with a current version of Transformers",
         )

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from safer_engine.errors import ModelRefused
-from safer_engine.science.drops import Drop
+from safer_engine.science.drops import Drop, SideDropped
 from safer_engine.science.messages import Message
-from safer_engine.science.rendering import RenderedSide, SideDropped, Truncation, make_renderer, mark_response, render_pair
+from safer_engine.science.rendering import RenderedSide, Truncation, make_renderer, mark_response, render_pair
 from tests.helpers.tiny_model import build_tokenizer
 
 LLAMA3 = (
