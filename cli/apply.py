@@ -101,15 +101,23 @@ def _report(result: EditResult, as_json: bool, *, undone: bool) -> None:
         shown = {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(result).items()}
         print_json({"undone": undone, **shown})
         return
+    if undone and not result.dropped + result.flipped:
+        click.echo(f"{result.out}: nothing had been changed, so there is nothing to undo; {result.n_rows:,} rows")
+        return
     if undone:
         click.echo(
             f"{result.out}: restored, {result.n_rows:,} rows ({result.dropped:,} brought back, {result.flipped:,} flipped back)"
         )
         return
     kept = result.n_rows - result.dropped
-    click.echo(f"{result.out}: {kept:,} of {result.n_rows:,} rows, {result.dropped:,} dropped, {result.flipped:,} flipped")
+    if result.removed is None:
+        click.echo(f"{result.out}: nothing is to be done, so this is a copy of the dataset, {result.n_rows:,} rows")
+    else:
+        click.echo(f"{result.out}: {kept:,} of {result.n_rows:,} rows, {result.dropped:,} dropped, {result.flipped:,} flipped")
     for action, count in sorted(result.left.items()):
         how = "for a person to decide" if action == "review" else f"not applied; give --action drop,{action}"
         click.echo(f"  {count:,} rows marked {action} are left as they are: {how}")
+    if result.removed is None:
+        return
     click.echo(f"  as they were: {result.removed}")
     click.echo(f"  undo: safer-audit apply --undo --out {result.out}")

@@ -1,24 +1,23 @@
-"""Apply recommended edits to a dataset file, and undo them.
+"""Apply recommended edits to a dataset (a file, or a folder of files), and undo them.
 
-The edited dataset keeps the format of the original. Beside it lie the rows that were removed or changed, as they were, and a
-manifest from which `undo_edits` restores the original: byte for byte for text files (their uncompressed content), row by row
-with the same schema for tables.
+The edited dataset keeps the format and the layout of the original. Beside it lie the rows that were removed or changed, as they
+were, and a manifest from which `undo_edits` restores the original: byte for byte for text files (their uncompressed content),
+row by row with the same schema for tables.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from safer_engine.edit_lines import EditLine, read_edit_lines
 from safer_engine.edit_manifest import (
     Change,
     EditManifest,
-    TableRecord,
-    TextRecord,
+    Kind,
     digest_path,
     discard,
     manifest_path,
@@ -26,6 +25,7 @@ from safer_engine.edit_manifest import (
     read_manifest,
     removed_path,
 )
+from safer_engine.edit_parts import Plan, check_untouched, restore, write
 from safer_engine.edit_tables import Places
 from safer_engine.errors import DatasetRefused, InputRefused, SpecError
 from safer_engine.science.edits import Action, recommend
@@ -34,11 +34,9 @@ from safer_engine.store import digest_file
 
 if TYPE_CHECKING:
     from safer_engine.pair_tables import Survey
-    from safer_engine.science.pair_formats import Layout
     from safer_engine.sources.resolved import ResolvedDataset
 
 Applied = Literal["drop", "flip"]
-Kind = Literal["jsonl", "json", "csv", "parquet", "saved"]
 _KINDS: dict[str, Kind] = {"jsonl": "jsonl", "json": "json", "csv": "csv", "parquet": "parquet"}
 _CHANGED = "apply edits to the very dataset that was audited, with the same columns, format and label"
 
@@ -73,7 +71,7 @@ class EditResult:
         n_rows: rows of the original.
         dropped, flipped: rows removed and swapped (by undo: brought back).
         left: rows that were recommended something that was not carried out, by action.
-        removed: where the changed rows lie as they were; None after undo.
+        removed: where the changed rows lie as they were; None after undo, or where nothing was to be done.
     """
 
     out: Path
@@ -99,7 +97,6 @@ def apply_edits(request: ApplyRequest) -> EditResult:
     lines = read_edit_lines(request.edits)
     resolved = _resolve(request.dataset)
     surveyed = _unchanged(lines, resolved, request.dataset)
-    layout = surveyed.layout
     actions = _actions(lines, request, {entry.row for entry in surveyed.entries if entry.part})
     changes = [
         Change(row=row, pair_id=line.pair_id, content_digest=line.content_digest, action=wanted)
@@ -109,23 +106,27 @@ def apply_edits(request: ApplyRequest) -> EditResult:
     if all(action == "drop" for action in actions) and "drop" in request.actions:
         raise InputRefused("every row would be dropped", "look at the actions in edits.jsonl")
     removed = removed_path(request.out, kind)
-    plan = _Plan(kind, changes, len(lines), layout, request)
-    with publishing(request.out) as edited, publishing(manifest_path(request.out)) as noted, publishing(removed) as kept:
+    plan = Plan(kind, changes, len(lines), surveyed.layout, _split(request.dataset))
+    with ExitStack() as publications:
+        edited, noted = (publications.enter_context(publishing(at)) for at in (request.out, manifest_path(request.out)))
+        kept = publications.enter_context(publishing(removed)) if changes else removed
         manifest = EditManifest(
             dataset=source.name,
             kind=kind,
-            removed=removed.name,
+            removed=removed.name if changes else None,
             edits_digest=digest_file(request.edits),
             actions=sorted(request.actions),
             budget=request.budget,
             n_rows=len(lines),
             changes=changes,
-            record=_write(Places(source, edited, kept), plan),
+            record=write(Places(source, edited, kept), plan),
         )
         noted.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    if not changes:
+        discard(removed)  # of an earlier apply, which --force replaces
     done = Counter(change.action for change in changes)
     left: Counter[str] = Counter(action for action in actions if action != "keep" and action not in request.actions)
-    return EditResult(request.out, len(lines), done["drop"], done["flip"], dict(left), removed)
+    return EditResult(request.out, len(lines), done["drop"], done["flip"], dict(left), removed if changes else None)
 
 
 def undo_edits(out: Path) -> EditResult:
@@ -137,17 +138,20 @@ def undo_edits(out: Path) -> EditResult:
     """
     out = out.expanduser()
     manifest = read_manifest(out)
-    removed = out.with_name(manifest.removed)
+    removed = out if manifest.removed is None else out.with_name(manifest.removed)
     if not out.exists():
         raise InputRefused(f"there is nothing at {out} to restore", "put the edited dataset back, or go back to the original")
-    if manifest.restored_digest is None or digest_path(out) != manifest.restored_digest:
-        _check_untouched(out, removed, manifest)
+    if manifest.removed is None:
+        check_untouched(out, None, manifest)
+    elif manifest.restored_digest is None or digest_path(out) != manifest.restored_digest:
+        check_untouched(out, removed, manifest)
         with publishing(out) as restored:
-            _restore(Places(out, restored, removed), manifest)
+            restore(Places(out, restored, removed), manifest)
             final = manifest.model_copy(update={"restored_digest": digest_path(restored)})
             with publishing(manifest_path(out)) as noted:  # so that an undo that is broken off here can be finished
                 noted.write_text(final.model_dump_json(indent=1), encoding="utf-8")
-    discard(removed)
+    if manifest.removed is not None:
+        discard(removed)
     discard(manifest_path(out))
     done = Counter(change.action for change in manifest.changes)
     return EditResult(out, manifest.n_rows, done["drop"], done["flip"], {}, None)
@@ -157,6 +161,10 @@ def _local(spec: DatasetSpec) -> Path:
     if not isinstance(spec.source, LocalSource):
         raise DatasetRefused("edits are applied to local files", "save the dataset to a file or with save_to_disk first")
     return Path(spec.source.path).expanduser()
+
+
+def _split(spec: DatasetSpec) -> str | None:
+    return spec.source.split if isinstance(spec.source, LocalSource) else None
 
 
 def _resolve(spec: DatasetSpec) -> ResolvedDataset:
@@ -171,7 +179,7 @@ def _kind(path: Path) -> Kind:
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return "saved"
-        raise DatasetRefused(f"{path} is a folder of files", "put its rows into one file, audit that, and apply the edits to it")
+        return "folder"
     if not path.is_file():
         raise DatasetRefused(f"there is no file or folder {path}", "give the dataset that was audited")
     found = _KINDS.get(kind_of(path) or "")
@@ -183,13 +191,17 @@ def _kind(path: Path) -> Kind:
 def _check_out(request: ApplyRequest, source: Path, kind: Kind) -> None:
     from safer_engine.sources.local_files import kind_of
 
-    out = request.out
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+    out, original = request.out, source.resolve()
+    if out.resolve() == original or original in out.resolve().parents or out.resolve() in original.parents:
         raise InputRefused("the edited dataset would replace the original", "give another --out")
-    if kind != "saved" and kind_of(out) != kind:
+    if kind in ("saved", "folder"):
+        if kind_of(out) is not None:
+            raise InputRefused(f"{out.name} is the name of a file, and the dataset is a folder", "name a folder")
+    elif kind_of(out) != kind:
         raise InputRefused(f"{out.name} is not a name for a {kind} file", f"the format is kept: name it like {source.name}")
-    if not request.force and (out.exists() or manifest_path(out).exists()):
-        raise InputRefused(f"{out} is already there", "give another --out, undo it first, or --force to replace it")
+    taken = next((path for path in (out, manifest_path(out), removed_path(out, kind)) if path.exists()), None)
+    if taken is not None and not request.force:
+        raise InputRefused(f"{taken} is already there", "give another --out, undo it first, or --force to replace it")
 
 
 def _unchanged(lines: list[EditLine], resolved: ResolvedDataset, spec: DatasetSpec) -> Survey:
@@ -212,82 +224,3 @@ def _actions(lines: list[EditLine], request: ApplyRequest, several: set[int]) ->
         return [line.action for line in lines]
     flips = "flip" in request.actions and any(line.action == "flip" for line in lines)
     return recommend([line.candidate(several=row in several) for row, line in enumerate(lines)], request.budget, allow_flip=flips)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    kind: Kind
-    changes: list[Change]
-    n_rows: int
-    layout: Layout
-    request: ApplyRequest
-
-    def flip(self, row: dict[str, Any]) -> dict[str, Any]:
-        from safer_engine.science.flipping import flip_row
-
-        return flip_row(row, self.layout)
-
-    @property
-    def split(self) -> str | None:
-        source = self.request.dataset.source
-        return source.split if isinstance(source, LocalSource) else None
-
-
-def _write(places: Places, plan: _Plan) -> TextRecord | TableRecord:
-    from safer_engine import edit_tables
-
-    if plan.kind in ("jsonl", "json", "csv"):
-        return _write_text(places, plan)
-    split, row_group = None, None
-    if plan.kind == "parquet":
-        row_group = edit_tables.edit_parquet(places, plan.changes, plan.flip)
-    else:
-        split = edit_tables.edit_saved(places, plan.split, plan.changes, plan.flip)
-    digests = digest_path(places.target), digest_path(places.removed)
-    return TableRecord(output_digest=digests[0], removed_digest=digests[1], split=split, row_group=row_group)
-
-
-def _write_text(places: Places, plan: _Plan) -> TextRecord:
-    from safer_engine import edit_text
-
-    text = edit_text.text_layout(places.source, plan.kind)
-    if len(text.spans) != plan.n_rows:
-        raise DatasetRefused(
-            f"{len(text.spans)} rows were located in {places.source.name}, not {plan.n_rows}", "write it out anew"
-        )
-    dropped, flipped = ({change.row for change in plan.changes if change.action == action} for action in ("drop", "flip"))
-    cuts = edit_text.plan_cuts(text, dropped, flipped)
-    edit_text.write_rows(places.source, places.removed, text, [change.row for change in plan.changes])
-    zipped = plan.request.out.suffix == ".gz"
-    return edit_text.write_edited(places.source, places.target, text, cuts, plan.flip, zipped=zipped)
-
-
-def _restore(places: Places, manifest: EditManifest) -> None:
-    from safer_engine import edit_tables, edit_text
-
-    record = manifest.record
-    if isinstance(record, TextRecord):
-        edit_text.write_restored(places.source, places.target, record, zipped=places.source.suffix == ".gz")
-    elif manifest.kind == "parquet":
-        edit_tables.restore_parquet(places, record.row_group, manifest.changes, manifest.n_rows)
-    else:
-        edit_tables.restore_saved(places, record.split, manifest.changes, manifest.n_rows)
-
-
-def _check_untouched(out: Path, removed: Path, manifest: EditManifest) -> None:
-    from safer_engine.edit_text import content_digest
-
-    record = manifest.record
-    try:
-        if isinstance(record, TextRecord):
-            same = {out: content_digest(out) == record.output_digest}
-        else:
-            same = {out: digest_path(out) == record.output_digest, removed: digest_path(removed) == record.removed_digest}
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputRefused(f"cannot read what was edited: {error}", "put the files back as apply wrote them") from error
-    for path, untouched in same.items():
-        if not untouched:
-            raise InputRefused(
-                f"{path} was changed since the edits were applied, so the original cannot be restored from it",
-                "put it back as apply wrote it, or go back to the original dataset",
-            )

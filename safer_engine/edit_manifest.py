@@ -7,17 +7,33 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from safer_engine.errors import InputRefused, ResourceError
 from safer_engine.store import digest_bytes, digest_file
 
+Kind = Literal["jsonl", "json", "csv", "parquet", "saved", "folder"]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _inside(name: str) -> str:
+    """A relative path that stays where it is looked up: a manifest must not name files elsewhere."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} is not a path inside the dataset")
+    return name
+
+
+def _plain(name: str) -> str:
+    if len(PurePosixPath(_inside(name)).parts) != 1:
+        raise ValueError(f"{name!r} is not the name of a file")
+    return name
 
 
 class Change(_Part):
@@ -56,19 +72,50 @@ class TableRecord(_Part):
     row_group: int | None = None
 
 
+class CopyRecord(_Part):
+    """Nothing changed: what was written is a copy. The digest is of the uncompressed content, or of a folder's files."""
+
+    form: Literal["copy"] = "copy"
+    output_digest: str
+
+
+FileRecord = Annotated[TextRecord | TableRecord | CopyRecord, Field(discriminator="form")]
+
+
+class FilePart(_Part):
+    """One file of a folder: it holds the rows from `start` on; `removed` lies in the folder of removed rows."""
+
+    name: Annotated[str, AfterValidator(_inside)]
+    kind: Literal["jsonl", "json", "csv", "parquet"]
+    start: int
+    n_rows: int
+    removed: Annotated[str, AfterValidator(_inside)] | None
+    record: FileRecord
+
+
+class FolderRecord(_Part):
+    """How to restore a folder of files: file by file, in the order in which their rows are read."""
+
+    form: Literal["folder"] = "folder"
+    files: list[FilePart]
+
+
+Record = TextRecord | TableRecord | CopyRecord | FolderRecord
+
+
 class EditManifest(_Part):
-    """`<out>.safer-edits.json`."""
+    """`<out>.safer-edits.json`. `removed` is None where nothing changed."""
 
     manifest_version: Literal[1] = 1
     dataset: str
-    kind: Literal["jsonl", "json", "csv", "parquet", "saved"]
-    removed: str
+    kind: Kind
+    removed: Annotated[str, AfterValidator(_plain)] | None
     edits_digest: str
     actions: list[str]
     budget: float | None
     n_rows: int
     changes: list[Change]
-    record: TextRecord | TableRecord = Field(discriminator="form")
+    record: Record = Field(discriminator="form")
     restored_digest: str | None = None
 
 
@@ -79,7 +126,7 @@ def manifest_path(out: Path) -> Path:
 
 def removed_path(out: Path, kind: str) -> Path:
     """Where what was removed lies, in the dataset's own format."""
-    if kind == "saved":
+    if kind in ("saved", "folder"):
         return out.with_name(f"{out.name}.removed")
     stem = out.name.removesuffix(".gz")
     return out.with_name(f"{Path(stem).stem}.removed{Path(stem).suffix}")

@@ -77,6 +77,14 @@ def edit_parquet(places: Places, changes: list[Change], flip: Flip) -> int | Non
     return layout.row_group
 
 
+def count_parquet(path: Path) -> int:
+    """Rows of a parquet file."""
+    import pyarrow.parquet as pq
+
+    with _unzipped(path) as plain, pq.ParquetFile(plain, memory_map=True) as file:
+        return int(file.metadata.num_rows)
+
+
 def restore_parquet(places: Places, row_group: int | None, changes: list[Change], n_rows: int) -> None:
     """Write the original rows in their order, with the schema of the edited file, which is the original's."""
     import pyarrow.parquet as pq
@@ -97,10 +105,7 @@ def edit_saved(places: Places, split: str | None, changes: list[Change], flip: F
         flipped = _dataset_of([flip(row) for row in original] if _any_flip(changes) else [], original)
         edited = _joined(dataset, flipped, runs(len(dataset), changes))
         _save(found, name, edited, places.target)
-        if changes:
-            original.save_to_disk(str(places.removed))
-        else:
-            places.removed.mkdir()  # a saved dataset without rows cannot be loaded
+        original.save_to_disk(str(places.removed))
     return name
 
 
@@ -110,7 +115,7 @@ def restore_saved(places: Places, split: str | None, changes: list[Change], n_ro
 
     with _quiet():
         found, dataset, name = _open_saved(places.source, split)
-        original = load_from_disk(str(places.removed)) if changes else dataset.select([])
+        original = load_from_disk(str(places.removed))
         restored = _joined(dataset, original, restoring_runs(n_rows, changes))
         _check_count(len(restored), n_rows)
         _save(found, name, restored, places.target)

@@ -43,7 +43,7 @@ def resolve_local(source: LocalSource) -> ResolvedDataset:
         return ResolvedDataset(digest_file(path), str(path), _reader(path))
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved_to_disk(path, source)
-    files = _files_of(path, source.split)
+    files = data_files(path, source.split)
     readers = [_reader(file) for file in files]
     digest = _digest_files(path, files)
     return ResolvedDataset(digest, str(path), lambda: (row for reader in readers for row in reader()))
@@ -150,25 +150,26 @@ def _read_parquet(path: Path) -> Rows:
             raise DatasetRefused(f"{path} is not a parquet file: {error}", "check the file") from error
 
 
-def _files_of(folder: Path, split: str | None) -> list[Path]:
-    """Data files of a folder: one kind, of one split."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path) and not _hidden(path, folder))
+def data_files(folder: Path, split: str | None) -> list[Path]:
+    """Data files of a folder, in the order in which they are read: one kind, of one split. Raises DatasetRefused."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path) and not is_hidden(path, folder))
     if split is not None:
         files = [path for path in files if _split_of(path) == split]
         if not files:
             raise DatasetRefused(f"{folder} has no files of split {split!r}", "name them train.jsonl, train-00000.parquet, …")
     if not files:
         raise DatasetRefused(f"{folder} holds no data files", f"give {_SUPPORTED}")
-    kinds = sorted({kind for path in files if (kind := kind_of(path))})
-    if len(kinds) > 1:
-        raise DatasetRefused(f"{folder} holds files of several kinds: {', '.join(kinds)}", "name one of the files")
     splits = sorted({_split_of(path) for path in files} & set(_SPLITS))
     if split is None and len(splits) > 1:
         raise DatasetRefused(f"{folder} holds several splits: {', '.join(splits)}", "name one in dataset.source.split")
+    kinds = sorted({kind for path in files if (kind := kind_of(path))})
+    if len(kinds) > 1:
+        raise DatasetRefused(f"{folder} holds files of several kinds: {', '.join(kinds)}", "name one of the files")
     return files
 
 
-def _hidden(path: Path, folder: Path) -> bool:
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a name on the way from the folder to the path begins with `.` or `_`: such files are not read."""
     return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
 
 

@@ -47,6 +47,18 @@ def test_json_output_and_flips(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)["removed"] is None
 
 
+def test_nothing_to_do_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_edits(place / "edits.jsonl", local(place / "data.jsonl"), ["keep"] * 5 + ["review"])
+    assert apply(place) == 0
+    said = capsys.readouterr().out
+    assert "nothing is to be done" in said
+    assert "1 rows marked review" in said
+    assert "undo" not in said
+    assert (place / "clean.jsonl").read_bytes() == (place / "data.jsonl").read_bytes()
+    assert run_main(["apply", "--undo", "--out", str(place / "clean.jsonl")]) == 0
+    assert "nothing to undo" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("budget", ["20%", "0.2", " 20 % "])
 def test_a_budget_is_a_share_or_per_cent(place: Path, budget: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert apply(place, "--budget", budget, "--json") == 0

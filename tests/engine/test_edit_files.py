@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from safer_engine.edit_files import ApplyRequest, EditResult, apply_edits, undo_edits
-from safer_engine.edit_manifest import manifest_path, read_manifest, removed_path
+from safer_engine.edit_manifest import digest_path, manifest_path, read_manifest, removed_path
 from safer_engine.errors import ArtifactError, DatasetRefused, InputRefused, ResourceError, SpecError
+from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.spec import DatasetSpec, HubSource
 from tests.helpers.edit_cases import local, rows, write_edits
 
@@ -246,8 +247,8 @@ def test_any_parquet_comes_back_with_its_schema(data: st.DataObject, group: int,
                 assert file.metadata.row_group(0).num_rows == min(group, found.num_rows)
             if stage == "edited":
                 assert found.to_pylist() == edited(values, actions, BOTH)
-                assert result.removed is not None
-                assert pq.read_table(result.removed).num_rows == sum(action in BOTH for action in actions)
+                n_changed = sum(action in BOTH for action in actions)
+                assert (0 if result.removed is None else pq.read_table(result.removed).num_rows) == n_changed
                 undo_edits(out)
             else:
                 assert found.equals(pq.read_table(plain))
@@ -313,6 +314,10 @@ def test_nothing_or_nearly_everything_changes(tmp_path: Path, suffix: str, actio
         datasets.Dataset.from_list(values).save_to_disk(str(data))
     result = run(data, actions, out)
     assert result.n_rows - result.dropped == actions.count("keep")
+    if "drop" not in actions:
+        assert result.removed is None
+        assert sorted(path.name for path in tmp_path.iterdir() if "clean" in path.name) == [out.name, manifest_path(out).name]
+        assert digest_path(out) == digest_path(data), "a copy, byte for byte"
     undo_edits(out)
     if suffix == ".parquet":
         assert pq.read_table(out).equals(pq.read_table(data))
@@ -320,6 +325,167 @@ def test_nothing_or_nearly_everything_changes(tmp_path: Path, suffix: str, actio
         assert out.read_bytes() == data.read_bytes()
     else:
         assert datasets.load_from_disk(str(out)).to_list() == values
+
+
+@pytest.mark.parametrize(("source", "target"), [(".jsonl", ".jsonl.gz"), (".parquet.gz", ".parquet")])
+def test_a_copy_is_packed_as_its_name_says(tmp_path: Path, source: str, target: str) -> None:
+    data, out = tmp_path / f"data{source}", tmp_path / f"clean{target}"
+    pq.write_table(pa.Table.from_pylist(rows(6)), tmp_path / "plain")
+    content = (tmp_path / "plain").read_bytes() if "parquet" in source else jsonl(rows(6))
+    data.write_bytes(gzip.compress(content) if source.endswith(".gz") else content)
+    assert run(data, ["keep"] * 6, out).removed is None
+    assert (gzip.decompress(out.read_bytes()) if target.endswith(".gz") else out.read_bytes()) == content
+    before = out.read_bytes()
+    assert undo_edits(out).n_rows == 6
+    assert (out.read_bytes(), manifest_path(out).exists()) == (before, False)
+
+
+def test_nothing_to_do_replaces_what_an_earlier_apply_left(tmp_path: Path) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "clean.jsonl"
+    data.write_bytes(jsonl(rows(6)))
+    assert run(data, SIX, out).removed == removed_path(out, "jsonl")
+    assert run(data, ["keep"] * 6, out, force=True).removed is None
+    assert not removed_path(out, "jsonl").exists()
+
+
+class TestFolders:
+    """A folder of several files comes out as a folder of the same files."""
+
+    NAMES = ("data/train-00000-of-00003", "data/train-00001-of-00003", "more/train-00002-of-00003")
+
+    def write(self, folder: Path, suffix: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+        values, start = rows(sum(sizes)), 0
+        for name, size in zip(self.NAMES, sizes, strict=True):
+            path = folder / f"{name}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            some, start = values[start : start + size], start + size
+            if suffix == ".parquet":
+                pq.write_table(pa.Table.from_pylist(some), path, row_group_size=2)
+            elif suffix == ".csv":
+                lines = [",".join(values[0]), *(",".join(map(str, row.values())) for row in some)]
+                path.write_bytes("\r\n".join(lines).encode())
+            elif suffix == ".json":
+                path.write_text(json.dumps(some, indent=1))
+            else:
+                path.write_bytes(gzip.compress(jsonl(some)) if suffix == ".jsonl.gz" else jsonl(some))
+        (folder / "README.md").write_text("a card")
+        (folder / ".cache").mkdir()
+        (folder / ".cache" / "x.jsonl").write_text("not data")
+        pq.write_table(pa.Table.from_pylist(rows(2)), folder / "data" / "test-00000-of-00001.parquet")
+        return values
+
+    def files(self, folder: Path) -> dict[str, bytes]:
+        found = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {
+            path.relative_to(folder).as_posix(): gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            for path in found
+        }
+
+    @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"])
+    def test_edits_go_to_the_file_of_their_row(self, tmp_path: Path, suffix: str) -> None:
+        data, out = tmp_path / "data", tmp_path / "clean"
+        values = self.write(data, suffix, (2, 2, 2))
+        before = self.files(data)
+        actions = ["keep", "drop", "keep", "review", "flip", "drop"]
+        result = run(data, actions, out, BOTH, split="train")
+        assert (result.n_rows, result.dropped, result.flipped, result.left) == (6, 2, 1, {"review": 1})
+        written = self.files(out)
+        assert list(written) == [name for name in before if not name.startswith(".cache")]
+        untouched = [f"{self.NAMES[1]}{suffix}", "README.md", "data/test-00000-of-00001.parquet"]
+        assert {name: written[name] for name in untouched} == {name: before[name] for name in untouched}
+        found = list(resolve_dataset(local(out, split="train")).rows())
+        assert [{**row, "n": int(row["n"])} for row in found] == edited(values, actions, BOTH)
+        assert result.removed == tmp_path / "clean.removed"
+        kept = list(resolve_dataset(local(result.removed)).rows())
+        assert [row["id"] for row in kept] == ["r1", "r4", "r5"]
+        plain = suffix.removesuffix(".gz")
+        assert list(self.files(result.removed)) == [f"{self.NAMES[0]}{plain}", f"{self.NAMES[2]}{plain}"]
+        undo_edits(out)
+        restored = self.files(out)
+        if suffix == ".parquet":
+            for name in self.NAMES:
+                assert pq.read_table(out / f"{name}.parquet").equals(pq.read_table(data / f"{name}.parquet"))
+        else:
+            assert restored == {name: before[name] for name in restored}
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "data", "edits.jsonl"]
+
+    @given(data=st.data(), suffix=st.sampled_from([".jsonl", ".jsonl.gz", ".parquet"]))
+    @settings(max_examples=15, deadline=None)
+    def test_any_edits_of_any_files_come_back(self, data: st.DataObject, suffix: str) -> None:
+        sizes = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 3)))
+        actions = data.draw(some_actions(sum(sizes)))
+        with tempfile.TemporaryDirectory() as name:
+            source, out = Path(name) / "data", Path(name) / "clean"
+            values = self.write(source, suffix, sizes)
+            rows_before = list(resolve_dataset(local(source, split="train")).rows())
+            result = run(source, actions, out, BOTH, split="train")
+            assert list(resolve_dataset(local(out, split="train")).rows()) == edited(values, actions, BOTH)
+            assert (result.removed is None) == (not BOTH.intersection(actions))
+            undo_edits(out)
+            assert list(resolve_dataset(local(out, split="train")).rows()) == rows_before
+            if suffix != ".parquet":
+                before = self.files(source)
+                assert all(content == before[at] for at, content in self.files(out).items())
+
+    def test_a_file_that_is_left_empty_stays(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "data", ".jsonl", (2, 1, 2))
+        run(tmp_path / "data", ["keep", "keep", "drop", "keep", "keep"], tmp_path / "clean", split="train")
+        assert (tmp_path / "clean" / f"{self.NAMES[1]}.jsonl").read_bytes() == b""
+        undo_edits(tmp_path / "clean")
+        assert self.files(tmp_path / "clean")[f"{self.NAMES[1]}.jsonl"] == jsonl(rows(5)[2:3])
+
+    def test_nothing_to_do_is_a_copy(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "data", ".jsonl", (2, 2, 2))
+        result = run(tmp_path / "data", ["keep"] * 6, tmp_path / "clean", split="train")
+        assert (result.removed, (tmp_path / "clean.removed").exists()) == (None, False)
+        assert undo_edits(tmp_path / "clean").n_rows == 6
+
+    def test_a_changed_dataset_is_refused(self, tmp_path: Path) -> None:
+        data = tmp_path / "data"
+        self.write(data, ".jsonl", (2, 2, 2))
+        edits = write_edits(tmp_path / "edits.jsonl", local(data, split="train"), SIX)
+        (data / f"{self.NAMES[0]}.jsonl").rename(data / "data" / "train-00009-of-00003.jsonl")
+        with pytest.raises(DatasetRefused, match="row 1 is not what the audit read as r0"):
+            apply_edits(ApplyRequest(edits, local(data, split="train"), tmp_path / "clean"))
+        (data / "data" / "train-00009-of-00003.jsonl").unlink()
+        with pytest.raises(DatasetRefused, match="has 4 rows and the edits have 6"):
+            apply_edits(ApplyRequest(edits, local(data, split="train"), tmp_path / "clean"))
+        assert not (tmp_path / "clean").exists()
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_an_edited_folder_that_was_changed_is_not_restored(self, tmp_path: Path, number: int) -> None:
+        self.write(tmp_path / "data", ".jsonl", (2, 2, 2))
+        out = tmp_path / "clean"
+        run(tmp_path / "data", ["keep", "drop", "keep", "keep", "keep", "drop"], out, split="train")
+        with (out / f"{self.NAMES[number]}.jsonl").open("a") as file:
+            file.write("\n")
+        with pytest.raises(InputRefused, match=f"train-0000{number}-of-00003.jsonl was changed since"):
+            undo_edits(out)
+
+    def test_files_that_were_added_stay(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "data", ".parquet", (2, 2, 2))
+        run(tmp_path / "data", SIX, tmp_path / "clean", split="train")
+        (tmp_path / "clean" / "NOTES.md").write_text("mine")
+        undo_edits(tmp_path / "clean")
+        assert (tmp_path / "clean" / "NOTES.md").read_text() == "mine"
+
+    def test_refusals(self, tmp_path: Path) -> None:
+        data = tmp_path / "place" / "data"
+        self.write(data, ".jsonl", (2, 2, 2))
+        for out in (data / "clean", data.parent, data):
+            with pytest.raises(InputRefused, match="would replace the original"):
+                run(data, SIX, out, split="train", force=True)
+        with pytest.raises(InputRefused, match="is the name of a file"):
+            run(data, SIX, tmp_path / "clean.jsonl", split="train")
+        (tmp_path / "clean.removed").mkdir()
+        with pytest.raises(InputRefused, match=r"clean\.removed is already there"):
+            run(data, SIX, tmp_path / "clean", split="train")
+        with pytest.raises(DatasetRefused, match="splits"):
+            apply_edits(ApplyRequest(data.parent / "edits.jsonl", local(data), tmp_path / "other"))
+        (data / f"{self.NAMES[0]}.jsonl.gz").write_bytes(gzip.compress(jsonl(rows(8)[6:])))
+        with pytest.raises(DatasetRefused, match="packed and unpacked"):
+            run(data, [*SIX, "keep", "keep"], tmp_path / "other", split="train")
+        assert not (tmp_path / "other").exists()
 
 
 class TestBudget:
@@ -448,8 +614,6 @@ class TestRefusals:
             apply_edits(ApplyRequest(edits, hub, tmp_path / "o.jsonl"))
         with pytest.raises(DatasetRefused, match="no file or folder"):
             apply_edits(ApplyRequest(edits, local(tmp_path / "none.jsonl"), tmp_path / "o.jsonl"))
-        with pytest.raises(DatasetRefused, match="folder of files"):
-            apply_edits(ApplyRequest(edits, local(tmp_path), tmp_path.parent / "o.jsonl"))
         (tmp_path / "data.txt").write_text("x")
         with pytest.raises(DatasetRefused, match="not a kind of file"):
             apply_edits(ApplyRequest(edits, local(tmp_path / "data.txt"), tmp_path / "o.txt"))
@@ -522,6 +686,13 @@ class TestUndo:
         with pytest.raises(ArtifactError, match="not those of the original"):
             undo_edits(out)
         assert out.read_bytes() == before
+
+    @pytest.mark.parametrize("name", ["../data.jsonl", "..", "/etc/hosts", "a/b"])
+    def test_a_manifest_that_names_files_elsewhere_is_refused(self, out: Path, name: str) -> None:
+        document = json.loads(manifest_path(out).read_text())
+        manifest_path(out).write_text(json.dumps({**document, "removed": name}))
+        with pytest.raises(InputRefused, match="damaged"):
+            undo_edits(out)
 
     @pytest.mark.parametrize("content", ["{", "{}", '{"manifest_version": 2}'])
     def test_a_damaged_manifest_is_refused(self, out: Path, content: str) -> None:
