@@ -12,9 +12,10 @@ from safer_engine.errors import SpecError
 
 if TYPE_CHECKING:
     from safer_engine.edit_files import EditResult
+    from safer_engine.spec import LocalSource
 
 _DATASET_OPTIONS = (
-    click.option("--split", help="Split, where the dataset folder holds several."),
+    click.option("--split", help="Split, where the dataset folder holds several (or folder#split)."),
     click.option("--format", "layout", default="auto", show_default=True, help="Row layout the dataset was audited with."),
     click.option("--label", type=click.Choice(["safer", "better"]), default="safer", help="PKU-SafeRLHF rows: which preference."),
     click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Column map the dataset was audited with."),
@@ -29,7 +30,7 @@ def _dataset_options(function: Any) -> Any:
 
 @click.command("apply")
 @click.option("--edits", type=click.Path(path_type=Path), help="The edits.jsonl of an audit.")
-@click.option("--dataset", "-d", type=click.Path(path_type=Path), help="The dataset that was audited: file or folder.")
+@click.option("--dataset", "-d", help="The dataset that was audited: file, folder or folder#split.")
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True, help="The edited dataset; with --undo: what to restore."
 )
@@ -59,14 +60,18 @@ def _apply(given: dict[str, Any]) -> EditResult:
     from pydantic import ValidationError
 
     from safer_engine.edit_files import ApplyRequest, apply_edits
-    from safer_engine.spec import DatasetSpec, LocalSource
+    from safer_engine.spec import DatasetSpec
 
     for name in ("edits", "dataset"):
         if given[name] is None:
             raise SpecError(f"--{name} is missing", "apply needs --edits, --dataset and --out")
-    source = LocalSource(path=str(given["dataset"]), split=given["split"])
     try:
-        dataset = DatasetSpec(source=source, format=given["layout"], label=given["label"], columns=_columns(given["columns"]))
+        dataset = DatasetSpec(
+            source=_source(given["dataset"], given["split"]),
+            format=given["layout"],
+            label=given["label"],
+            columns=_columns(given["columns"]),
+        )
     except ValidationError as error:
         raise SpecError(f"--format {given['layout']}: {error.errors()[0]['msg']}") from error
     actions = frozenset(action.strip() for action in given["actions"].split(",") if action.strip())
@@ -74,6 +79,18 @@ def _apply(given: dict[str, Any]) -> EditResult:
         raise SpecError(f"--action {', '.join(unknown)} cannot be applied", "give drop, flip or drop,flip")
     budget = None if given["budget"] is None else parse_share(given["budget"])
     return apply_edits(ApplyRequest(given["edits"], dataset, given["out"], actions, budget, given["force"]))
+
+
+def _source(named: str, split: str | None) -> LocalSource:
+    """A file, a folder or `folder#split`, with the split of `--split`."""
+    from safer_engine.spec import LocalSource
+
+    folder, _, part = named.rpartition("#")
+    if part and Path(folder).expanduser().is_dir() and not Path(named).expanduser().exists():
+        if split not in (None, part):
+            raise SpecError(f"--dataset names the split {part!r} and --split {split!r}", "name one")
+        return LocalSource(path=folder, split=part)
+    return LocalSource(path=named, split=split)
 
 
 def parse_share(text: str) -> float:

@@ -83,7 +83,7 @@ def parse_source(text: str) -> Document:
         return {"kind": "local", "path": folder, "split": split}
     match = _HUB_ID.match(text)
     if match is None or Path(text).suffix in {".jsonl", ".json", ".parquet", ".csv", ".gz"}:
-        raise SpecError(f"dataset {text!r} does not exist", "give a file, a save_to_disk folder, or org/name[@revision][#split]")
+        raise SpecError(f"dataset {text!r} does not exist", "give a file, a folder[#split], or org/name[@revision][#split]")
     return {"kind": "hub", **{key: value for key, value in match.groupdict().items() if value}}
 
 

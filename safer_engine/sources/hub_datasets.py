@@ -11,6 +11,9 @@ from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import HubSource
 from safer_engine.store import canonical_json, digest_bytes
 
+_LISTED = re.compile(r"(?P<what>Should be one of|available configs:|Available:) (?P<names>\[.*\])")
+_QUOTED = re.compile(r"'([^']+)'")
+_MOST_NAMED = 8
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -65,12 +68,26 @@ def _read(source: HubSource, commit: str) -> Iterator[dict[str, Any]]:
         dataset = load_dataset(source.path, source.name, split=source.split, revision=commit)
     except (ValueError, DatasetsError) as error:
         raise DatasetRefused(
-            f"dataset {source.path} at {commit[:12]} can't be read: {_cause(error)}",
-            "check dataset.source.name and split; datasets that need code of their own are not run",
+            f"dataset {source.path} at {commit[:12]} can't be read: {_cause(error)}", _name_another(source, str(error))
         ) from error
     except (HTTPError, OSError, RuntimeError) as error:
         raise DatasetRefused(f"dataset {source.path} can't be fetched: {_cause(error)}", _OFFLINE) from error
     yield from dataset
+
+
+def _name_another(source: HubSource, said: str) -> str:
+    """A hint: what to type for each split or configuration that the datasets library lists in its error."""
+    listed = _LISTED.search(said)
+    names = _QUOTED.findall(listed["names"]) if listed else []
+    if not listed or not names:
+        return "check dataset.source.name and split; datasets that need code of their own are not run"
+    place = source.path + (f"@{source.revision}" if source.revision else "") + "#"
+    if listed["what"].startswith("Should"):
+        typed = [place + (f"{source.name}/" if source.name else "") + split for split in names]
+    else:
+        typed = [f"{place}{name}/{source.split}" for name in names]
+    more = f" or {len(typed) - _MOST_NAMED} more" if len(typed) > _MOST_NAMED else ""
+    return f"name one: {' or '.join(typed[:_MOST_NAMED])}{more} (in a spec file also as source.name, source.split)"
 
 
 def _cause(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -152,20 +152,30 @@ def _read_parquet(path: Path) -> Rows:
 
 def data_files(folder: Path, split: str | None) -> list[Path]:
     """Data files of a folder, in the order in which they are read: one kind, of one split. Raises DatasetRefused."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path) and not is_hidden(path, folder))
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path) and not is_hidden(path, folder))
+    files = found
     if split is not None:
-        files = [path for path in files if _split_of(path) == split]
+        files = [path for path in found if _split_of(path) == split]
         if not files:
-            raise DatasetRefused(f"{folder} has no files of split {split!r}", "name them train.jsonl, train-00000.parquet, …")
+            there = sorted({_split_of(path) for path in found} & set(_SPLITS))
+            raise DatasetRefused(
+                f"{folder} has no files of split {split!r}",
+                name_split(folder, there) if there else "name them train.jsonl, train-00000.parquet, …, or leave the split out",
+            )
     if not files:
         raise DatasetRefused(f"{folder} holds no data files", f"give {_SUPPORTED}")
     splits = sorted({_split_of(path) for path in files} & set(_SPLITS))
     if split is None and len(splits) > 1:
-        raise DatasetRefused(f"{folder} holds several splits: {', '.join(splits)}", "name one in dataset.source.split")
+        raise DatasetRefused(f"{folder} holds several splits: {', '.join(splits)}", name_split(folder, splits))
     kinds = sorted({kind for path in files if (kind := kind_of(path))})
     if len(kinds) > 1:
         raise DatasetRefused(f"{folder} holds files of several kinds: {', '.join(kinds)}", "name one of the files")
     return files
+
+
+def name_split(place: Path | str, splits: Sequence[str]) -> str:
+    """A hint: what to type for each of the splits that there are."""
+    return "name one: " + " or ".join(f"{place}#{split}" for split in splits) + " (in a spec file also as source.split)"
 
 
 def is_hidden(path: Path, folder: Path) -> bool:
@@ -188,7 +198,7 @@ def _saved_to_disk(folder: Path, source: LocalSource) -> ResolvedDataset:
         split = source.split or (splits[0] if len(splits) == 1 else None)
         if split is None or split not in splits:
             wanted = "no split is named" if split is None else f"it has no split {split!r}"
-            raise DatasetRefused(f"{folder} holds several splits and {wanted}", f"set the split to one of: {', '.join(splits)}")
+            raise DatasetRefused(f"{folder} holds the splits {', '.join(splits)}, and {wanted}", name_split(folder, splits))
         folder = folder / split
     elif source.split is not None:
         raise DatasetRefused(f"{folder} holds one dataset, so it has no split {source.split!r}", "leave the split out")

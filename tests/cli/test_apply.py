@@ -87,6 +87,19 @@ def test_what_is_wrong_is_said_with_exit_code_2(
     assert not (place / "clean.jsonl").exists()
 
 
+def test_the_split_of_a_folder_is_named_as_for_the_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(6)))
+    (data / "test.jsonl").write_text(json.dumps(rows(1)[0]) + "\n")
+    edits, out = str(write_edits(tmp_path / "edits.jsonl", local(data, split="train"), ACTIONS)), str(tmp_path / "clean")
+    assert run_main(["apply", "--edits", edits, "--dataset", str(data), "--out", out]) == 2
+    assert f"{data}#test or {data}#train" in " ".join(capsys.readouterr().err.split())
+    assert run_main(["apply", "--edits", edits, "--dataset", f"{data}#train", "--split", "test", "--out", out]) == 2
+    assert run_main(["apply", "--edits", edits, "--dataset", f"{data}#train", "--out", out]) == 0
+    assert len((tmp_path / "clean" / "train.jsonl").read_text().splitlines()) == 4
+
+
 def test_what_is_missing_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(["apply", "--out", str(place / "o.jsonl")]) == 2
     assert "--edits is missing" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import pytest
 from safer_engine.errors import DatasetRefused
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.spec import DatasetSpec, LocalSource, MemorySource
+from safer_engine.spec_layers import expand
 from tests.helpers.hub_stand_in import HubStandIn, commit_of
 
 Row = dict[str, Any]
@@ -163,7 +164,25 @@ def test_splits_of_a_folder(tmp_path: Path) -> None:
     as_jsonl(tmp_path / "test.jsonl", ROWS[1:])
     assert (read(tmp_path, "train"), read(tmp_path, "test")) == (ROWS[:1], ROWS[1:])
     assert "several splits: test, train" in refusal(tmp_path).message
+    assert f"{tmp_path}#test or {tmp_path}#train" in refusal(tmp_path).hint
     assert "no files of split 'dev'" in refusal(tmp_path, "dev").message
+    assert f"{tmp_path}#test or {tmp_path}#train" in refusal(tmp_path, "dev").hint
+    as_csv(tmp_path / "validation.csv", ROWS)
+    assert "several splits: test, train, validation" in refusal(tmp_path).message, "splits come before kinds of file"
+
+
+def test_what_the_hint_says_can_be_typed(tmp_path: Path) -> None:
+    as_jsonl(tmp_path / "train.jsonl", ROWS[:1])
+    as_jsonl(tmp_path / "test.jsonl", ROWS[1:])
+    words = refusal(tmp_path).hint.split()
+    typed = [word for word in words if "#" in word]
+    found = [DatasetSpec.model_validate(expand({"dataset": word})["dataset"]) for word in typed]
+    assert [list(resolve_dataset(spec).rows()) for spec in found] == [ROWS[1:], ROWS[:1]]
+
+
+def test_a_folder_whose_files_are_no_splits_says_how_to_name_them(tmp_path: Path) -> None:
+    as_jsonl(tmp_path / "part-0.jsonl", ROWS)
+    assert "leave the split out" in refusal(tmp_path, "train").hint
 
 
 def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
@@ -185,7 +204,10 @@ def test_saved_to_disk(tmp_path: Path) -> None:
     assert read(tmp_path / "one") == ROWS
     assert read(tmp_path / "several", "test") == ROWS[:1]
     assert read(tmp_path / "single") == ROWS
-    assert "one of: train, test" in refusal(tmp_path / "several").hint
+    folder = tmp_path / "several"
+    assert "the splits train, test, and no split is named" in refusal(folder).message
+    assert f"{folder}#train or {folder}#test" in refusal(folder).hint
+    assert f"{folder}#train or {folder}#test" in refusal(folder, "dev").hint
     assert "no split 'dev'" in refusal(tmp_path / "several", "dev").message
     assert "one dataset" in refusal(tmp_path / "one", "train").message
     digests = {resolve_dataset(spec_of(tmp_path / name, split)).digest for name, split in (("one", None), ("several", "test"))}
@@ -264,10 +286,32 @@ def test_hub_datasets_are_pinned_fetched_and_found_again_offline(tmp_path: Path)
     assert "no dataset 'acme/absent'" in absent["refused"]
     assert "no revision 'v9'" in unknown["refused"]
     assert "can't be read" in split["refused"]
+    assert "acme/prefs#train or acme/prefs#test" in split["hint"]
     assert "not a dataset id" in name["refused"]
     assert (cached["rows"], cached["digest"]) == (ROWS, train["digest"])
     assert "can't be asked" in unpinned["refused"]
     assert "HF_HUB_OFFLINE" in unpinned["hint"]
+
+
+def test_configurations_of_a_hub_dataset_are_named(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "datasets" / "acme" / "prefs"
+    repository.mkdir(parents=True)
+    as_jsonl(repository / "one.jsonl", ROWS)
+    as_jsonl(repository / "two.jsonl", ROWS[:1])
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("one", "two"))
+    (repository / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    with HubStandIn(tmp_path / "hub") as hub:
+        missing, unknown, split, named = ask_hub(
+            hub.environment(tmp_path / "home"),
+            {"path": "acme/prefs"},
+            {"path": "acme/prefs", "name": "three"},
+            {"path": "acme/prefs", "name": "two", "split": "dev", "revision": "main"},
+            {"path": "acme/prefs", "name": "two"},
+        )
+    assert "acme/prefs#one/train or acme/prefs#two/train" in missing["hint"]
+    assert "acme/prefs#one/train or acme/prefs#two/train" in unknown["hint"]
+    assert "acme/prefs@main#two/train (" in split["hint"]
+    assert named["rows"] == ROWS[:1]
 
 
 def test_a_hub_that_does_not_answer_is_a_refusal(tmp_path: Path) -> None:
