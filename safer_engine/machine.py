@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safer_engine.cost import Cost
 from safer_engine.errors import SpecError
 from safer_engine.spec import AuditSpec
-from safer_engine.store import Cost
 
 _PACKAGES = ("safer-audit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pyarrow")
 

@@ -26,6 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from safer_engine.cost import Cost, Planned
 from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError, WorkBusy
 
 MANIFEST_VERSION = 1
@@ -94,16 +95,6 @@ class FileEntry(BaseModel):
     size: int
 
 
-class Cost(BaseModel):
-    """What computing an artifact took."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak_memory_bytes: int | None = None
-    peak_gpu_bytes: int | None = None
-
-
 class Manifest(BaseModel):
     """The record that makes an artifact exist."""
 
@@ -119,11 +110,12 @@ class Manifest(BaseModel):
     inputs: dict[str, str] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     cost: Cost = Field(default_factory=Cost)
+    planned: Planned | None = None
     attempt: str = ""
 
     @property
     def content_digest(self) -> str:
-        """Digest of what the artifact says (files and meta), whoever computed it and however long it took."""
+        """Digest of what the artifact says (files and meta), whoever computed it, and however long it took or was to take."""
         files = {name: entry.digest for name, entry in self.files.items()}
         return digest_bytes(canonical_json({"artifact": self.artifact, "files": files, "meta": self.meta}))
 
@@ -138,6 +130,7 @@ class ManifestDraft:
     inputs: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
+    planned: Planned | None = None
 
 
 class StoredArtifact(Protocol):
@@ -326,6 +319,7 @@ class LocalArtifactStore:
             inputs=draft.inputs,
             provenance=draft.provenance,
             cost=draft.cost,
+            planned=draft.planned,
         )
         self._create_exclusively(self._manifest_path(stage, key), canonical_json(manifest.model_dump(mode="json")))
         return self.read(stage, key)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from safer_engine.errors import ArtifactError, NumericalError
-from safer_engine.report.model import Facts, Histogram, Text
+from safer_engine.report.model import Histogram, Text
+from safer_engine.report.nodes import Facts
 
 if TYPE_CHECKING:
     import pyarrow as pa

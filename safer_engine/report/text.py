@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from markupsafe import Markup, escape
 
-from safer_engine.report.model import Estimate, Feature, Scalar, Text
+from safer_engine.report.model import Estimate, Feature, Text
+from safer_engine.report.nodes import Scalar
 
 MINUS = "\u2212"
 NARROW_SPACE = "\u202f"
@@ -127,8 +128,10 @@ def interval(lo: float | None, hi: float | None, digits: int = 2) -> str:
     return NONE if lo is None or hi is None else f"{signed(lo, digits)} … {signed(hi, digits)}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """Seconds as a person reads them."""
+    if seconds is None:
+        return NONE
     if seconds < 60:
         return f"{seconds:.1f}{NARROW_SPACE}s"
     if seconds < 3600:

@@ -26,9 +26,10 @@ from safer_engine.artifacts import (
     Verification,
     view,
 )
+from safer_engine.cost import Cost
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec import AuditSpec
-from safer_engine.store import Cost, LocalArtifactStore, ManifestDraft, digest_bytes
+from safer_engine.store import LocalArtifactStore, ManifestDraft, digest_bytes
 from tests.helpers.fake_pairs import (
     DROPPED,
     HOSTILE,
