@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,26 +16,28 @@ from safer_engine.spec import SuspicionSpec
 
 Floats = NDArray[np.float64]
 SAE_SIGNALS = ("latents", "knn", "paper")
-FUSION = "fusion"
-WITHOUT = "fusion without the SAE"
-DENSE_INSTEAD = "fusion, dense probe in the SAE's place"
+FUSION = "latents 2 + margin 1"
+WITHOUT = "probe_cv 2 + margin 1"
+DENSE_INSTEAD = "dense probe 2 + margin 1"
 PAPER = "the paper's score"
-ALONE = {"in-sample margin": "margin", "probe_cv": "probe_cv", "dense probe": "dense", "latents": "latents", "kNN": "knn"}
+LATENTS, MARGIN, PROBE, DENSE = "latents (the default)", "in-sample margin", "probe_cv", "dense probe"
+FUSED = {"latents": 2.0, "margin": 1.0}
+"""Weights of the fusion that the default was chosen against."""
+ALONE = {MARGIN: "margin", PROBE: "probe_cv", DENSE: "dense", LATENTS: "latents", "kNN": "knn"}
 
 
-def fusions(spec: SuspicionSpec) -> dict[str, dict[str, float]]:
-    """The engine's default fusion, and what it is compared with: signal weights by row.
+def fusions(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """A fusion with the SAE's signals, and what it is compared with: signal weights by row.
 
     Without the SAE: its signals are replaced by the cross-validated probe on what the reward head reads. With a dense probe in
     their place: by the matched filter on mean activations at the hook, which is what the SAE reads.
     """
-    default = {str(name): weight for name, weight in spec.signals.items()}
-    kept = {name: weight for name, weight in default.items() if name not in SAE_SIGNALS}
-    moved = sum(weight for name, weight in default.items() if name in SAE_SIGNALS)
+    kept = {name: weight for name, weight in weights.items() if name not in SAE_SIGNALS}
+    moved = sum(weight for name, weight in weights.items() if name in SAE_SIGNALS)
     return {
         WITHOUT: {**kept, "probe_cv": kept.get("probe_cv", 0.0) + moved},
         DENSE_INSTEAD: {**kept, "dense": kept.get("dense", 0.0) + moved},
-        FUSION: default,
+        FUSION: dict(weights),
     }
 
 
@@ -55,14 +57,14 @@ def row_doubts(inputs: SignalInputs, pair_ids: Sequence[str], seed: int) -> dict
     rows = {"random": _random(pair_ids, seed)}
     rows |= {row: scored.signals[signal] for row, signal in ALONE.items()}
     rows[PAPER] = np.zeros(len(pair_ids))
-    fused = {name: np.zeros(len(pair_ids)) for name in fusions(spec)}
+    fused = {name: np.zeros(len(pair_ids)) for name in fusions(FUSED)}
     for axis in np.unique(inputs.axes_P):
         at = np.flatnonzero(inputs.axes_P == axis)
         part = inputs.take(at)
         assert part.latents is not None
         folds_P = group_folds((str(group) for group in part.groups_P), spec.folds, seed)
         rows[PAPER][at] = -cross_fitted_paper(part.latents, folds_P=folds_P)
-        for name, weights in fusions(spec).items():
+        for name, weights in fusions(FUSED).items():
             fused[name][at] = fuse_ranks({signal: scored.signals[signal][at] for signal in weights}, weights, len(at))
     return {**rows, **fused}
 

@@ -45,6 +45,9 @@ RECIPE: dict[str, Any] = {"epochs": 6, "lr": 1.5e-3, "batch": 16, "max_length": 
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _GROUPS = {"refusal": 0.5, "over-refusal": 0.15, "helpful": 0.35}
 _EVAL_SHARE = 0.15
+_EMBEDDING_STD = 0.3
+"""Spread of the untrained embeddings. At the usual 0.02 the reward's own direction makes up nearly all of the residual stream
+after training, and an SAE finds nothing else: with 0.3 the words stay visible."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def build_base(folder: Path, texts: Sequence[str], seed: int = 0, *, width: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+        torch.nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -96,7 +96,7 @@ class DatasetSpec(Section):
     )
     sample: int | None = Field(None, ge=2, description="Audit only this many pairs, drawn by whole groups.")
     stratify: str | None = Field(None, description="Column (axis or subset) whose shares the sample keeps.")
-    min_pairs: int = Field(20, ge=2, description="Fewer usable pairs than this are refused.")
+    min_pairs: int = Field(20, ge=2, description="Fewer usable pairs than this are refused; of an evaluation set, warned of.")
 
 
 class HookSpec(Section):
@@ -251,7 +251,7 @@ class CausalSpec(Section):
 
 
 SignalName = Literal["latents", "knn", "probe_cv", "dense", "margin", "paper"]
-_DEFAULT_SIGNALS: dict[SignalName, float] = {"latents": 2.0, "margin": 1.0}
+_DEFAULT_SIGNALS: dict[SignalName, float] = {"latents": 1.0}
 
 
 class SuspicionSpec(Section):
@@ -259,7 +259,8 @@ class SuspicionSpec(Section):
 
     estimator: Literal["fusion", "paper"] = Field("fusion", description="Fusion of signals, or the paper's pair score.")
     signals: dict[SignalName, float] = Field(
-        default_factory=_DEFAULT_SIGNALS.copy, description="Fused signals and their weights."
+        default_factory=_DEFAULT_SIGNALS.copy,
+        description="Fused signals and their weights; default: the latents alone, which ranked best in docs/real-run.md.",
     )
     folds: int = Field(5, ge=2, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")

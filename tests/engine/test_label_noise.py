@@ -11,12 +11,22 @@ import numpy as np
 import pytest
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, word_scores, write_rows
-from benchmarks.label_noise_rows import DENSE_INSTEAD, FUSION, WITHOUT, contradictions, fusions
+from benchmarks.label_noise_rows import (
+    DENSE,
+    DENSE_INSTEAD,
+    FUSION,
+    LATENTS,
+    MARGIN,
+    PAPER,
+    PROBE,
+    WITHOUT,
+    contradictions,
+    fusions,
+)
 from benchmarks.label_noise_table import figures, markdown_table, ratio, weighted_precision
 from safer_engine.demo_data import generate
 from safer_engine.errors import DatasetRefused
 from safer_engine.science.stats import average_precision
-from safer_engine.spec import SuspicionSpec
 
 CLEAN = list(generate(seed=2, n_groups=80, flip_share=0.0).rows)
 
@@ -78,8 +88,7 @@ def test_contradictions_are_counted_within_a_prompt() -> None:
 
 
 def test_compared_fusions_move_the_weight_of_the_sae() -> None:
-    spec = SuspicionSpec(signals={"latents": 2.0, "knn": 1.0, "margin": 1.0})
-    assert fusions(spec) == {
+    assert fusions({"latents": 2.0, "knn": 1.0, "margin": 1.0}) == {
         WITHOUT: {"margin": 1.0, "probe_cv": 3.0},
         DENSE_INSTEAD: {"margin": 1.0, "dense": 3.0},
         FUSION: {"latents": 2.0, "knn": 1.0, "margin": 1.0},
@@ -92,13 +101,15 @@ def frame(seed: int, strength: float) -> Any:
     rng = np.random.default_rng(seed)
     groups = np.repeat([f"g{i}" for i in range(150)], 2)
     flipped = np.repeat(rng.random(150) < 0.1, 2)
-    noise = rng.normal(size=(5, 300))
-    columns = dict(zip(("random", WITHOUT, DENSE_INSTEAD, "in-sample margin", FUSION), noise, strict=True))
-    columns |= {WITHOUT: noise[1] + flipped, DENSE_INSTEAD: noise[1] + flipped, "in-sample margin": noise[3] + flipped}
-    columns[FUSION] = noise[4] + (1 + strength) * flipped
+    names = ("random", WITHOUT, MARGIN, PROBE, DENSE, PAPER, FUSION, LATENTS)
+    noise = rng.normal(size=(len(names), 300))
+    columns = {name: values + (name != "random") * flipped for name, values in zip(names, noise, strict=True)}
+    columns[DENSE_INSTEAD] = columns[WITHOUT]
+    for name in (FUSION, LATENTS):
+        columns[name] = columns[name] + strength * flipped
     subset = np.where(np.arange(300) < 150, "a", "b")
-    names = {"pair_id": [str(i) for i in range(300)], "group": groups, "axis": "safety", "subset": subset, "flipped": flipped}
-    return pd.DataFrame({**names, **columns})
+    facts = {"pair_id": [str(i) for i in range(300)], "group": groups, "axis": "safety", "subset": subset, "flipped": flipped}
+    return pd.DataFrame({**facts, **columns})
 
 
 def test_ratios_are_paired_and_cover_their_estimate() -> None:
@@ -119,5 +130,6 @@ def test_the_table_shows_means_and_spreads(tmp_path: Path) -> None:
     assert f"| {FUSION} | {np.mean(macros):.3f} ± {np.std(macros, ddof=1):.3f} |" in text
     assert text.index("| random |") < text.index(f"| {FUSION} |")
     assert f"- {FUSION} / {WITHOUT}:" in text
+    assert f"- {LATENTS} / {DENSE}:" in text
     (tmp_path / "empty").mkdir()
     assert markdown_table(tmp_path / "empty") == "no cell has scores yet"

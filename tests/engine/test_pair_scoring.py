@@ -26,7 +26,7 @@ from safer_engine.science.signals import unit_ranks
 from safer_engine.science.stats import average_precision
 from tests.helpers.planted_pairs import planted_pairs
 
-DEFAULT = {"latents": 2.0, "margin": 1.0}
+FUSED = {"latents": 2.0, "margin": 1.0}
 
 
 def small_sums() -> LatentSums:
@@ -133,7 +133,7 @@ class TestFusion:
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_planted_wrong_labels_are_found_better_than_by_the_margin(self, seed: int) -> None:
         planted = planted_pairs(seed)
-        scoring = score_pairs(planted.inputs, ScoringParams(DEFAULT))
+        scoring = score_pairs(planted.inputs, ScoringParams(FUSED))
         found = average_precision(planted.flipped, scoring.suspicion_P)
         assert found >= 3 * planted.flipped.mean()
         assert found > 1.5 * average_precision(planted.flipped, scoring.signals["margin"])
@@ -152,13 +152,13 @@ class TestFusion:
 
     def test_evidence_of_flipped_pairs_speaks_against_the_label(self) -> None:
         planted = planted_pairs(0)
-        scoring = score_pairs(planted.inputs, ScoringParams(DEFAULT))
+        scoring = score_pairs(planted.inputs, ScoringParams(FUSED))
         totals = np.add.reduceat(np.append(scoring.evidence.contributions, 0.0), scoring.evidence.offsets[:-1])
         assert totals[planted.flipped].mean() < 0 < totals[~planted.flipped].mean()
 
     def test_evidence_contributions_are_terms_of_the_latents_score(self) -> None:
         planted = planted_pairs(0, n_groups=40, n_latents=30, informative=8)
-        scoring = score_pairs(planted.inputs, ScoringParams(DEFAULT, evidence=1000))
+        scoring = score_pairs(planted.inputs, ScoringParams(FUSED, evidence=1000))
         totals = [
             scoring.evidence.contributions[a:b].sum()
             for a, b in zip(scoring.evidence.offsets[:-1], scoring.evidence.offsets[1:], strict=True)
@@ -169,8 +169,8 @@ class TestFusion:
         planted = planted_pairs(1, n_groups=60, n_latents=40, informative=10).inputs
         order = np.random.default_rng(0).permutation(len(planted.margins_P))
         one, two = (
-            score_pairs(planted, ScoringParams(DEFAULT, seed=5)),
-            score_pairs(planted.take(order), ScoringParams(DEFAULT, seed=5)),
+            score_pairs(planted, ScoringParams(FUSED, seed=5)),
+            score_pairs(planted.take(order), ScoringParams(FUSED, seed=5)),
         )
         np.testing.assert_allclose(one.suspicion_P[order], two.suspicion_P, atol=1e-9)
 
@@ -197,9 +197,9 @@ def two_axes() -> SignalInputs:
 class TestAxes:
     def test_an_axis_is_scored_as_if_it_were_alone(self) -> None:
         both = two_axes()
-        whole = score_pairs(both, ScoringParams(DEFAULT))
+        whole = score_pairs(both, ScoringParams(FUSED))
         chat = np.flatnonzero(both.axes_P == "chat")
-        alone = score_pairs(both.take(chat), ScoringParams(DEFAULT))
+        alone = score_pairs(both.take(chat), ScoringParams(FUSED))
         np.testing.assert_allclose(whole.suspicion_P[chat], alone.suspicion_P)
         np.testing.assert_allclose(whole.signals["latents"][chat], alone.signals["latents"])
         assert whole.folds == {"chat": 5, "safety": 5}
@@ -208,7 +208,7 @@ class TestAxes:
         data = two_axes()
         groups = data.groups_P.copy()
         groups[data.axes_P == "chat"] = "only"
-        scoring = score_pairs(replace(data, groups_P=groups), ScoringParams(DEFAULT))
+        scoring = score_pairs(replace(data, groups_P=groups), ScoringParams(FUSED))
         chat = data.axes_P == "chat"
         assert "single group" in scoring.left_out["latents@chat"]
         assert np.isnan(scoring.signals["latents"][chat]).all()
@@ -220,7 +220,7 @@ class TestAxes:
 class TestMissing:
     def test_without_an_sae_the_rest_is_fused_and_the_gap_is_named(self) -> None:
         data = replace(planted_pairs(0, n_groups=30).inputs, latents=None)
-        scoring = score_pairs(data, ScoringParams(DEFAULT))
+        scoring = score_pairs(data, ScoringParams(FUSED))
         assert scoring.left_out == {"latents": "there are no latents"}
         assert set(scoring.signals) == {"margin"}
         assert scoring.pair_score_P is None
@@ -235,7 +235,7 @@ class TestMissing:
         assert missing_input("margin", bare) is None
 
     def test_the_paper_estimator_needs_labelled_features(self) -> None:
-        scoring = score_pairs(planted_pairs(0, n_groups=20).inputs, ScoringParams(DEFAULT, "paper"))
+        scoring = score_pairs(planted_pairs(0, n_groups=20).inputs, ScoringParams(FUSED, "paper"))
         assert scoring.left_out == {"paper": "there are no labelled safety features"}
         assert np.isnan(scoring.suspicion_P).all()
 
@@ -244,7 +244,7 @@ def test_the_paper_estimator_ranks_by_the_paper_score_of_all_pairs() -> None:
     data = replace(planted_pairs(0, n_groups=40).inputs, paper=PaperFeatures(np.arange(10), np.tile([1.0, -1.0], 5)))
     assert data.latents is not None
     assert data.paper is not None
-    scoring = score_pairs(data, ScoringParams(DEFAULT, "paper"))
+    scoring = score_pairs(data, ScoringParams(FUSED, "paper"))
     expected = paper_pair_scores(data.latents, data.paper)
     assert scoring.pair_score_P is not None
     np.testing.assert_allclose(scoring.pair_score_P, expected)

@@ -59,9 +59,12 @@ def world(tmp_path: Path) -> tuple[ScoreArtifacts, dict]:
     return made, found
 
 
+FUSED = {"suspicion": {"signals": {"latents": 2.0, "margin": 1.0}}}
+
+
 def test_scores_equal_the_pure_functions(world: tuple[ScoreArtifacts, dict]) -> None:
     made, found = world
-    scores = made.run(PairScoresStage(), found)
+    scores = made.run(PairScoresStage(), found, FUSED)
     table = scores.scores
     data = PLANTED.inputs
     assert table.column_names == [
@@ -101,15 +104,19 @@ def test_same_seed_same_bytes(world: tuple[ScoreArtifacts, dict], tmp_path: Path
     assert first == again
 
 
-def test_without_latents_nothing_is_invented(world: tuple[ScoreArtifacts, dict]) -> None:
+def test_without_latents_nothing_is_invented(world: tuple[ScoreArtifacts, dict], tmp_path: Path) -> None:
     made, found = world
-    scores = made.run(PairScoresStage(), {**found, Latents: Absent("no SAE"), Labels: Absent("no SAE")})
+    without = {**found, Latents: Absent("no SAE"), Labels: Absent("no SAE")}
+    scores = made.run(PairScoresStage(), without, FUSED)
     assert scores.meta["left_out"] == {"latents": "there are no latents"}
     assert scores.meta["signals"]["latents"]["used"] is False
     assert "signal_latents" not in scores.scores.column_names
     assert scores.scores["pair_score"].null_count == scores.scores.num_rows
     assert not any(scores.scores["evidence"].to_pylist())
     assert scores.scores["suspicion"].null_count == 0
+    by_default = ScoreArtifacts(tmp_path / "default").run(PairScoresStage(), without)
+    assert by_default.scores["suspicion"].null_count == by_default.scores.num_rows
+    assert by_default.meta["n_without_suspicion"] == by_default.scores.num_rows
 
 
 def test_paper_estimator_uses_the_paper_salience_for_signs(world: tuple[ScoreArtifacts, dict], tmp_path: Path) -> None:
