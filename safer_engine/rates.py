@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from safer_engine.errors import ResourceError
+from safer_engine.publishing import publishing
 from safer_engine.spec import AuditSpec
 from safer_engine.store import ArtifactStore
 
@@ -31,14 +33,12 @@ def read_rates(store: ArtifactStore) -> dict[str, float]:
 
 
 def remember_rates(store: ArtifactStore, found: Mapping[str, float]) -> None:
-    """Keep rates; those under other names stay. A store that is no local folder has no place for them."""
+    """Keep rates; those under other names stay. A store that is no local folder, or a full one, has no place for them."""
     path = _path(store)
     if path is None or not found:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({**read_rates(store), **found}, sort_keys=True, indent=1))
-    os.replace(temporary, path)
+    with suppress(ResourceError), publishing(path) as temporary:
+        temporary.write_text(json.dumps({**read_rates(store), **found}, sort_keys=True, indent=1))
 
 
 def machine_flops(device: str, dtype: str) -> float:

@@ -10,13 +10,11 @@ Layout of `LocalArtifactStore`::
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +25,11 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field
 
 from safer_engine.cost import Cost, Planned
-from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError, WorkBusy
+from safer_engine.errors import ArtifactError, WorkBusy
+from safer_engine.publishing import publishing, require_writable, sync, write_failed
 
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -51,40 +49,6 @@ def digest_file(path: Path) -> str:
         while chunk := handle.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
-
-
-def require_writable(folder: Path, what: str) -> None:
-    """Make a folder, and see that a file can be made in it.
-
-    Args:
-        what: its name in the message, for example `--store`.
-
-    Raises:
-        SpecError: it is a file, lies below one, or this user may not write to it.
-        ResourceError: the disk is full.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except (FileExistsError, NotADirectoryError) as error:
-        raise SpecError(f"{what} {folder} is no folder: {error.strerror}", "name a folder, or a place for a new one") from error
-    except OSError as error:
-        if error.errno in _FULL:
-            raise write_failed(folder, error) from error
-        raise SpecError(
-            f"{what} {folder} cannot be written: {error.strerror or error}", "name a folder that this user may write to"
-        ) from error
-
-
-def write_failed(path: Path, error: OSError) -> SaferError:
-    """What to raise when a file cannot be written, with a hint that follows from the cause."""
-    hint = "check the disk and run again"
-    if error.errno in _FULL:
-        hint = "free disk space and run again"
-    elif error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
-        hint = "let this user write there, or name another folder"
-    return ResourceError(f"cannot write {path}: {error.strerror or error}", hint)
 
 
 class FileEntry(BaseModel):
@@ -236,17 +200,8 @@ class LocalWork:
     @contextmanager
     def publish(self, name: str, *, scratch: bool = False) -> Iterator[Path]:
         """See `WorkArea.publish`."""
-        final = (self.scratch if scratch else self.payload) / name
-        temporary = self.root / f"tmp-{uuid.uuid4().hex}"
-        try:
+        with publishing((self.scratch if scratch else self.payload) / name, staging=self.root) as temporary:
             yield temporary
-            _sync(temporary)
-            os.replace(temporary, final)
-            _sync(final.parent)
-        except OSError as error:
-            raise write_failed(final, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """See `WorkArea.remove`."""
@@ -290,7 +245,7 @@ class LocalArtifactStore:
             work = LocalWork(root)
             work.payload.mkdir(parents=True, exist_ok=True)
             work.scratch.mkdir(parents=True, exist_ok=True)
-            for leftover in root.glob("tmp-*"):
+            for leftover in root.glob(".*"):  # of a process that was killed while it published
                 leftover.unlink()
             yield work
             if self.has(stage, key):
@@ -336,7 +291,7 @@ class LocalArtifactStore:
             os.link(path, temporary)
             os.replace(temporary, blob)
             temporary.unlink(missing_ok=True)
-            _sync(blob.parent)
+            sync(blob.parent)
         self._verified.add(digest)
         return FileEntry(digest=digest, size=size)
 
@@ -344,19 +299,11 @@ class LocalArtifactStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         temporary.write_bytes(data)
-        _sync(temporary)
+        sync(temporary)
         try:
             os.link(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         except FileExistsError:
             pass  # the first commit wins; the caller reads it back
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

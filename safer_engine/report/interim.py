@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safer_engine.artifacts import Absent
-from safer_engine.errors import SaferError
+from safer_engine.errors import ResourceError, SaferError
+from safer_engine.events import NullObserver, Observer
 from safer_engine.pipeline import STAGES, AuditRequest, Found, OnArtifact, plan
+from safer_engine.publishing import publishing, withdraw
 from safer_engine.report.build import ReportRequest, Stopped
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.write import REPORT_FILES, SAE_FILES, utc_now, write_report
@@ -18,16 +19,23 @@ from safer_engine.stage import Stage
 from safer_engine.store import ArtifactStore
 
 
-def interim_reports(request: AuditRequest, store: ArtifactStore, out: Path) -> OnArtifact:
+def interim_reports(request: AuditRequest, store: ArtifactStore, out: Path, observer: Observer | None = None) -> OnArtifact:
     """A callback for `pipeline.run` that writes a report whenever there is something new and something still to wait for.
 
     Where the next stage is cached, or is the report itself, nothing is written: a finished audit run again costs nothing.
+    Where `out` cannot be written, a note says so, once, and the audit goes on: what it computes is in the store.
     """
+    watcher, said = observer or NullObserver(), set[str]()
 
     def write(stage: Stage, found: Found) -> None:
         if isinstance(found[stage.produces], Absent) or not _must_wait(stage, request, store):
             return
-        write_interim(request, found, out)
+        try:
+            write_interim(request, found, out)
+        except ResourceError as error:
+            if str(error) not in said:
+                watcher.note(stage.name, f"no interim report: {error}; the audit goes on")
+            said.add(str(error))
 
     return write
 
@@ -44,25 +52,20 @@ def write_interim(request: AuditRequest, found: Found, out: Path, stopped: Stopp
     Files that only a later report will have are removed: they are those of an older audit.
 
     Raises:
-        ArtifactError, NumericalError, ResourceError: see `write_report`.
+        ArtifactError, NumericalError, ResourceError: see `write_report`. ResourceError: `out` cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
     written: set[str] = set()
 
     @contextmanager
     def publish(name: str) -> Iterator[Path]:
-        temporary = out / f".{name}.{os.getpid()}"
-        try:
+        with publishing(out / name) as temporary:
             yield temporary
-            os.replace(temporary, out / name)
-            written.add(name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        written.add(name)
 
     document = write_report(ReportRequest(request.spec, request.sources, found, utc_now(), stopped), publish)
     for name in (*REPORT_FILES, "edits.jsonl", *(f"sae/{name}" for name in SAE_FILES)):
         if name not in written:
-            (out / name).unlink(missing_ok=True)
+            withdraw(out / name)
     return document
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from safer_engine.errors import ModelRefused
+from safer_engine.errors import ModelRefused, ResourceError
+from safer_engine.publishing import publishing
 from safer_engine.sources.resolved import ResolvedModel
 from safer_engine.sources.weight_files import ADAPTER, PICKLES, adapter_head, head_tensors, read_header, read_weights
 from safer_engine.spec import ModelSpec, RuntimeSpec
@@ -219,9 +218,6 @@ def _file_digest(path: Path, cache: Path | None) -> str:
     if re.fullmatch(r"[0-9a-f]{64}", known):
         return known
     digest = digest_file(real)
-    with contextlib.suppress(OSError):  # a digest that is not remembered is as good
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        temporary = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(ResourceError), publishing(entry) as temporary:  # a digest that is not remembered is as good
         temporary.write_text(digest)
-        os.replace(temporary, entry)
     return digest
