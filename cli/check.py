@@ -44,7 +44,8 @@ def check_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
     assert isinstance(pairs, PairSet)
     found = preflight(request, pairs)
     if as_json:
-        facts = {"health": pairs.health, "model": found.model, "invariance": found.invariance}
+        health = {**pairs.health, "evaluation": found.evaluation}
+        facts = {"health": health, "warnings": found.warnings, "model": found.model, "invariance": found.invariance}
         print_json({**facts, "example": dataclasses.asdict(found.example)})
         return
     _print(request, pairs, found)
@@ -54,10 +55,9 @@ def _print(request: AuditRequest, pairs: PairSet, found: Preflight) -> None:
     shown = console()
     shown.print(f"model {request.sources.model.origin}", markup=False)
     shown.print(table("Reward model", ("what", "value"), _friendly(found.model)))
-    for name in ("dataset", "evaluation"):
-        health = pairs.health.get(name)
-        if health is not None:
-            _print_health(name, health)
+    _print_health("dataset", pairs.health["dataset"])
+    if found.evaluation is not None:
+        _print_health("evaluation", found.evaluation)
     shown.print(table("Batching and padding", ("what", "value"), _friendly(found.invariance)))
     example = found.example
     shown.print(
@@ -68,6 +68,8 @@ def _print(request: AuditRequest, pairs: PairSet, found: Preflight) -> None:
     for name, side in (("chosen", example.chosen), ("rejected", example.rejected)):
         shown.print(f"\n{name}, {side.response_tokens} of {side.tokens} tokens are the response:", markup=False)
         shown.print(_readable(side.marked), markup=False)
+    for warning in found.warnings:
+        shown.print(f"warning: {warning}", markup=False)
     shown.print("nothing is refused: `safer-audit run` with the same flags will go ahead", markup=False)
 
 

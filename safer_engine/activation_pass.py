@@ -20,7 +20,6 @@ from safer_engine.science.extraction import (
     extract,
     flag_high_norms,
     norm_median,
-    score,
 )
 from safer_engine.science.invariance import measure_invariance, partial_forward_drift, require_invariance
 from safer_engine.science.readings import choose_by_hash, choose_residual_pairs, readings_of, token_ids
@@ -36,7 +35,7 @@ class ActivationPass:
     """One run of the stage over one reward model.
 
     Attributes:
-        layer: hook point. total: pairs to read, evaluation pairs included; done: pairs read so far.
+        layer: hook point. total: pairs to read; done: pairs read so far.
     """
 
     ctx: StageContext
@@ -90,21 +89,6 @@ class ActivationPass:
                     self.count += result.count
                 self._advance(rows.num_rows)
         return [f"rewards-{index:05d}" for index in range(shards)]
-
-    def evaluation(self, table: Any) -> list[str]:
-        """Read the rewards of the evaluation pairs. Returns the names of their scratch files."""
-        size = self.ctx.runtime.shard_pairs
-        names = []
-        for index in range(-(-table.num_rows // size)):
-            rows = table.slice(index * size, size)
-            names.append(f"eval-{index:05d}")
-            if not files.has_scratch(self.ctx.work, f"{names[-1]}.safetensors"):
-                both = zip(token_ids(rows, "chosen"), token_ids(rows, "rejected"), strict=True)
-                result = score(self.rm, [ids for pair in both for ids in pair], self._plan(), self._pulse)
-                files.publish_rewards(self.ctx.work, names[-1], result)
-                self.count += result.count
-            self._advance(rows.num_rows)
-        return names
 
     def _flagged(self, result: ShardResult, readings: list[Reading]) -> ShardResult:
         """High norms are judged by the median of the first shard, whatever the batching or the order of shards."""

@@ -19,6 +19,7 @@ from safer_engine.events import Observer
 from safer_engine.labellers.rubric import load_rubric, rubric_digest
 from safer_engine.machine import resolve_spec
 from safer_engine.pipeline import AuditRequest, Found, OnArtifact
+from safer_engine.preflight import check_evaluation
 from safer_engine.report.interim import write_stopped
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.write import REPORT_FILES, SAE_FILES
@@ -128,6 +129,7 @@ def run_request(
 
     Raises:
         SpecError: `out` or the store's folder cannot be made or written; nothing was computed then.
+        DatasetRefused: the evaluation set cannot be read; nothing was computed then.
         SaferError: see `pipeline.run`.
     """
     if isinstance(store, LocalArtifactStore):
@@ -138,6 +140,7 @@ def run_request(
         import torch
 
         torch.set_num_threads(request.spec.runtime.threads)
+    check_evaluation(request, store)
     so_far: Found = {}
 
     def keep(stage: Stage, artifacts: Found) -> None:

@@ -80,12 +80,13 @@ class PairSet(Artifact):
         and for each side s in (chosen, rejected): s_text string (the exact text the RM reads), s_ids list<int32>,
         s_offsets list<int32> (start, end characters in s_text of each token, flattened), s_special list<bool>?,
         s_start, s_end int32 (response tokens: ids[s_start:s_end], the end-of-turn token included).
-    `eval.arrow` (only with an evaluation set): the same columns.
     `rows.arrow`: every input row in order: row, pair_id, content_digest, group, axis, subset, status (scored |
         not_scored), reason string?.
-    `health.json`: {dataset: {n_in, n_kept, dropped: {reason: n}, …}, evaluation: … | null}.
-    meta: n_pairs, n_groups, n_eval, tokens, tokens_eval, axes {axis: n}, subsets {subset: n}, layout (of the rows),
-        template (chat | plain), max_length (tokens, as it was applied).
+    `prompts.arrow`: key binary(16), sorted: what stands for each prompt of the input in comparisons
+        (`science.pairs.prompt_keys`), pairs that were not sampled or not usable included.
+    `health.json`: {dataset: {n_in, n_kept, dropped: {reason: n}, …}}.
+    meta: n_pairs, n_groups, tokens, axes {axis: n}, subsets {subset: n}, layout (of the rows), template (chat | plain),
+        max_length (tokens, as it was applied).
     """
 
     @cached_property
@@ -94,9 +95,9 @@ class PairSet(Artifact):
         return self.table("pairs.arrow")
 
     @cached_property
-    def evaluation(self) -> pa.Table | None:
-        """Usable evaluation pairs, if an evaluation set was given."""
-        return self.table("eval.arrow") if self.has("eval.arrow") else None
+    def prompt_keys(self) -> frozenset[bytes]:
+        """Keys of all prompts of the input: evaluation pairs with one of them are left out."""
+        return frozenset(self.table("prompts.arrow")["key"].to_pylist())
 
     @cached_property
     def rows(self) -> pa.Table:
@@ -112,7 +113,7 @@ class PairSet(Artifact):
 class Activations(Artifact):
     """Rewards, and the residual stream at the hook.
 
-    `rewards.arrow`, `eval_rewards.arrow`: pair int32, pair_id string, reward_chosen, reward_rejected float64.
+    `rewards.arrow`: pair int32, pair_id string, reward_chosen, reward_rejected float64.
     `head.safetensors`: chosen, rejected [P, D] float32: the vector the head reads, after the last block and norm.
     `shard-NNNNN.safetensors`, pairs in order, within a pair chosen before rejected, positions ascending:
         x [B, D] (resolved dtype), pair [B] int32, side [B] uint8 (0 chosen, 1 rejected), position [B] int32 (token
@@ -134,10 +135,31 @@ class Activations(Artifact):
         """Rewards of the pairs."""
         return self.table("rewards.arrow")
 
+
+class EvaluationSet(Artifact):
+    """Pairs that only measure, tokenised as the audited ones are, and their rewards. Absent without a usable pair.
+
+    `eval.arrow`: the columns of `PairSet`'s `pairs.arrow`; pairs whose prompt is in the dataset under audit are left out.
+    `eval_rewards.arrow`: pair int32 (row index in `eval.arrow`), pair_id string, reward_chosen, reward_rejected float64.
+    `health.json`: {n_in, n_kept, dropped: {reason: n}, …}.
+    meta: n_pairs, n_groups, tokens, axes {axis: n}, subsets {subset: n}, layout, min_pairs (the least that were asked
+        for), too_few bool (there are fewer).
+    """
+
     @cached_property
-    def eval_rewards(self) -> pa.Table | None:
-        """Rewards of the evaluation pairs."""
-        return self.table("eval_rewards.arrow") if self.has("eval_rewards.arrow") else None
+    def pairs(self) -> pa.Table:
+        """Usable evaluation pairs."""
+        return self.table("eval.arrow")
+
+    @cached_property
+    def rewards(self) -> pa.Table:
+        """Their rewards."""
+        return self.table("eval_rewards.arrow")
+
+    @cached_property
+    def health(self) -> dict[str, Any]:
+        """Counts of what was read, kept and dropped."""
+        return dict(self.json("health.json"))
 
 
 class SparseAutoencoder(Artifact):

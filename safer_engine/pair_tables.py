@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from safer_engine.science.rendering import RenderedSide, Renderer
 
 BATCH_PAIRS = 256
+PROMPT_KEY_BYTES = 16
+"""Size of a key of `science.pairs.prompt_keys`."""
 _MOST_BAD = 0.5
 _EXAMPLES = 3
 _STRATA: dict[str, Literal["axis", "subset"]] = {"axis": "axis", "subset": "subset"}
@@ -112,7 +114,7 @@ def write_pairs(
         progress: told the number of pairs looked at so far.
 
     Raises:
-        DatasetRefused: the rows changed since the survey, or most of them can't be rendered.
+        DatasetRefused: the rows changed since the survey.
     """
     import pyarrow as pa
 
@@ -137,8 +139,18 @@ def write_pairs(
             if usable:
                 file.write_batch(_record_batch(usable))
             progress(len(reasons))
-    _refuse_mostly(reasons, Drop.UNRENDERABLE, details, "the model's chat template")
     return Written(tuple(reasons), tokens, truncated, tuple(details))
+
+
+def write_prompt_keys(path: Path, surveyed: Survey) -> None:
+    """Write `prompts.arrow`: the keys of all prompts of the input."""
+    import pyarrow as pa
+
+    from safer_engine.science.pairs import prompt_keys
+
+    table = pa.table({"key": pa.array(sorted(prompt_keys(surveyed.candidates)), pa.binary(PROMPT_KEY_BYTES))})
+    with pa.ipc.new_file(str(path), table.schema) as file:
+        file.write_table(table)
 
 
 def write_rows(path: Path, surveyed: Survey, written: Written) -> None:
@@ -185,14 +197,25 @@ def health(surveyed: Survey, written: Written) -> dict[str, Any]:
     }
 
 
-def refuse_too_few(counts: dict[str, Any], minimum: int, what: str) -> None:
+def refuse_unrenderable(written: Written) -> None:
+    """Raise DatasetRefused when the model's chat template takes less than half of the pairs."""
+    _refuse_mostly(written.reasons, Drop.UNRENDERABLE, written.details, "the model's chat template")
+
+
+def refuse_too_few(counts: dict[str, Any], minimum: int) -> None:
     """Raise DatasetRefused, with the table of drops, when fewer than `minimum` pairs are left."""
     if counts["n_kept"] < minimum:
-        table = ", ".join(f"{reason} {n}" for reason, n in counts["dropped"].items()) or "nothing was dropped"
+        hint = f"{remedy(counts['dropped'], 'dataset')}, or lower the limit of {minimum} with --set dataset.min_pairs=2 or more"
         raise DatasetRefused(
-            f"{what} has {counts['n_kept']} usable pairs of {counts['n_in']}, fewer than {minimum} (dropped: {table})",
-            _too_few_hint(counts["dropped"], minimum, what),
+            f"the dataset has {counts['n_kept']} usable pairs of {counts['n_in']}, fewer than {minimum} "
+            f"(dropped: {drops(counts['dropped'])})",
+            hint,
         )
+
+
+def drops(dropped: dict[str, int]) -> str:
+    """Counts of dropped pairs as a phrase."""
+    return ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "nothing was dropped"
 
 
 def refuse_one_group(counts: dict[str, Any]) -> None:
@@ -204,16 +227,15 @@ def refuse_one_group(counts: dict[str, Any]) -> None:
         )
 
 
-def _too_few_hint(dropped: dict[str, int], minimum: int, what: str) -> str:
-    section = "evaluation" if "evaluation" in what else "dataset"
-    lower = f"lower the limit of {minimum} with --set {section}.min_pairs=2 or more"
+def remedy(dropped: dict[str, int], section: str) -> str:
+    """What would leave more pairs: against the reason for which most of those of a spec section were dropped."""
     most = max(dropped, key=lambda reason: dropped[reason], default="")
     causes = {
         "sampled_out": f"draw a larger sample ({section}.sample)",
         "over_long": "raise model.max_length, or set model.truncation_side=left",
         "in_training_data": "give evaluation pairs whose prompts are not in the dataset",
     }
-    return f"{causes.get(most, 'give more pairs')}, or {lower}"
+    return causes.get(most, "give more pairs")
 
 
 def pairs_schema() -> pa.Schema:

@@ -21,6 +21,7 @@ from safer_engine.stage import Draft, Inputs, SpecView, Stage, StageContext, cac
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.stages.causal import CausalStage
 from safer_engine.stages.edits import EditsStage
+from safer_engine.stages.evaluation import EvaluationStage
 from safer_engine.stages.labels import LabelsStage
 from safer_engine.stages.latents import LatentsStage
 from safer_engine.stages.pair_scores import PairScoresStage
@@ -33,6 +34,7 @@ from safer_engine.store import ArtifactStore, ManifestDraft, StoredArtifact
 STAGES: tuple[Stage, ...] = (
     PairsStage(),
     ActivationsStage(),
+    EvaluationStage(),
     SaeStage(),
     LatentsStage(),
     LabelsStage(),

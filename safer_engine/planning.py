@@ -11,7 +11,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safer_engine.errors import ModelRefused
 from safer_engine.pipeline import AuditRequest, plan
@@ -21,8 +20,8 @@ from safer_engine.store import ArtifactStore
 
 _BASE_BYTES = 700e6  # the interpreter with torch and transformers loaded
 _BYTES = {"float32": 4, "bfloat16": 2}
-_EFFICIENCY = {"activations": 0.5, "sae": 0.35, "latents": 0.35}
-_FIXED_SECONDS = {"activations": 4.0, "sae": 2.0, "latents": 2.0, "report": 2.0}
+_EFFICIENCY = {"activations": 0.5, "evaluation": 0.5, "sae": 0.35, "latents": 0.35}
+_FIXED_SECONDS = {"activations": 4.0, "evaluation": 4.0, "sae": 2.0, "latents": 2.0, "report": 2.0}
 _ROWS_PER_SECOND = {"pairs": 1500.0, "pair_scores": 1500.0, "edits": 5000.0, "report": 5000.0}
 _LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0}
 _SAMPLE_ROWS = 200
@@ -33,13 +32,15 @@ class Workload:
     """The size of an audit.
 
     Attributes:
-        tokens: over both sides of all pairs, evaluation included; positions: those that are kept.
+        tokens: over both sides of all pairs, evaluation included; tokens_eval: of evaluation pairs alone.
+        positions: those that are kept.
         exact: whether they were counted, or extrapolated from a sample of rows.
     """
 
     n_pairs: int
     n_eval: int
     tokens: int
+    tokens_eval: int
     positions: int
     exact: bool
 
@@ -92,7 +93,8 @@ def estimate(request: AuditRequest, store: ArtifactStore) -> dict[str, Estimate]
         if planned.state == "compute" and rate is None and planned.name in _EFFICIENCY:
             flops = flops or machine_flops(request.spec.runtime.device, request.spec.model.dtype)
         if planned.state == "compute":
-            seconds = work / (rate or _assumed_rate(planned.name, request.spec, flops)) + _FIXED_SECONDS.get(planned.name, 0.0)
+            fixed = _FIXED_SECONDS.get(planned.name, 0.0) if work else 0.0
+            seconds = work / (rate or _assumed_rate(planned.name, request.spec, flops)) + fixed
         memory, gpu = _memory(planned.name, request.spec, size)
         estimates[planned.name] = Estimate(
             stage=planned.name,
@@ -166,18 +168,19 @@ def model_size(folder: Path) -> ModelSize:
 
 
 def workload(request: AuditRequest, store: ArtifactStore) -> Workload:
-    """Pairs and tokens: counted where the pairs stage was run, else extrapolated from the first rows."""
-    from safer_engine.workload import sampled_workload
+    """Pairs and tokens: counted where their stage was run, else extrapolated from the first rows."""
+    from safer_engine.workload import dataset_size
 
-    pairs = next(p for p in plan(request, store) if p.name == "pairs")
-    if pairs.state == "cached" and pairs.key is not None:
-        meta: dict[str, Any] = store.read("pairs", pairs.key).manifest.meta
-        positions = int(meta["tokens"] * _share_kept(request.spec))
-        return Workload(meta["n_pairs"], meta["n_eval"], meta["tokens"] + (meta["tokens_eval"] or 0), positions, exact=True)
-    n_pairs, n_eval, tokens_per_text = sampled_workload(request, _SAMPLE_ROWS)
-    tokens = int(2 * n_pairs * tokens_per_text)
+    planned = {stage.name: stage for stage in plan(request, store)}
+    pairs = dataset_size(request, "dataset", store, planned["pairs"], _SAMPLE_ROWS)
+    apart = dataset_size(request, "evaluation", store, planned["evaluation"], _SAMPLE_ROWS)
     return Workload(
-        n_pairs, n_eval, tokens + int(2 * n_eval * tokens_per_text), int(tokens * _share_kept(request.spec)), exact=False
+        n_pairs=pairs.n_pairs,
+        n_eval=apart.n_pairs,
+        tokens=pairs.tokens + apart.tokens,
+        tokens_eval=apart.tokens,
+        positions=int(pairs.tokens * _share_kept(request.spec)),
+        exact=pairs.exact and apart.exact,
     )
 
 
@@ -193,8 +196,8 @@ def _share_kept(spec: AuditSpec) -> float:
 
 def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float:
     dense = 2.0 * size.d_in * sae_width(spec, size.d_in)
-    if stage == "activations":
-        return 2.0 * size.body_parameters * load.tokens
+    if stage in ("activations", "evaluation"):
+        return 2.0 * size.body_parameters * (load.tokens_eval if stage == "evaluation" else load.tokens - load.tokens_eval)
     if stage == "sae":
         size_of = training_size(spec.sae, max(1, int(load.positions * (1 - spec.split.held_out))))
         return 3 * dense * size_of.batch * size_of.steps
@@ -202,7 +205,7 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
         return 1.5 * dense * load.positions
     if stage == "labels":
         return float(min(spec.salience.candidates, sae_width(spec, size.d_in)))
-    return float(load.n_pairs + load.n_eval) if stage in _ROWS_PER_SECOND else 0.0
+    return float(load.n_pairs) if stage in _ROWS_PER_SECOND else 0.0
 
 
 def _assumed_rate(stage: str, spec: AuditSpec, flops: float | None) -> float:
@@ -218,7 +221,8 @@ def _disk(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> int:
     width = _BYTES.get(spec.model.dtype, 4)
     per_text = load.tokens / max(2 * (load.n_pairs + load.n_eval), 1)
     bytes_of = {
-        "pairs": load.tokens * 24,
+        "pairs": (load.tokens - load.tokens_eval) * 24,
+        "evaluation": load.tokens_eval * 24 + load.n_eval * 64,
         "activations": load.positions * (size.d_in * width + 10)
         + 2 * min(spec.causal.pairs, load.n_pairs) * per_text * size.d_in * width
         + load.n_pairs * size.d_in * 8,
@@ -234,8 +238,10 @@ def _disk(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> int:
 def _memory(stage: str, spec: AuditSpec, size: ModelSize) -> tuple[int, int | None]:
     """Peak main memory and, on CUDA, GPU memory of a stage."""
     width = _BYTES.get(spec.model.dtype, 4)
+    forward = size.parameters * width + spec.runtime.batch_tokens * size.d_in * width * 24
     working = {
-        "activations": size.parameters * width + spec.runtime.batch_tokens * size.d_in * width * 24,
+        "activations": forward,
+        "evaluation": forward,
         "sae": sae_width(spec, size.d_in) * size.d_in * 4 * 8 + spec.sae.batch * sae_width(spec, size.d_in) * 6,
         "latents": sae_width(spec, size.d_in) * size.d_in * 8 + spec.sae.batch * sae_width(spec, size.d_in) * 6,
     }.get(stage, 0)

@@ -41,6 +41,12 @@ class SpecView:
         return getattr(self._spec, section)
 
 
+def stage_seed(base_seed: int, stage: str, unit: str) -> int:
+    """A seed in [0, 2⁶³) that depends on spec.seed, a stage's name and the unit."""
+    raw = hashlib.sha256(f"{base_seed}/{stage}/{unit}".encode()).digest()
+    return int.from_bytes(raw[:8], "big") >> 1
+
+
 @dataclass(frozen=True)
 class StageContext:
     """What a stage is given besides its inputs."""
@@ -55,8 +61,7 @@ class StageContext:
 
     def seed(self, unit: str = "") -> int:
         """A seed in [0, 2⁶³) that depends on spec.seed, the stage and the unit."""
-        raw = hashlib.sha256(f"{self.base_seed}/{self.stage}/{unit}".encode()).digest()
-        return int.from_bytes(raw[:8], "big") >> 1
+        return stage_seed(self.base_seed, self.stage, unit)
 
     def progress(self, done: float, total: float, unit: str) -> None:
         """Report progress; raises Interrupted when the observer asked to stop."""

@@ -1,6 +1,6 @@
 """Training a reward model, from files to a model folder.
 
-The pairs are read, dropped and rendered by the pipeline's own `pairs` stage, so that an audit of the trained model
+The pairs are read, dropped and rendered by the pipeline's own code, so that an audit of the trained model
 reads exactly what it was trained on. All state lies in a work folder beside the output until the model is complete; the
 same call goes on from the last checkpoint, and returns at once when the output is there already.
 """
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import PairSet
 from safer_engine.errors import Interrupted, SpecError
+from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import provenance, resolve_device
 from safer_engine.sources.base_models import BaseModel, BaseTokenizer, add_lora, load_base, load_base_tokenizer, save_model
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.models import resolve_base
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
+from safer_engine.sources.tokenizers import load_renderer
 from safer_engine.spec import AuditSpec, ModelSpec
 from safer_engine.store import LocalArtifactStore, LocalWork, canonical_json, digest_bytes
 from safer_engine.train_spec import TrainSpec
@@ -31,6 +33,7 @@ from safer_engine.train_spec import TrainSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from safer_engine.pipeline import AuditRequest
     from safer_engine.science.rm_training import OptimSettings, RewardTrainer, StepStats, TokenPairs
 
 STAGE = "train"
@@ -64,6 +67,14 @@ class _Sources:
     base: ResolvedModel
     dataset: ResolvedDataset
     evaluation: ResolvedDataset | None
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Usable evaluation pairs, columns as in `PairSet`, and what became of all (see `pair_tables.health`)."""
+
+    table: pa.Table
+    health: dict[str, Any]
 
 
 def train_reward_model(
@@ -149,12 +160,16 @@ def _train(spec: TrainSpec, sources: _Sources, store: LocalArtifactStore, work: 
     """Read the pairs, train, evaluate and save the model into the work area; returns the record."""
     import torch
 
+    from safer_engine.pipeline import run_stage
     from safer_engine.science.rm_training import RewardTrainer, silence_dropout
+    from safer_engine.stages.pairs import PairsStage
 
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     ready = load_base_tokenizer(sources.base, spec.runtime)
-    read = _read_pairs(spec, sources, ready, store, work, observer)
+    audit = _as_audit(spec, sources, ready, work)
+    read = PairSet(run_stage(PairsStage(), audit, store, {}, observer))
+    apart = _read_evaluation(audit, read, work, observer)
     pairs = token_pairs(read.pairs)
     base = load_base(sources.base, ready, spec.runtime, spec.seed)
     model = add_lora(base, spec.lora, spec.seed) if spec.lora else base.model
@@ -174,11 +189,11 @@ def _train(spec: TrainSpec, sources: _Sources, store: LocalArtifactStore, work: 
         "base": {"origin": sources.base.origin, "revision": sources.base.revision, "digest": sources.base.digest},
         "dataset": {"origin": sources.dataset.origin, "revision": sources.dataset.revision, "digest": sources.dataset.digest},
         "pairs": {key: read.meta[key] for key in ("n_pairs", "n_groups", "axes", "subsets", "template", "max_length")},
-        "health": read.health,
+        "health": {**read.health, "evaluation": apart.health if apart else None},
         "model": _facts(model, base, ready, trainer),
         "settings": asdict(settings),
         "curve": [asdict(stats) for stats in curve],
-        "evaluation": _evaluate(spec, read, model, settings, ready),
+        "evaluation": _evaluate(spec, apart, model, settings, ready),
         "provenance": provenance(device),
         "timing": {"training_seconds": round(seconds, 1), "tokens": sum(stats.tokens for stats in curve)},
     }
@@ -200,20 +215,33 @@ def optim_settings(spec: TrainSpec, n_parameters: int, device: str) -> OptimSett
     )
 
 
-def _read_pairs(
-    spec: TrainSpec, sources: _Sources, ready: BaseTokenizer, store: LocalArtifactStore, work: LocalWork, observer: Observer
-) -> PairSet:
-    """The datasets as an audit of the trained model will read them: by the pipeline's stage, with the saved tokenizer."""
-    from safer_engine.pipeline import AuditRequest, run_stage
-    from safer_engine.stages.pairs import PairsStage
+def _as_audit(spec: TrainSpec, sources: _Sources, ready: BaseTokenizer, work: LocalWork) -> AuditRequest:
+    """What an audit of the trained model will read: the datasets, rendered with the tokenizer that is saved with it."""
+    from safer_engine.pipeline import AuditRequest
 
     start = work.scratch / "start"
     ready.tokenizer.save_pretrained(start)
     ready.config.save_pretrained(start)
     model = ModelSpec(path=spec.base, max_length=spec.recipe.max_length, truncation_side=spec.recipe.truncation_side)
     audit = AuditSpec(seed=spec.seed, model=model, dataset=spec.dataset, evaluation=spec.evaluation, runtime=spec.runtime)
-    resolved = ResolvedInputs(replace(sources.base, path=start), sources.dataset, sources.evaluation)
-    return PairSet(run_stage(PairsStage(), AuditRequest(audit, resolved), store, {}, observer))
+    return AuditRequest(audit, ResolvedInputs(replace(sources.base, path=start), sources.dataset, sources.evaluation))
+
+
+def _read_evaluation(audit: AuditRequest, read: PairSet, work: LocalWork, observer: Observer) -> _Evaluation | None:
+    """The evaluation pairs as an audit will read them; says so when they are few. None where no set was given."""
+    import pyarrow as pa
+
+    source, spec = audit.sources.evaluation, audit.spec.evaluation
+    if source is None or spec is None:
+        return None
+    renderer = load_renderer(audit.sources.model.path, audit.spec.model, audit.spec.runtime.trust_remote_code)
+    surveyed = survey_evaluation(source, spec, audit.spec.seed, read.prompt_keys)
+    with work.publish("eval.arrow", scratch=True) as path:
+        counts = write_evaluation_pairs(path, source, surveyed, renderer, lambda _done, _total: None)
+    if short := shortage(counts, spec.min_pairs):
+        observer.note(STAGE, f"warning: {short}")
+    with pa.memory_map(str(work.scratch / "eval.arrow")) as file:
+        return _Evaluation(pa.ipc.open_file(file).read_all(), counts)
 
 
 def token_pairs(table: pa.Table) -> TokenPairs:
@@ -275,16 +303,18 @@ def _facts(model: Any, base: BaseModel, ready: BaseTokenizer, trainer: RewardTra
     }
 
 
-def _evaluate(spec: TrainSpec, read: PairSet, model: Any, settings: OptimSettings, ready: BaseTokenizer) -> dict[str, Any] | None:
+def _evaluate(
+    spec: TrainSpec, apart: _Evaluation | None, model: Any, settings: OptimSettings, ready: BaseTokenizer
+) -> dict[str, Any] | None:
     """Scores on the evaluation pairs, if there are any."""
     import numpy as np
 
     from safer_engine.science.evaluation import ScoredPairs, evaluate
     from safer_engine.science.rm_training import pair_rewards
 
-    table = read.evaluation
-    if table is None or table.num_rows == 0:
+    if apart is None or apart.table.num_rows == 0:
         return None
+    table = apart.table
     pad_id = ready.tokenizer.pad_token_id
     rewards = pair_rewards(model, token_pairs(table), pad_id, settings.batch_tokens, settings.bfloat16)
     names = ("pair_id", "group", "axis", "subset", "style", "item")

@@ -1,33 +1,58 @@
-"""The size of an audit from a sample of its rows, where nothing was computed yet."""
+"""The size of an audit's datasets: counted where they were read, else from a sample of their rows."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from safer_engine.pipeline import AuditRequest
+from safer_engine.pipeline import AuditRequest, StagePlan
 from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import DatasetSpec
+from safer_engine.store import ArtifactStore
 
 _TEMPLATE_TOKENS = 6  # what a chat template or special tokens add to a text, about
 
 
-def sampled_workload(request: AuditRequest, n_rows: int) -> tuple[int, int, float]:
-    """Pairs, evaluation pairs, and mean tokens of a text as truncated, from the first rows of each file.
+@dataclass(frozen=True)
+class DatasetSize:
+    """Size of a dataset.
 
-    The rows are all counted; only the first `n_rows` are parsed and tokenised, without the chat template.
+    Attributes:
+        tokens: over both sides of its usable pairs, as truncated.
+        exact: whether it was counted, or extrapolated from a sample of rows.
     """
+
+    n_pairs: int
+    tokens: int
+    exact: bool
+
+
+def dataset_size(
+    request: AuditRequest, section: Literal["dataset", "evaluation"], store: ArtifactStore, stage: StagePlan, n_rows: int
+) -> DatasetSize:
+    """How large the dataset of a spec section is; nothing where none is given.
+
+    Args:
+        stage: that reads it: where it was run, what it found counts.
+        n_rows: where it was not, all rows are counted, but only so many parsed and tokenised, without the chat template.
+    """
+    source, spec = getattr(request.sources, section), getattr(request.spec, section)
+    if source is None:
+        return DatasetSize(0, 0, exact=True)
+    if stage.state == "cached" and stage.key is not None:
+        meta = store.read(stage.name, stage.key).manifest.meta
+        return DatasetSize(meta.get("n_pairs", 0), meta.get("tokens", 0), exact=True)
+    return _sampled(request, source, spec, n_rows)
+
+
+def _sampled(request: AuditRequest, source: ResolvedDataset, spec: DatasetSpec, n_rows: int) -> DatasetSize:
     from tokenizers import Tokenizer
 
-    spec = request.spec
     tokenizer = Tokenizer.from_file(str(request.sources.model.path / "tokenizer.json"))
-    n_pairs, lengths = _count(request.sources.dataset, spec.dataset, tokenizer, n_rows)
-    n_eval = 0
-    if request.sources.evaluation is not None and spec.evaluation is not None:
-        n_eval, more = _count(request.sources.evaluation, spec.evaluation, tokenizer, n_rows)
-        lengths += more
-    cut = [min(length + _TEMPLATE_TOKENS, spec.model.max_length) for length in lengths]
-    return n_pairs, n_eval, sum(cut) / max(len(cut), 1)
+    n_pairs, lengths = _count(source, spec, tokenizer, n_rows)
+    cut = [min(length + _TEMPLATE_TOKENS, request.spec.model.max_length) for length in lengths]
+    return DatasetSize(n_pairs, int(2 * n_pairs * sum(cut) / max(len(cut), 1)), exact=False)
 
 
 def _count(found: ResolvedDataset, spec: DatasetSpec, tokenizer: Any, n_rows: int) -> tuple[int, list[int]]:

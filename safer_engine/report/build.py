@@ -13,6 +13,7 @@ from safer_engine.artifacts import (
     Artifact,
     CausalEffects,
     Edits,
+    EvaluationSet,
     Labels,
     Latents,
     PairScores,
@@ -20,6 +21,7 @@ from safer_engine.artifacts import (
     SparseAutoencoder,
     Verification,
 )
+from safer_engine.evaluation_pairs import NO_EVALUATION
 from safer_engine.report.build_data import dataset_section, evaluation_section, reward_model_section
 from safer_engine.report.build_edits import edits_section
 from safer_engine.report.build_features import features_section, sae_section
@@ -32,6 +34,7 @@ Found = Mapping[type[Artifact], Artifact | Absent]
 STAGE_ARTIFACTS: tuple[tuple[str, type[Artifact]], ...] = (
     ("pairs", PairSet),
     ("activations", Activations),
+    ("evaluation", EvaluationSet),
     ("sae", SparseAutoencoder),
     ("latents", Latents),
     ("labels", Labels),
@@ -109,18 +112,18 @@ class _Reader:
 
 def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[Any] | None]:
     spec = request.spec
-    pairs, activations = reader.get(PairSet), reader.get(Activations)
+    pairs, activations, evaluation = reader.get(PairSet), reader.get(Activations), reader.get(EvaluationSet)
     sae, latents, labels = reader.get(SparseAutoencoder), reader.get(Latents), reader.get(Labels)
     scores, edits = reader.get(PairScores), reader.get(Edits)
     sections: dict[str, Node | list[Any] | None] = dict.fromkeys(_DEPENDS)
     if pairs is not None:
-        sections["dataset"] = dataset_section(pairs)
+        sections["dataset"] = dataset_section(pairs, evaluation)
         if activations is not None:
             sections["reward_model"] = reward_model_section(pairs, activations, spec)
-            if pairs.evaluation is not None and activations.eval_rewards is not None:
-                sections["evaluation"] = evaluation_section(pairs.evaluation, activations.eval_rewards, spec)
         if scores is not None:
             sections["edits"] = edits_section(pairs, scores, edits, spec.report)
+    if evaluation is not None:
+        sections["evaluation"] = evaluation_section(evaluation, spec)
     if sae is not None:
         sections["sae"] = sae_section(sae, latents)
     if latents is not None:
@@ -131,7 +134,7 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
 _DEPENDS: dict[str, tuple[type[Artifact], ...]] = {
     "dataset": (PairSet,),
     "reward_model": (PairSet, Activations),
-    "evaluation": (PairSet, Activations),
+    "evaluation": (EvaluationSet,),
     "sae": (SparseAutoencoder,),
     "features": (Latents,),
     "edits": (PairSet, PairScores),
@@ -145,7 +148,7 @@ def _not_computed(request: ReportRequest, reader: _Reader, sections: dict[str, A
     reasons = {name: reader.reason(*_DEPENDS[name]) for name, value in sections.items() if value is None}
     reasons["verdict"] = _NO_POLICY
     if "evaluation" in reasons and request.spec.evaluation is None and request.sources.evaluation is None:
-        reasons["evaluation"] = "no evaluation set was given"
+        reasons["evaluation"] = NO_EVALUATION
     sae = sections["sae"]
     if sae is not None:
         if sae.latents is None:

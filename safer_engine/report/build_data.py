@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safer_engine.artifacts import Activations, PairSet
+from safer_engine.artifacts import Activations, EvaluationSet, PairSet
 from safer_engine.report.columns import by_id, histogram, scalars
 from safer_engine.report.model import (
     Dataset,
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 _BINS = 44
 
 
-def dataset_section(pairs: PairSet) -> Dataset:
-    """What was read, kept and dropped."""
+def dataset_section(pairs: PairSet, evaluation: EvaluationSet | None) -> Dataset:
+    """What was read, kept and dropped, of the evaluation pairs too where there are any."""
     table, meta = pairs.pairs, pairs.meta
     lengths = [_lengths(table, side) for side in ("chosen", "rejected")]
-    evaluation = pairs.health.get("evaluation")
     return Dataset(
         health=_health(pairs.health["dataset"]),
-        evaluation_health=None if evaluation is None else _health(evaluation),
+        evaluation_health=None if evaluation is None else _health(evaluation.health),
         n_pairs=table.num_rows,
         n_groups=meta["n_groups"],
         n_both_orders=sum(table.column("both_orders").to_pylist()),
@@ -109,11 +108,14 @@ def _model_facts(meta: dict[str, Any], spec: AuditSpec) -> Facts:
     return {**facts, **scalars(named)}
 
 
-def evaluation_section(table: pa.Table, rewards: pa.Table, spec: AuditSpec) -> Evaluation:
+def evaluation_section(found: EvaluationSet, spec: AuditSpec) -> Evaluation:
     """The reward model on the evaluation pairs."""
-    scored = scored_pairs(table, rewards)
+    scored = scored_pairs(found.pairs, found.rewards)
     scores = evaluate(scored, spec.report.bootstrap, spec.seed)
     return Evaluation(
+        n_pairs=len(scored.pair_id),
+        min_pairs=found.meta["min_pairs"],
+        too_few=found.meta["too_few"],
         groups=[_measured(part) for part in scores.slices],
         margins=margin_histograms(scored),
         best_of_n=[_score(score) for score in scores.best_of_n] or None,

@@ -76,7 +76,9 @@ class Dataset(Node):
     """The audited preference pairs."""
 
     health: Health
-    evaluation_health: Health | None = Field(None, description="The same of the evaluation set, where one was given.")
+    evaluation_health: Health | None = Field(
+        None, description="The same of the evaluation set, where one was given and any of it is usable."
+    )
     n_pairs: Count
     n_groups: Count = Field(description="Pairs linked by a prompt or a response form a group.")
     n_both_orders: Count = Field(description="Pairs whose two texts also occur the other way round.")
@@ -137,6 +139,9 @@ class StyleMatrix(Node):
 class Evaluation(Node):
     """The reward model on pairs that only measure."""
 
+    n_pairs: Count = Field(description="Usable evaluation pairs.")
+    min_pairs: Count = Field(description="The least that were asked for (`evaluation.min_pairs`).")
+    too_few: bool = Field(description="There are fewer: the figures are unsure.")
     groups: list[Measured]
     margins: list[Margins]
     best_of_n: list[Score] | None = Field(None, description="RewardBench 2's credit of items; null without such items.")

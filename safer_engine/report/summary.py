@@ -230,7 +230,8 @@ def undoubted(pair: SuspiciousPair, budget: float | None) -> str:
 
 def cautions(report: ReportDocument) -> list[Caution]:
     """What a reader must know before acting on the figures."""
-    found = [*_about_data(report), *_about_rewards(report), *_about_sae(report), *_about_labels(report), *_about_edits(report)]
+    measured = [*_about_data(report), *_about_evaluation(report), *_about_rewards(report)]
+    found = [*measured, *_about_sae(report), *_about_labels(report), *_about_edits(report)]
     return sorted(found, key=lambda warning: warning.level != "stop")
 
 
@@ -254,9 +255,26 @@ def _about_data(report: ReportDocument) -> list[Caution]:
         found.append(
             _care(f"{count(data.n_both_orders)} pairs also occur with the labels the other way round; they are for review.")
         )
-    leaked = data.evaluation_health.dropped.get("in_training_data", 0) if data.evaluation_health else 0
+    return found
+
+
+def _about_evaluation(report: ReportDocument) -> list[Caution]:
+    found = []
+    read = report.dataset.evaluation_health if report.dataset is not None else None
+    leaked = read.dropped.get("in_training_data", 0) if read is not None else 0
     if leaked:
         found.append(_care(f"{count(leaked)} evaluation pairs were left out because their prompt is in the audited data."))
+    measured, stages = report.evaluation, report.provenance.stages
+    if measured is not None and measured.too_few:
+        few = (
+            "is only one usable evaluation pair"
+            if measured.n_pairs == 1
+            else f"are only {count(measured.n_pairs)} evaluation pairs"
+        )
+        found.append(_care(f"There {few}, fewer than {count(measured.min_pairs)}: figures on them are unsure."))
+    given = "evaluation" in report.provenance.inputs
+    if given and any(stage.stage == "evaluation" and stage.state == "absent" for stage in stages):
+        found.append(_care(f"Nothing was measured on evaluation pairs: {visible(report.provenance.not_computed['evaluation'])}."))
     return found
 
 
@@ -274,7 +292,7 @@ def _about_rewards(report: ReportDocument) -> list[Caution]:
         found.append(
             Caution("stop", "The reward model does not agree with the labels better than chance: there is little to explain.")
         )
-    if report.evaluation is not None:
+    if report.evaluation is not None and not report.evaluation.too_few:
         tested = overall(report.evaluation.groups).accuracy
         if audited.estimate - tested.estimate > _LEARNT_GAP:
             gap = percent(audited.estimate - tested.estimate, 0)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from safer_engine.artifacts import Activations, Labels, Latents, PairScores, PairSet
+from safer_engine.artifacts import EvaluationSet, Labels, Latents, PairScores
 from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import render_html
 from safer_engine.report.markdown import render_markdown
@@ -46,13 +46,11 @@ def _write_tables(request: ReportRequest, publish: Publish) -> None:
     from pyarrow import parquet
 
     found = request.found
-    pairs, activations, latents = found.get(PairSet), found.get(Activations), found.get(Latents)
+    evaluation, latents = found.get(EvaluationSet), found.get(Latents)
     labels, scores = found.get(Labels), found.get(PairScores)
-    if isinstance(pairs, PairSet) and isinstance(activations, Activations):
-        evaluation, rewards = pairs.evaluation, activations.eval_rewards
-        if evaluation is not None and rewards is not None:
-            with publish("evaluation.jsonl") as path:
-                write_evaluation(path, evaluation, rewards)
+    if isinstance(evaluation, EvaluationSet):
+        with publish("evaluation.jsonl") as path:
+            write_evaluation(path, evaluation.pairs, evaluation.rewards)
     if isinstance(latents, Latents):
         known = labels if isinstance(labels, Labels) else None
         with publish("features.parquet") as path:

@@ -11,10 +11,10 @@ from safer_engine.stage import Draft, Inputs, StageContext
 
 
 class ActivationsStage:
-    """Rewards of all pairs, and activations of the audited ones in shards that are published one by one."""
+    """Rewards of all pairs, and their activations in shards that are published one by one."""
 
     name: ClassVar[str] = "activations"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet,)
     produces: ClassVar[type[Artifact]] = Activations
@@ -27,19 +27,15 @@ class ActivationsStage:
         from safer_engine.science.reward_model import hook_layer
         from safer_engine.sources.model_loading import load_reward_model
 
-        found = inputs.get(PairSet)
-        pairs, evaluation = found.pairs, found.evaluation
+        pairs = inputs.get(PairSet).pairs
         rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)
         layer = hook_layer(rm.info.n_blocks, ctx.spec.hook.layer, ctx.spec.hook.depth)
         check_layer(rm, layer)
-        reading = ActivationPass(ctx, rm, layer, pairs.num_rows + (evaluation.num_rows if evaluation is not None else 0))
+        reading = ActivationPass(ctx, rm, layer, pairs.num_rows)
         invariance = reading.invariance(pairs)
         parts = reading.pairs(pairs)
         files.publish_head(ctx.work, parts, pairs.num_rows, rm.info.d_head)
         files.publish_reward_table(ctx.work, "rewards.arrow", parts, pairs.column("pair_id"))
-        if evaluation is not None:
-            eval_parts = reading.evaluation(evaluation)
-            files.publish_reward_table(ctx.work, "eval_rewards.arrow", eval_parts, evaluation.column("pair_id"))
         if reading.count.batches:
             ctx.note(reading.count.sentence())
         info = rm.info

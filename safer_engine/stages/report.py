@@ -9,6 +9,7 @@ from safer_engine.artifacts import (
     Artifact,
     CausalEffects,
     Edits,
+    EvaluationSet,
     Labels,
     Latents,
     PairScores,
@@ -25,11 +26,12 @@ class ReportStage:
     """See `Report` for what is written. The report prints the whole spec, so all of it but `runtime` enters the key."""
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (
         PairSet,
         Activations,
+        EvaluationSet,
         SparseAutoencoder,
         Latents,
         Labels,

@@ -10,11 +10,13 @@ import pytest
 
 from cli.main import run_main
 from safer_engine import api, demo_data
+from safer_engine.artifacts import PairSet, view
 from safer_engine.errors import ModelRefused
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import STAGES, AuditRequest, run_stage
 from safer_engine.planning import estimate, machine_flops, model_size, record_rates, workload
 from safer_engine.spec_layers import Layer, build_spec
+from safer_engine.stages.evaluation import EvaluationStage
 from safer_engine.store import LocalArtifactStore
 from tests.helpers.tiny_model import build_reward_model
 
@@ -37,7 +39,9 @@ def test_a_sample_of_rows_tells_the_workload_within_a_fifth(request_: AuditReque
     store = LocalArtifactStore(tmp_path)
     guessed = workload(request_, store)
     assert not guessed.exact
-    run_stage(STAGES[0], request_, store, {}, NullObserver())
+    pairs = view(PairSet, run_stage(STAGES[0], request_, store, {}, NullObserver()))
+    assert not workload(request_, store).exact, "the evaluation set was not read"
+    run_stage(EvaluationStage(), request_, store, {PairSet: pairs}, NullObserver())
     counted = workload(request_, store)
     assert counted.exact
     assert guessed.n_pairs == counted.n_pairs

@@ -1,5 +1,6 @@
 """The report's figures against planted ones; partial audits; the stage and its files."""
 
+import dataclasses
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,14 +13,27 @@ from pyarrow import parquet
 
 from safer_engine import pipeline
 from safer_engine.api import run_request
-from safer_engine.artifacts import Absent, Activations, Artifact, Edits, Labels, Latents, PairScores, PairSet, SparseAutoencoder
+from safer_engine.artifacts import (
+    Absent,
+    Activations,
+    Artifact,
+    Edits,
+    EvaluationSet,
+    Labels,
+    Latents,
+    PairScores,
+    PairSet,
+    SparseAutoencoder,
+)
 from safer_engine.errors import ArtifactError, NumericalError, ResourceError, SaferError
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import AuditRequest
 from safer_engine.report.build import STAGE_ARTIFACTS, ReportRequest, build_report
 from safer_engine.report.columns import by_id, histogram, scalars
+from safer_engine.report.html import render_html
 from safer_engine.report.interim import interim_reports, write_interim, write_stopped
 from safer_engine.report.model import Estimate, Measured, ReportDocument
+from safer_engine.report.summary import cautions
 from safer_engine.report.tables import features_table, write_evaluation
 from safer_engine.stage import Inputs, SpecView, Stage, StageContext
 from safer_engine.stages.causal import CausalStage
@@ -184,7 +198,7 @@ def test_results_appear_as_they_come(audit: FakeAudit) -> None:
         seen.append((name, sum(getattr(report, section) is not None for section in sections)))
         progress = report.provenance.progress
         assert (progress.done if progress else len(STAGE_ARTIFACTS)) == len(found)
-    assert [n for _, n in seen] == [1, 3, 4, 5, 5, 5, 6, 6, 6]
+    assert [n for _, n in seen] == [1, 2, 3, 4, 5, 5, 5, 6, 6, 6]
 
 
 def test_what_is_not_there_yet_says_so(audit: FakeAudit) -> None:
@@ -193,7 +207,7 @@ def test_what_is_not_there_yet_says_so(audit: FakeAudit) -> None:
     assert report.sae is None
     assert report.provenance.not_computed["sae"] == "not computed yet"
     assert report.provenance.progress is not None
-    assert report.provenance.progress.following == "sae"
+    assert report.provenance.progress.following == "evaluation"
     assert {record.stage: record.state for record in report.provenance.stages}["edits"] == "pending"
 
 
@@ -214,22 +228,37 @@ def test_absent_stages_give_their_reasons(audit: FakeAudit, report: ReportDocume
 def test_without_an_evaluation_set_the_reason_is_that(tmp_path: Path) -> None:
     audit = fake_artifacts.build(tmp_path)
     sources = type(audit.sources)(model=audit.sources.model, dataset=audit.sources.dataset)
-    found = {**audit.found, PairSet: _Without(audit.found[PairSet], "eval.arrow")}
-    report = build_report(ReportRequest(audit.spec, sources, found, NOW))
+    for found in (audit.found, {kind: value for kind, value in audit.found.items() if kind is not EvaluationSet}):
+        report = build_report(ReportRequest(audit.spec, sources, found, NOW))
+        assert report.evaluation is None
+        assert report.provenance.not_computed["evaluation"] == "no evaluation set was given"
+        assert not any("evaluation" in caution.text for caution in cautions(report))
+
+
+def test_an_evaluation_set_without_a_usable_pair_is_a_caution(tmp_path: Path) -> None:
+    why = "none of the 7 evaluation pairs is usable (dropped: in_training_data 7)"
+    audit = fake_artifacts.build(tmp_path, **EVALUATION)
+    report = _build(audit, {**audit.found, EvaluationSet: Absent(why)})
     assert report.evaluation is None
-    assert report.provenance.not_computed["evaluation"] == "no evaluation set was given"
+    assert report.dataset is not None
+    assert report.dataset.evaluation_health is None
+    assert report.provenance.not_computed["evaluation"] == why
+    assert any(why in caution.text for caution in cautions(report))
+    assert "in_training_data 7" in render_html(report)
 
 
-class _Without(PairSet):
-    """A pair set that lacks a file."""
-
-    def __init__(self, whole: Artifact | Absent, missing: str) -> None:
-        assert isinstance(whole, Artifact)
-        super().__init__(whole.stored)
-        self._missing = missing
-
-    def has(self, name: str) -> bool:
-        return name != self._missing and super().has(name)
+def test_few_evaluation_pairs_are_measured_and_flagged(tmp_path: Path, report: ReportDocument) -> None:
+    assert report.evaluation is not None
+    assert (report.evaluation.n_pairs, report.evaluation.too_few) == (90, False)
+    assert not any("evaluation pairs, fewer" in caution.text for caution in cautions(report))
+    audit = fake_artifacts.build(tmp_path, groups=14, **EVALUATION)
+    few = _build(audit, audit.found)
+    assert few.evaluation is not None
+    assert (few.evaluation.n_pairs, few.evaluation.min_pairs, few.evaluation.too_few) == (13, 20, True)
+    assert few.evaluation.groups[0].accuracy.n == 13
+    said = [caution.text for caution in cautions(few)]
+    assert "There are only 13 evaluation pairs, fewer than 20: figures on them are unsure." in said
+    assert not any("margins have learnt" in text for text in said), "13 pairs do not show that"
 
 
 def test_only_the_timing_block_differs_between_identical_audits(tmp_path: Path, audit: FakeAudit, report: ReportDocument) -> None:
@@ -346,11 +375,11 @@ def _no_context() -> Any:
 
 
 def test_an_interim_report_replaces_files_and_leaves_none_behind(tmp_path: Path, audit: FakeAudit) -> None:
-    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
+    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations, EvaluationSet)}
     out = tmp_path / "out"
     write_interim(AuditRequest(audit.spec, audit.sources), found, out)
     assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "report.md", "evaluation.jsonl"}
-    assert "Audit in progress: stage 3 of 9" in (out / "report.html").read_text()
+    assert "Audit in progress: stage 4 of 10" in (out / "report.html").read_text()
     write_interim(AuditRequest(audit.spec, audit.sources), {**audit.found}, out)
     assert "Audit in progress" not in (out / "report.html").read_text()
     assert (out / "pair_scores.parquet").is_file()
@@ -362,7 +391,7 @@ def test_an_interim_report_removes_the_files_of_an_older_audit(tmp_path: Path, a
     (tmp_path / "sae").mkdir()
     for name in older:
         (tmp_path / name).write_text("older")
-    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
+    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations, EvaluationSet)}
     write_interim(AuditRequest(audit.spec, audit.sources), found, tmp_path)
     kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert kept == {"report.json", "report.html", "report.md", "evaluation.jsonl", "mine.txt"}
@@ -371,7 +400,7 @@ def test_an_interim_report_removes_the_files_of_an_older_audit(tmp_path: Path, a
 
 def test_a_stopped_audit_says_where_and_why(tmp_path: Path, audit: FakeAudit) -> None:
     request = AuditRequest(audit.spec, audit.sources)
-    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
+    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations, EvaluationSet)}
     error = ResourceError("the disk is <full>", "free 3 GB")
     write_stopped(request, found, tmp_path, error)
     assert not list(tmp_path.iterdir())
@@ -382,7 +411,7 @@ def test_a_stopped_audit_says_where_and_why(tmp_path: Path, audit: FakeAudit) ->
     assert "Audit in progress" not in page
     assert "> Stopped at sae: the disk is &lt;full&gt;. free 3 GB" in (tmp_path / "report.md").read_text()
     progress = json.loads((tmp_path / "report.json").read_text())["provenance"]["progress"]
-    expected = {"done": 2, "total": 9, "following": "sae", "stopped": "the disk is <full>. free 3 GB"}
+    expected = {"done": 3, "total": 10, "following": "sae", "stopped": "the disk is <full>. free 3 GB"}
     assert progress == expected
     write_interim(request, audit.found, tmp_path)
     finished = (tmp_path / "report.html").read_text()
@@ -392,7 +421,7 @@ def test_a_stopped_audit_says_where_and_why(tmp_path: Path, audit: FakeAudit) ->
 
 def _request_that_fails_at_activations(audit: FakeAudit, store: LocalArtifactStore) -> AuditRequest:
     """Its pairs are committed, and its model is not there."""
-    request = AuditRequest(audit.spec, audit.sources)
+    request = AuditRequest(audit.spec, dataclasses.replace(audit.sources, evaluation=None))
     key = pipeline.plan(request, store)[0].key
     pairs = audit.found[PairSet]
     assert key is not None
@@ -440,7 +469,7 @@ def test_interim_reports_are_written_only_where_there_is_something_to_wait_for(t
     written(stages["verification"], dict(audit.found))
     assert not (tmp_path / "out").exists()
     written(stages["pairs"], {PairSet: audit.found[PairSet]})
-    assert "stage 2 of 9" in (tmp_path / "out" / "report.html").read_text()
+    assert "stage 2 of 10" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_stage_that_will_be_skipped_is_not_waited_for(tmp_path: Path, audit: FakeAudit) -> None:

@@ -26,7 +26,7 @@ from safer_engine.stages.activations import ActivationsStage
 from safer_engine.store import LocalArtifactStore, LocalWork, ManifestDraft
 from tests.helpers.tiny_model import CORPUS, build_reward_model, load_tiny
 
-N_PAIRS, N_EVAL = 23, 7
+N_PAIRS = 23
 STAGE = ActivationsStage()
 
 
@@ -82,14 +82,12 @@ class Watcher(NullObserver):
 class Bench:
     """A store with committed pairs, and runs of the stage over them."""
 
-    def __init__(self, root: Path, arch: str = "llama", evaluation: bool = True) -> None:
+    def __init__(self, root: Path, arch: str = "llama") -> None:
         self.store = LocalArtifactStore(root / "store")
         self.model = build_reward_model(root / "model", arch)
         self.resolved = resolve_model(ModelSpec(path=str(self.model)), RuntimeSpec(), None)
         tokenizer = load_tiny(arch).tokenizer
         self.tables = {"pairs.arrow": pair_table(tokenizer, N_PAIRS, "p")}
-        if evaluation:
-            self.tables["eval.arrow"] = pair_table(tokenizer, N_EVAL, "e")
         with self.store.open_work("pairs", "k") as work:
             for name, table in self.tables.items():
                 with (
@@ -140,16 +138,13 @@ def shards(found: Activations, prefix: str = "shard-") -> Iterator[dict[str, tor
 
 
 def test_rewards_are_those_of_transformers_and_join_by_id(bench: Bench, whole: Activations) -> None:
-    for name, table in (("pairs.arrow", whole.rewards), ("eval.arrow", whole.eval_rewards)):
-        assert table is not None
-        rows = bench.tables[name].to_pylist()
-        found = table.to_pylist()
-        assert [row["pair_id"] for row in found] == [row["pair_id"] for row in rows]
-        assert [row["pair"] for row in found] == list(range(len(rows)))
-        for row, reward in zip(rows, found, strict=True):
-            assert reward["reward_chosen"] == pytest.approx(their_reward(bench, row["chosen_ids"]), abs=1e-4)
-            assert reward["reward_rejected"] == pytest.approx(their_reward(bench, row["rejected_ids"]), abs=1e-4)
-        assert table.schema.field("reward_chosen").type == pa.float64()
+    rows, found = bench.tables["pairs.arrow"].to_pylist(), whole.rewards.to_pylist()
+    assert [row["pair_id"] for row in found] == [row["pair_id"] for row in rows]
+    assert [row["pair"] for row in found] == list(range(len(rows)))
+    for row, reward in zip(rows, found, strict=True):
+        assert reward["reward_chosen"] == pytest.approx(their_reward(bench, row["chosen_ids"]), abs=1e-4)
+        assert reward["reward_rejected"] == pytest.approx(their_reward(bench, row["rejected_ids"]), abs=1e-4)
+    assert whole.rewards.schema.field("reward_chosen").type == pa.float64()
 
 
 def test_shards_hold_each_covered_position_once_in_order(bench: Bench, whole: Activations) -> None:
@@ -280,7 +275,7 @@ def test_progress_reaches_the_total_and_the_pass_is_noted(bench: Bench) -> None:
     bench.run("watched", watcher)
     done = [report[0] for report in watcher.reports]
     assert done == sorted(done)
-    assert watcher.reports[-1] == (N_PAIRS + N_EVAL, N_PAIRS + N_EVAL, "pairs")
+    assert watcher.reports[-1] == (N_PAIRS, N_PAIRS, "pairs")
     assert any("sequences" in note and "repeats" in note for note in watcher.notes)
 
 
@@ -294,11 +289,10 @@ def test_shard_size_and_batching_change_no_result_beyond_rounding(bench: Bench, 
     torch.testing.assert_close(next(shards(other))["x"], x, rtol=1e-4, atol=1e-4)
 
 
-def test_without_causal_pairs_or_evaluation_there_are_no_such_files(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "bert", evaluation=False)
+def test_without_causal_pairs_there_are_no_residuals(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "bert")
     found = bench.run("plain", causal={"pairs": 0}, hook={"layer": 1, "positions": "sentence_ends", "region": "text"})
     assert found.names("residual-") == []
-    assert not found.has("eval_rewards.arrow")
     assert "partial_forward_drift" not in found.meta
     flags = torch.cat([shard["flags"] for shard in shards(found)])
     assert (((flags & Activations.FLAG_SENTENCE_END) | (flags & Activations.FLAG_HEAD)) > 0).all()

@@ -15,6 +15,8 @@ from safer_engine.events import NullObserver
 from safer_engine.pair_tables import survey, write_pairs
 from safer_engine.preview import preview
 from safer_engine.science.messages import Message
+from safer_engine.science.pair_formats import read_pairs, recognise
+from safer_engine.science.pairs import candidate, prompt_keys
 from safer_engine.science.rendering import make_renderer
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
@@ -61,21 +63,16 @@ def run(
     store: Path,
     resolved: ResolvedModel,
     rows: list[Row],
-    evaluation: list[Row] | None = None,
     observer: Watcher | None = None,
     seed: int = 0,
     **sections: dict[str, Any],
 ) -> PairSet:
     document: dict[str, Any] = {"model": {"path": str(resolved.path)}, "dataset": {"min_pairs": 2}, "seed": seed}
-    if evaluation is not None:
-        document["evaluation"] = {"min_pairs": 2}
     for name, section in sections.items():
         document[name] = {**document.get(name, {}), **section}
-    for name in ("dataset", "evaluation"):
-        if name in document:
-            document[name]["source"] = {"kind": "memory"}
+    document["dataset"]["source"] = {"kind": "memory"}
     spec = AuditSpec.model_validate(document)
-    sources = ResolvedInputs(resolved, in_memory(rows), None if evaluation is None else in_memory(evaluation))
+    sources = ResolvedInputs(resolved, in_memory(rows))
     stage, artifacts = PairsStage(), LocalArtifactStore(store)
     key = cache_key(stage, spec, sources, {}, "default")
     with artifacts.open_work("pairs", key) as work:
@@ -128,8 +125,7 @@ def test_files_of_a_mixed_dataset(tmp_path: Path, model: ResolvedModel) -> None:
     assert health["dropped"] == {"malformed": 1, "empty_side": 1, "identical_sides": 1, "duplicate": 1}
     assert health["groups"] == "partly given"
     assert "row 5: int where text" in health["examples"][0]
-    assert pairs.health["evaluation"] is None
-    assert not pairs.has("eval.arrow")
+    assert set(pairs.health) == {"dataset"}
     assert watcher.reports[-1] == 1
     assert "kept 4 of 8 pairs" in watcher.notes[0]
 
@@ -167,16 +163,19 @@ def test_drops_found_while_rendering(tmp_path: Path, model: ResolvedModel) -> No
     assert left["sides_truncated"] == 4
 
 
-def test_evaluation_data_is_kept_apart(tmp_path: Path, model: ResolvedModel) -> None:
-    evaluation = [*plain(1), *({**row, "prompt": f"Other {i}"} for i, row in enumerate(plain(3)))]
-    pairs = run(tmp_path, model, plain(5), evaluation)
-    assert pairs.evaluation is not None
-    assert pairs.evaluation.num_rows == pairs.meta["n_eval"] == 3
-    assert pairs.evaluation.schema == pairs.pairs.schema
-    assert pairs.health["evaluation"]["dropped"] == {"in_training_data": 1}
-    assert pairs.rows.num_rows == 5, "rows.arrow is about the dataset alone"
-    with pytest.raises(DatasetRefused, match=r"the evaluation set has 0 usable pairs of 5.*in_training_data 5"):
-        run(tmp_path, model, plain(5), plain(5))
+def test_prompts_of_all_rows_are_kept_whatever_becomes_of_the_pairs(tmp_path: Path, model: ResolvedModel) -> None:
+    rows = [
+        *plain(8),
+        {"prompt": "Why?", "chosen": "", "rejected": "Because."},
+        {"prompt": "When?", "chosen": "Now.", "rejected": 3},
+    ]
+    whole, sample = run(tmp_path / "1", model, rows), run(tmp_path / "2", model, rows, dataset={"sample": 4})
+    assert (whole.meta["n_pairs"], sample.meta["n_pairs"]) == (8, 4)
+    readable = read_pairs(rows[:9], recognise(rows[:9], "auto", {}, "safer"))
+    assert whole.prompt_keys == sample.prompt_keys == prompt_keys(candidate(pair) for pair in readable)
+    assert len(whole.prompt_keys) == 9
+    other = [{**row, "prompt": f"\n{row['prompt'].upper()} "} for row in rows]
+    assert run(tmp_path / "3", model, other).prompt_keys == whole.prompt_keys
 
 
 def test_a_sample_can_be_drawn_again(tmp_path: Path, model: ResolvedModel) -> None:

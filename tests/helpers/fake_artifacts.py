@@ -18,6 +18,7 @@ from safer_engine.artifacts import (
     Artifact,
     CausalEffects,
     Edits,
+    EvaluationSet,
     Labels,
     Latents,
     PairScores,
@@ -74,8 +75,9 @@ def build(
     evaluation = pair_rows(groups // 2, hostile, 0, prefix="eval")
     latents = writer.latents(pairs, hostile)
     found: dict[type[Artifact], Artifact | Absent] = {
-        PairSet: writer.pairs(pairs, evaluation),
-        Activations: writer.activations(pairs, evaluation),
+        PairSet: writer.pairs(pairs),
+        Activations: writer.activations(pairs),
+        EvaluationSet: writer.evaluation(evaluation) if spec.evaluation is not None else Absent("no evaluation set was given"),
         SparseAutoencoder: writer.sae(),
         Latents: latents,
         Labels: writer.labels(latents, hostile),
@@ -122,7 +124,7 @@ class _Writer:
         assert isinstance(artifact, Artifact)
         return artifact
 
-    def pairs(self, rows: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> Artifact:
+    def pairs(self, rows: list[dict[str, Any]]) -> Artifact:
         kept, dropped = len(rows), sum(DROPPED.values())
         health = {
             "dataset": {
@@ -136,7 +138,6 @@ class _Writer:
                 "axes": {"safety": 1},
                 "examples": [f"row 3: malformed {HOSTILE[0]}"],
             },
-            "evaluation": {"n_in": len(evaluation) + 4, "n_kept": len(evaluation), "dropped": {"in_training_data": 4}},
         }
         inputs = [{**row, "status": "scored", "reason": None} for row in rows]
         reasons = [reason for reason, n in DROPPED.items() for _ in range(n)]
@@ -150,22 +151,19 @@ class _Writer:
         columns = ("row", "pair_id", "content_digest", "group", "axis", "subset", "status", "reason")
         files = {
             "pairs.arrow": _table([_pair(row, index % 29 == 0) for index, row in enumerate(rows)]),
-            "eval.arrow": _table([_pair(row, False) for row in evaluation]),
             "rows.arrow": _table([{name: row.get(name, "d") for name in columns} for row in inputs]),
             "health.json": health,
         }
         meta = {
             "n_pairs": kept,
             "n_groups": len({row["group"] for row in rows}),
-            "n_eval": len(evaluation),
             "tokens": 64 * kept,
-            "tokens_eval": 64 * len(evaluation),
             "axes": _counts(rows, "axis"),
             "subsets": _counts(rows, "subset"),
         }
         return self._commit(PairSet, "pairs", files, meta)
 
-    def activations(self, rows: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> Artifact:
+    def activations(self, rows: list[dict[str, Any]]) -> Artifact:
         meta = {
             "d_in": 64, "n_blocks": 6, "hook_layer": 4, "hook_name": "model.layers.3", "dtype": "float32", "attention": "sdpa",
             "n_positions": 48_000, "flags": {"special": 512, "high_norm": 9}, "norm_median": 11.5,
@@ -175,8 +173,16 @@ class _Writer:
                 "padding_drift": 1.4e-6, "median_drift": 4e-7, "changed": 0,
             },
         }  # fmt: skip
-        files = {"rewards.arrow": self._rewards(rows, 0.9), "eval_rewards.arrow": self._rewards(evaluation, 0.75)}
-        return self._commit(Activations, "activations", files, meta)
+        return self._commit(Activations, "activations", {"rewards.arrow": self._rewards(rows, 0.9)}, meta)
+
+    def evaluation(self, rows: list[dict[str, Any]]) -> Artifact:
+        files = {
+            "eval.arrow": _table([_pair(row, False) for row in rows]),
+            "eval_rewards.arrow": self._rewards(rows, 0.75),
+            "health.json": {"n_in": len(rows) + 4, "n_kept": len(rows), "dropped": {"in_training_data": 4}},
+        }
+        meta = {"n_pairs": len(rows), "tokens": 64 * len(rows), "min_pairs": 20, "too_few": len(rows) < 20}
+        return self._commit(EvaluationSet, "evaluation", files, meta)
 
     def _rewards(self, rows: list[dict[str, Any]], strength: float) -> pa.Table:
         margins = margins_of(rows, strength)

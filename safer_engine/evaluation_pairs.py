@@ -1,0 +1,72 @@
+"""Evaluation data on their way to an `EvaluationSet`: what is refused, what is left out, what is only warned of.
+
+A file that cannot be read as preference pairs is refused before anything is computed. Pairs that turn out not to be
+usable are dropped and counted; however few are left, the dataset under audit is not held up by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safer_engine.errors import DatasetRefused
+from safer_engine.pair_tables import Survey, drops, health, remedy, survey, write_pairs
+from safer_engine.sources.resolved import ResolvedDataset
+from safer_engine.spec import DatasetSpec
+from safer_engine.stage import stage_seed
+
+if TYPE_CHECKING:
+    from safer_engine.science.rendering import Renderer
+
+NO_EVALUATION = "no evaluation set was given"
+
+
+def survey_evaluation(
+    source: ResolvedDataset, spec: DatasetSpec, base_seed: int, training_prompts: frozenset[bytes] = frozenset()
+) -> Survey:
+    """Read all evaluation rows once; pairs whose prompt is among `training_prompts` are left out.
+
+    Args:
+        base_seed: spec.seed. The sample depends on it alone, so that training and auditing a model measure on the same.
+
+    Raises:
+        DatasetRefused: unknown layout, ids given twice, an unknown column to stratify by, mostly malformed rows.
+    """
+    try:
+        return survey(source, spec, stage_seed(base_seed, "pairs", "evaluation sample"), training_prompts)
+    except DatasetRefused as error:
+        hint = error.hint.replace("dataset.", "evaluation.")
+        raise DatasetRefused(f"the evaluation set cannot be used: {error.message}", hint) from error
+
+
+def write_evaluation_pairs(
+    path: Path, source: ResolvedDataset, surveyed: Survey, renderer: Renderer, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Render the surveyed pairs as those of the dataset are, and write the usable ones; returns what became of them all.
+
+    Args:
+        progress: told the number of pairs looked at so far, and of all.
+
+    Raises:
+        DatasetRefused: the rows changed since the survey.
+    """
+    total = len(surveyed.entries)
+    return health(surveyed, write_pairs(path, source, surveyed, renderer, lambda done: progress(done, total)))
+
+
+def shortage(counts: dict[str, Any], minimum: int) -> str:
+    """What to say of evaluation pairs of which fewer than `minimum`, or none, are usable; empty where there are enough.
+
+    Args:
+        counts: see `pair_tables.health`.
+    """
+    kept, read = counts["n_kept"], counts["n_in"]
+    table = f"dropped: {drops(counts['dropped'])}"
+    cure = remedy(counts["dropped"], "evaluation")
+    if not kept:
+        return f"none of the {read} evaluation pairs is usable ({table}): {cure}"
+    if kept >= minimum:
+        return ""
+    found = f"only {kept} of {read} evaluation pairs {'is' if kept == 1 else 'are'} usable, fewer than {minimum} ({table})"
+    return f"{found}: figures on them are unsure; {cure}, or lower the limit with --set evaluation.min_pairs=2 or more"
