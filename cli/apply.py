@@ -19,6 +19,9 @@ _DATASET_OPTIONS = (
     click.option("--format", "layout", default="auto", show_default=True, help="Row layout the dataset was audited with."),
     click.option("--label", type=click.Choice(["safer", "better"]), default="safer", help="PKU-SafeRLHF rows: which preference."),
     click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Column map the dataset was audited with."),
+    click.option(
+        "--winner", "winners", multiple=True, metavar="VALUE=a|b|tie", help="Meanings of winner values it was audited with."
+    ),
 )
 
 
@@ -70,10 +73,15 @@ def _apply(given: dict[str, Any]) -> EditResult:
             source=_source(given["dataset"], given["split"]),
             format=given["layout"],
             label=given["label"],
-            columns=_columns(given["columns"]),
+            columns=_named(given["columns"], "--column", "OURS=THEIRS", "chosen=best"),
+            winners=_named(given["winners"], "--winner", "VALUE=a|b|tie", "1=a"),
         )
     except ValidationError as error:
-        raise SpecError(f"--format {given['layout']}: {error.errors()[0]['msg']}") from error
+        wrong = error.errors()[0]
+        where = (
+            f"--format {given['layout']}" if wrong["loc"][0] == "format" else f"--winner {'='.join(map(str, wrong['loc'][1:]))}"
+        )
+        raise SpecError(f"{where}: {wrong['msg']}") from error
     actions = frozenset(action.strip() for action in given["actions"].split(",") if action.strip())
     if unknown := sorted(actions - {"drop", "flip"}):
         raise SpecError(f"--action {', '.join(unknown)} cannot be applied", "give drop, flip or drop,flip")
@@ -101,14 +109,14 @@ def parse_share(text: str) -> float:
         raise SpecError(f"--budget {text!r} is not a share", "give for example 4% or 0.04") from None
 
 
-def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
-    columns = {}
+def _named(pairs: tuple[str, ...], option: str, form: str, example: str) -> dict[str, Any]:
+    named = {}
     for pair in pairs:
-        ours, found, theirs = pair.partition("=")
-        if not found or not ours:
-            raise SpecError(f"--column {pair!r} is not OURS=THEIRS", "for example --column chosen=winner")
-        columns[ours.strip()] = theirs.strip()
-    return columns
+        name, found, value = pair.partition("=")
+        if not found or not name:
+            raise SpecError(f"{option} {pair!r} is not {form}", f"for example {option} {example}")
+        named[name.strip()] = value.strip()
+    return named
 
 
 def _report(result: EditResult, as_json: bool, *, undone: bool) -> None:

@@ -52,7 +52,7 @@ def preview(
 
     renderer = load_renderer(model.path, model_spec, trust_remote_code)
     rows = list(itertools.islice(dataset.rows(), SAMPLE_ROWS))
-    layout = recognise(rows, spec.format, spec.columns, spec.label)
+    layout = recognise(rows, spec.format, spec.columns, spec.label, spec.winners)
     for pair in read_pairs(rows, layout):
         sides = [] if pair.reason else [side for side in renderer.sides(pair.requests) if isinstance(side, RenderedSide)]
         if len(sides) == 2:

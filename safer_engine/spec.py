@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -78,7 +78,7 @@ class MemorySource(Section):
 
 DatasetSource = Annotated[LocalSource | HubSource | MemorySource, Field(discriminator="kind")]
 DatasetFormat = Literal[
-    "auto", "trl", "anthropic", "rewardbench", "rmbench", "pku-saferlhf", "ultrafeedback", "helpsteer3", "scored"
+    "auto", "trl", "anthropic", "rewardbench", "rmbench", "pku-saferlhf", "ultrafeedback", "helpsteer3", "scored", "winner"
 ]
 
 
@@ -89,7 +89,13 @@ class DatasetSpec(Section):
     format: DatasetFormat = Field("auto", description="Row layout; `auto` recognises it from the columns.")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Column map for other layouts: our name (id, prompt, chosen, rejected, group, axis, subset, …) → theirs.",
+        description="Column map for other layouts: our name (id, prompt, chosen, rejected, group, axis, subset, …; or "
+        "response_a, response_b, winner) → theirs.",
+    )
+    winners: dict[str, Literal["a", "b", "tie"]] = Field(
+        default_factory=dict,
+        description="Layout `winner`: what values of the winner column mean (`a`: response_a is better, `b`: response_b is, or "
+        "`tie`), where they don't say it themselves: `{1: a, 2: b, 0: tie}`.",
     )
     label: Literal["safer", "better"] = Field(
         "safer", description="PKU-SafeRLHF rows: which of `safer_response_id` and `better_response_id` is the preference."
@@ -97,6 +103,12 @@ class DatasetSpec(Section):
     sample: int | None = Field(None, ge=2, description="Audit only this many pairs, drawn by whole groups.")
     stratify: str | None = Field(None, description="Column (axis or subset) whose shares the sample keeps.")
     min_pairs: int = Field(20, ge=2, description="Fewer usable pairs than this are refused; of an evaluation set, warned of.")
+
+    @field_validator("winners", mode="before")
+    @classmethod
+    def _values_are_text(cls, given: Any) -> Any:
+        """YAML reads the values of a winner column as numbers or truth values."""
+        return {str(value): meaning for value, meaning in given.items()} if isinstance(given, dict) else given
 
 
 class HookSpec(Section):

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from safer_engine.errors import DatasetRefused
-from safer_engine.science.pair_formats import Layout
+from safer_engine.science.pair_formats import WINNER, Layout, project
 from safer_engine.science.row_layouts import is_text_list
+from safer_engine.science.winners import other_winner
 
 _INSTEAD = "apply with --action drop, or set the action of these rows to keep in edits.jsonl"
 Row = dict[str, Any]
@@ -38,6 +39,9 @@ def flip_row(row: Mapping[str, Any], layout: Layout) -> Row:
             _change(flipped, layout, "overall_preference", _negated)
         elif layout.name == "scored":
             _flip_scores(flipped, layout)
+        elif layout.name == WINNER:
+            _set(flipped, layout, "winner", other_winner(project(row, layout.columns), layout.winners))
+            _turn_annotators(flipped, layout)
         else:
             _flip_sides(flipped, layout)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -56,6 +60,10 @@ def _flip_sides(row: Row, layout: Layout) -> None:
         other = name.replace("chosen", "rejected")
         if other != name and other in row and name not in _mapped(layout) and name != "chosen":
             row[name], row[other] = row[other], row[name]
+    _turn_annotators(row, layout)
+
+
+def _turn_annotators(row: Row, layout: Layout) -> None:
     annotators = _find(row, layout, "annotators")
     if isinstance(annotators, list):
         _set(row, layout, "annotators", [_turned(value) for value in annotators])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from safer_engine.errors import DatasetRefused
@@ -17,6 +17,7 @@ from safer_engine.science.row_layouts import (
     Parser,
     Row,
     Sides,
+    Unrated,
     is_text_list,
     parse_anthropic,
     parse_helpsteer3,
@@ -26,11 +27,14 @@ from safer_engine.science.row_layouts import (
     parse_scored,
     parse_trl,
     parse_ultrafeedback,
+    parse_winner,
 )
+from safer_engine.science.winners import Winner, Winners, learn_winners, winner_of
 
 SAMPLE_ROWS = 64
 """Rows that `recognise` should be shown."""
 
+WINNER = "winner"
 _PARSERS: dict[str, Parser] = {
     "helpsteer3": parse_helpsteer3,
     "pku-saferlhf": parse_pku,
@@ -41,7 +45,7 @@ _PARSERS: dict[str, Parser] = {
     "anthropic": parse_anthropic,
     "trl": parse_trl,
 }
-"""Layouts in the order in which `auto` tries them: the more particular first."""
+"""How rows are read that say all in themselves."""
 
 _NEEDED: dict[str, tuple[frozenset[str], ...]] = {
     "helpsteer3": (frozenset({"context", "response1", "response2", "overall_preference"}),),
@@ -49,6 +53,7 @@ _NEEDED: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"prompt", "response_0", "response_1", "safer_response_id"}),
         frozenset({"prompt", "response_0", "response_1", "better_response_id"}),
     ),
+    WINNER: (frozenset({"response_a", "response_b", "winner"}),),
     "scored": (
         frozenset({"prompt", "response_a", "response_b", "score_a", "score_b"}),
         frozenset({"prompt", "responses", "scores"}),
@@ -59,8 +64,10 @@ _NEEDED: dict[str, tuple[frozenset[str], ...]] = {
     "anthropic": (frozenset({"chosen", "rejected"}),),
     "trl": (frozenset({"chosen", "rejected"}),),
 }
+"""Columns of each layout, in the order in which `auto` tries them: the more particular first."""
 _FIELDS = frozenset(
     {"id", "group", "axis", "subset", "style", "item", "strength", "annotators", "margin", "individual_preference"}
+    | {"model_a", "model_b"}
 )
 _MAPPABLE = _FIELDS.union(*(columns for choices in _NEEDED.values() for columns in choices))
 _SUBSET_COLUMNS = {"rmbench": "domain", "helpsteer3": "domain"}
@@ -117,23 +124,33 @@ class Layout:
         name: one of the layout names of `DatasetSpec.format`, never `auto`.
         columns: column map, our name → theirs (a column, a dotted path, or empty for "there is none").
         label: which preference of PKU-SafeRLHF rows counts.
+        winners: what the values of a winner column mean.
     """
 
     name: str
     columns: Mapping[str, str]
     label: Label
+    winners: Winners = field(default_factory=Winners)
 
 
-def recognise(sample: Sequence[Row], format: str, columns: Mapping[str, str], label: Label) -> Layout:  # noqa: A002
+def recognise(
+    sample: Sequence[Row],
+    format: str,  # noqa: A002
+    columns: Mapping[str, str],
+    label: Label,
+    winners: Mapping[str, Winner] | None = None,
+) -> Layout:
     """Find the layout of a dataset from its first rows.
 
     Args:
         sample: some rows, at least one.
         format: a layout name, or `auto`.
         columns: column map (see `Layout`).
+        winners: what values of the winner column mean, where they don't say it themselves.
 
     Raises:
-        DatasetRefused: no rows, a mapped column that isn't there, columns missing for the named layout, or no layout fits.
+        DatasetRefused: no rows, a mapped column that isn't there, columns missing for the named layout, no layout fits, or
+            values of the winner column that mean nothing.
     """
     if not sample:
         raise DatasetRefused("the dataset has no rows", "check the path, and the split")
@@ -142,20 +159,31 @@ def recognise(sample: Sequence[Row], format: str, columns: Mapping[str, str], la
     layout = Layout(format, dict(columns), label)
     rows = [project(row, columns) for row in sample]
     present = {name for row in rows for name, cell in row.items() if cell is not None}
-    names = _PARSERS if format == "auto" else (format,)
+    names = _NEEDED if format == "auto" else (format,)
     for name in names:
         if any(needed <= present for needed in _NEEDED[name]) and (format != "auto" or _looks_like(name, rows, present)):
             if name == "pku-saferlhf" and f"{label}_response_id" not in present:
                 raise DatasetRefused(
                     f"the rows have no {label}_response_id", f"found columns: {', '.join(found)}; set dataset.label"
                 )
-            return Layout(name, layout.columns, label)
+            return replace(layout, name=name, winners=_winners(name, rows, winners or {}))
     wanted = "; ".join(f"{name}: {', '.join(sorted(choice))}" for name in names for choice in _NEEDED[name])
     raise DatasetRefused(
         f"the rows fit no known layout: their columns are {', '.join(found)}" if format == "auto"
         else f"the rows are not in layout {format!r}: their columns are {', '.join(found)}",
         f"name the columns in dataset.columns (our name: theirs), or bring the rows into one of these. {wanted}",
     )  # fmt: skip
+
+
+def _winners(name: str, rows: Sequence[Row], given: Mapping[str, Winner]) -> Winners:
+    if name == WINNER:
+        return learn_winners(rows, given)
+    if given:
+        raise DatasetRefused(
+            f"dataset.winners is given, but rows of layout {name!r} have no winner column",
+            "map response_a, response_b and winner in dataset.columns and set dataset.format to winner, or leave it out",
+        )
+    return Winners()
 
 
 def project(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -180,10 +208,13 @@ def _read_row(index: int, row: dict[str, Any], layout: Layout) -> Iterator[Prefe
     try:
         own_id = _name(row.get("id"))
         group, axis, subset, style, item = (_name(row.get(name)) for name in ("group", "axis", "subset", "style", "item"))
-        pairs = _PARSERS[layout.name](row, layout.label)
+        pairs = _sides(row, layout)
         _check_characters(pairs)
     except NoPreference:
         yield replace(without, reason=Drop.TIE)
+        return
+    except Unrated:
+        yield replace(without, reason=Drop.UNRATED)
         return
     except MalformedCell as error:
         yield replace(without, reason=Drop.MALFORMED, detail=str(error))
@@ -211,6 +242,12 @@ def _read_row(index: int, row: dict[str, Any], layout: Layout) -> Iterator[Prefe
             strength=sides.strength,
             annotators=sides.annotators,
         )
+
+
+def _sides(row: Row, layout: Layout) -> list[Sides]:
+    if layout.name == WINNER:
+        return parse_winner(row, winner_of(row, layout.winners))
+    return _PARSERS[layout.name](row, layout.label)
 
 
 def _check_characters(pairs: Sequence[Sides]) -> None:

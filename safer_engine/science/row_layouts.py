@@ -1,7 +1,7 @@
 """The row layouts that are understood: how each turns one row into the two sides of one or several pairs.
 
 A parser takes a row (a mapping of columns) and returns its pairs. It raises MalformedCell when a cell isn't what the
-layout says and `NoPreference` when the row states a tie; it never repairs.
+layout says and `NoPreference` when the row states a tie, `Unrated` when it states nothing; it never repairs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
 
 from safer_engine.science.messages import MalformedCell, Message, is_transcript, message_cell, normalised, text_cell, transcript
+from safer_engine.science.winners import Winner
 
 Row = Mapping[str, Any]
 Label = Literal["safer", "better"]
@@ -23,6 +24,10 @@ _MOST_PAIRS = 1024
 
 class NoPreference(ValueError):
     """The row states that neither side is better."""
+
+
+class Unrated(ValueError):
+    """The row does not say which side is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,20 @@ def parse_scored(row: Row, label: Label) -> list[Sides]:
     best, worst = values.index(max(values)), values.index(min(values))
     sides = split_sides(row["prompt"], responses[best], responses[worst])
     return [replace(sides, strength=values[best] - values[worst])]
+
+
+def parse_winner(row: Row, winner: Winner | None) -> list[Sides]:
+    """`[prompt,] response_a, response_b` and a winner column, whose meaning is `winner`."""
+    if winner is None:
+        raise Unrated
+    if winner == "tie":
+        raise NoPreference
+    first, second = row["response_a"], row["response_b"]
+    if "prompt" in row and row["prompt"] is None and isinstance(first, str) and not is_transcript(first):
+        raise MalformedCell("the prompt is missing")
+    good, bad = (first, second) if winner == "a" else (second, first)
+    sides = split_sides(row.get("prompt"), good, bad)
+    return [replace(sides, strength=_strength(row), annotators=_annotators(row.get("annotators"), 1))]
 
 
 def is_text_list(cell: Any) -> TypeGuard[list[str]]:

@@ -75,6 +75,9 @@ def test_a_budget_is_a_share_or_per_cent(place: Path, budget: str, capsys: pytes
         (["--column", "chosen"], "not OURS=THEIRS"),
         (["--column", "chosen=nowhere"], "which the first rows don't have"),
         (["--format", "odd"], "--format odd"),
+        (["--winner", "1"], "not VALUE=a|b|tie"),
+        (["--winner", "1=c"], "--winner 1"),
+        (["--winner", "1=a"], "have no winner column"),
         (["--undo"], "takes --out alone"),
         (["--split", "train"], "no split"),
     ],
@@ -98,6 +101,20 @@ def test_the_split_of_a_folder_is_named_as_for_the_audit(tmp_path: Path, capsys:
     assert run_main(["apply", "--edits", edits, "--dataset", f"{data}#train", "--split", "test", "--out", out]) == 2
     assert run_main(["apply", "--edits", edits, "--dataset", f"{data}#train", "--out", out]) == 0
     assert len((tmp_path / "clean" / "train.jsonl").read_text().splitlines()) == 4
+
+
+def test_meanings_of_winners_are_given_as_for_the_audit(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    values = [
+        {"prompt": f"p{i}", "response_a": f"a{i}", "response_b": f"b{i}", "winner": [1, 2, 0, 1, 2, 1][i]} for i in range(6)
+    ]
+    data.write_text("".join(json.dumps(value) + "\n" for value in values))
+    spec = local(data, winners={"1": "a", "2": "b", "0": "tie"})
+    edits, out = str(write_edits(tmp_path / "edits.jsonl", spec, ACTIONS)), tmp_path / "clean.jsonl"
+    names = ["apply", "--edits", edits, "--dataset", str(data), "--out", str(out), "--action", "drop,flip"]
+    assert run_main(names) == 2, "0, 1 and 2 can mean several things"
+    assert run_main([*names, "--winner", "1=a", "--winner", "2=b", "--winner", "0=tie"]) == 0
+    assert [json.loads(line)["winner"] for line in out.read_text().splitlines()] == [1, 0, 2, 2]
 
 
 def test_what_is_missing_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

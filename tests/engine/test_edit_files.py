@@ -50,7 +50,7 @@ def edited(values: list[dict[str, Any]], actions: list[str], applied: frozenset[
 
 
 def run(path: Path, actions: list[str], out: Path, applied: Any = frozenset({"drop"}), **more: Any) -> EditResult:
-    spec = local(path, **{key: more.pop(key) for key in ("columns", "format", "label", "split") if key in more})
+    spec = local(path, **{key: more.pop(key) for key in ("columns", "format", "label", "split", "winners") if key in more})
     edits = write_edits(path.parent / "edits.jsonl", spec, actions, more.pop("suspicion", None))
     return apply_edits(ApplyRequest(edits, spec, out, applied, **more))
 
@@ -570,6 +570,29 @@ class TestChangedDatasets:
         assert len(found) == 4
         with pytest.raises(DatasetRefused):
             apply_edits(ApplyRequest(tmp_path / "edits.jsonl", local(data), tmp_path / "other.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_rows_with_a_winner_column(tmp_path: Path, suffix: str) -> None:
+    winners = ["1", "2", "2", "1", "2", "0"]
+    values = [
+        {"id": f"r{i}", "ask": f"p{i}", "first": f"x{i}", "second": f"y{i}", "better": winner} for i, winner in enumerate(winners)
+    ]
+    data, out = tmp_path / f"data{suffix}", tmp_path / f"clean{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([{**value, "better": int(value["better"])} for value in values]), data)
+    elif suffix == ".csv":
+        data.write_text("\n".join([",".join(values[0]), *(",".join(value.values()) for value in values)]))
+    else:
+        data.write_bytes(jsonl(values))
+    columns = {"prompt": "ask", "response_a": "first", "response_b": "second", "winner": "better"}
+    spec = local(data, columns=columns, winners={"1": "a", "2": "b", "0": "tie"})
+    edits = write_edits(tmp_path / "edits.jsonl", spec, ["flip", "drop", "flip", "keep", "keep", "keep"])
+    apply_edits(ApplyRequest(edits, spec, out, frozenset({"drop", "flip"})))
+    expected = [{**values[0], "better": "2"}, {**values[2], "better": "1"}, *values[3:]]
+    assert [{**row, "better": str(row["better"])} for row in resolve_dataset(local(out)).rows()] == expected
+    undo_edits(out)
+    assert list(resolve_dataset(local(out)).rows()) == list(resolve_dataset(local(data)).rows())
 
 
 class TestRefusals:

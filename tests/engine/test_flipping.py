@@ -39,6 +39,11 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
         {"context": "hi", "response1": "good", "response2": "bad", "overall_preference": -2, "individual_preference": []},
     ),
     ("helpsteer3", {"context": "hi", "response1": "good", "response2": "bad", "overall_preference": "3"}),
+    ("winner", {"prompt": "hi", "response_a": "good", "response_b": "bad", "winner": "A", "annotators": [1, -1]}),
+    ("winner", {"prompt": "hi", "response_a": "bad", "response_b": "good", "winner": "Model_B "}),
+    ("winner", {"prompt": "hi", "response_a": "good", "response_b": "bad", "winner": 0}),
+    ("winner", {"prompt": "hi", "response_a": "bad", "response_b": "good", "winner": 2.0}),
+    ("winner", {"prompt": "hi", "response_a": "good", "response_b": "bad", "winner": "m 1", "model_a": "m 1", "model_b": "m 2"}),
     ("scored", {"prompt": "hi", "response_a": "good", "response_b": "bad", "score_a": 4, "score_b": 1}),
     ("scored", {"prompt": "hi", "responses": ["bad", "middle", "good"], "scores": [1, 2, 3]}),
 ]
@@ -109,6 +114,9 @@ def test_mapped_and_nested_columns() -> None:
         ("helpsteer3", {"context": "hi", "response1": "a", "response2": "b", "overall_preference": True}),
         ("helpsteer3", {"context": "hi", "response1": "a", "response2": "b", "overall_preference": "much"}),
         ("trl", {"prompt": "hi", "chosen": "a"}),
+        ("winner", {"prompt": "hi", "response_a": "a", "response_b": "b", "winner": "tie"}),
+        ("winner", {"prompt": "hi", "response_a": "a", "response_b": "b", "winner": None}),
+        ("winner", {"prompt": "hi", "response_a": "a", "response_b": "b", "winner": "m", "model_a": "m"}),
     ],
 )
 def test_a_row_that_cannot_be_flipped_is_refused_with_a_way_out(name: str, row: dict[str, Any]) -> None:

@@ -74,6 +74,8 @@ HELP = {"context": [ASK], "response1": "Bad.", "response2": "Good.", "domain": "
         ("ultrafeedback", {"prompt": "Hi?", "chosen": [ASK, GOOD], "rejected": [ASK, BAD], "score_chosen": 8.0,
                            "score_rejected": 3}, PLAIN),
         ("helpsteer3", {**HELP, "overall_preference": 2}, PLAIN),
+        ("winner", {"prompt": "Hi?", "response_a": "Bad.", "response_b": "Good.", "winner": "model_b"}, PLAIN),
+        ("winner", {"response_a": [ASK, GOOD], "response_b": [ASK, BAD], "winner": "A", "score_a": 1, "score_b": 2}, PLAIN),
         ("scored", {"prompt": "Hi?", "response_a": "Bad.", "response_b": "Good.", "score_a": "1.5", "score_b": "4"}, PLAIN),
         ("scored", {"prompt": "Hi?", "responses": ["Meh.", "Good.", "Bad."], "scores": [2, 9, 1]}, PLAIN),
     ],
@@ -144,6 +146,7 @@ def test_strength_of_the_preference() -> None:
 @pytest.mark.parametrize(
     "row",
     [
+        {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "tie"},
         {**HELP, "overall_preference": 0},
         {"prompt": "p", "response_a": "x", "response_b": "y", "score_a": 2, "score_b": 2.0},
         {"prompt": "p", "responses": ["x", "y", "z"], "scores": [1, 1, 1]},

@@ -8,11 +8,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from cli.spec import commented_spec
 from safer_engine.api import audit
 from safer_engine.errors import SpecError
-from safer_engine.spec import AuditSpec, Section, merge
+from safer_engine.spec import AuditSpec, DatasetSpec, Section, merge
 from safer_engine.spec_layers import Layer, build_spec, leaves, parse_assignment, parse_source, read_document
 
 BASE = {"model": "m", "dataset": {"source": {"kind": "local", "path": "d"}}}
@@ -174,3 +175,14 @@ def test_rows_given_as_a_dataset_point_to_the_right_argument() -> None:
     with pytest.raises(SpecError) as caught:
         audit(model="m", dataset=[{"chosen": "a", "rejected": "b"}])
     assert "rows=" in caught.value.hint
+
+
+def test_meanings_of_winners_may_be_numbers_and_truth_values_in_yaml() -> None:
+    document = yaml.safe_load("{source: {kind: memory}, winners: {1: a, 2: b, both: tie}}")
+    assert DatasetSpec.model_validate(document).winners == {"1": "a", "2": "b", "both": "tie"}
+    document = yaml.safe_load("{source: {kind: memory}, winners: {true: a, false: b}}")
+    assert DatasetSpec.model_validate(document).winners == {"True": "a", "False": "b"}
+    with pytest.raises(ValidationError):
+        DatasetSpec.model_validate({**document, "winners": {1: "c"}})
+    with pytest.raises(ValidationError):
+        DatasetSpec.model_validate({**document, "winners": [1]})

@@ -24,7 +24,7 @@ def write_edits(path: Path, dataset: DatasetSpec, actions: Sequence[str], suspic
     """One line per row of the dataset with the given actions."""
     resolved = resolve_dataset(dataset)
     rows = list(resolved.rows())
-    layout = recognise(rows, dataset.format, dataset.columns, dataset.label)
+    layout = recognise(rows, dataset.format, dataset.columns, dataset.label, dataset.winners)
     entries = select([candidate(pair) for pair in read_pairs(rows, layout)], Sampling())
     statuses = row_statuses(entries, [entry.reason for entry in entries])
     assert len(statuses) == len(actions)
