@@ -93,7 +93,7 @@ def survey(dataset: ResolvedDataset, spec: DatasetSpec, seed: int, training_prom
     if spec.stratify and stratify is None:
         raise DatasetRefused(f"a sample can't be stratified by {spec.stratify!r}", "stratify by axis or subset")
     first = list(itertools.islice(dataset.rows(), SAMPLE_ROWS))
-    layout = recognise(first, spec.format, spec.columns, spec.label)
+    layout = recognise(first, spec.format, spec.columns, spec.label, spec.winners)
     candidates: list[Candidate] = []
     details: list[str] = []
     for pair in read_pairs(dataset.rows(), layout):

@@ -61,7 +61,7 @@ def _count(found: ResolvedDataset, spec: DatasetSpec, tokenizer: Any, n_rows: in
     rows = found.rows()
     first = list(itertools.islice(rows, n_rows))
     total = len(first) + sum(1 for _ in rows)
-    layout = recognise(first, spec.format, spec.columns, spec.label)
+    layout = recognise(first, spec.format, spec.columns, spec.label, spec.winners)
     texts, n_pairs = [], 0
     for pair in read_pairs(first, layout):
         if pair.reason is not None:
