@@ -251,7 +251,8 @@ def test_any_parquet_comes_back_with_its_schema(data: st.DataObject, group: int,
                 assert (0 if result.removed is None else pq.read_table(result.removed).num_rows) == n_changed
                 undo_edits(out)
             else:
-                assert found.equals(pq.read_table(plain))
+                # rows, not chunks: the same values may be spelled by another dictionary in each
+                assert found.to_pylist() == pq.read_table(plain).to_pylist()
 
 
 @pytest.mark.parametrize("several", [False, True])
