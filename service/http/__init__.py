@@ -1,0 +1,1 @@
+"""The HTTP interface: API under /v1 and server-rendered pages."""

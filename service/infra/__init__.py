@@ -1,0 +1,1 @@
+"""Settings, artifact stores, metrics and logs of the service and its workers."""

@@ -1,0 +1,134 @@
+"""Every setting of the service and its workers: environment variables `SAFER_…`, checked at the start.
+
+A value that is wrong stops the start and is named. Secrets are `SecretStr`: they are never shown, logged or stored.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from safer_engine.errors import SpecError
+
+MiB, GiB = 1 << 20, 1 << 30
+
+
+class Settings(BaseSettings):
+    """Settings of one process."""
+
+    model_config = SettingsConfigDict(env_prefix="SAFER_", extra="ignore", frozen=True)
+
+    home: Path = Field(Path("~/.local/share/safer-audit"), description="Folder of everything that is kept on this machine.")
+    database_url: SecretStr | None = Field(
+        None, description="SQLAlchemy URL (`postgresql+psycopg://…`); default: SQLite in `home`."
+    )
+    broker_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey, for Celery only.")
+    store_url: str | None = Field(None, description="`s3://bucket/prefix` or a folder; default: a folder in `home`.")
+    s3_endpoint: str | None = Field(None, description="Endpoint of an S3 server other than AWS.")
+    s3_region: str = Field("us-east-1", description="Region.")
+    s3_access_key: SecretStr | None = Field(None, description="Access key; default: boto3's own search.")
+    s3_secret_key: SecretStr | None = Field(None, description="Secret key.")
+    s3_sse: Literal["", "AES256", "aws:kms"] = Field("", description="Server-side encryption asked for.")
+    s3_kms_key: str | None = Field(None, description="Key of `aws:kms`.")
+    s3_part_bytes: int = Field(16 * MiB, ge=5 * MiB, description="Part of a multipart upload.")
+    s3_parallel: int = Field(4, ge=1, le=32, description="Parts under way at once.")
+    s3_deadline_seconds: float = Field(300.0, gt=0, description="All retries of one object together.")
+    presign: bool = Field(True, description="Hand out presigned URLs where the store is S3.")
+
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8321, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1", "localhost"), description="Accepted Host headers, comma-separated; `*` for any."
+    )
+    public_url: str | None = Field(None, description="What clients call the API; for links in callbacks.")
+    secret_pepper: SecretStr | None = Field(None, description="Pepper of API keys; required by `serve`; `up` makes one.")
+    body_limit_bytes: int = Field(2 * MiB, gt=0, description="Largest request body, upload parts aside.")
+    requests_per_minute: int = Field(600, gt=0, description="Per API key.")
+    upload_part_limit_bytes: int = Field(64 * MiB, gt=0, description="Largest part of an upload.")
+    upload_limit_bytes: int = Field(200 * GiB, gt=0, description="Largest upload.")
+    upload_days: float = Field(7.0, gt=0, description="Days until an unfinished upload is removed.")
+
+    allowed_sources: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("upload:", "hub:"),
+        description="Prefixes of what clients may name: `upload:`, `hub:` or `hub:org/`, `s3://bucket/prefix`, `/folder/`.",
+    )
+    allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Private networks (CIDR) that callbacks and labellers may reach."
+    )
+    trust_remote_code: bool = Field(False, description="Let models bring code. Only for operators who have read it.")
+    hub_token: SecretStr | None = Field(None, description="Token of the model hub, for workers.")
+    labeller_api_key: SecretStr | None = Field(None, description="Key of the labelling endpoint, for workers.")
+
+    lease_seconds: float = Field(60.0, gt=0, description="A worker that does not renew within this has lost its unit.")
+    heartbeat_seconds: float = Field(10.0, gt=0, description="How often a worker renews.")
+    resend_seconds: float = Field(30.0, gt=0, description="A message that nobody took within this is sent again.")
+    reconcile_seconds: float = Field(30.0, gt=0, description="How often lost messages and leases are looked for.")
+    dispatch_seconds: float = Field(0.25, gt=0, description="How often ready units are looked for when nothing wakes us.")
+    queue_depth: int = Field(4, ge=1, description="Messages kept in each queue beyond what runs.")
+    max_failures: int = Field(3, ge=1, description="A unit that kills its worker this often fails its job.")
+    retry_seconds: float = Field(15.0, ge=0, description="Pause before a unit whose error may pass is tried again; doubles.")
+    default_max_running: int = Field(8, ge=1, description="Running jobs of a project.")
+    default_max_queued: int = Field(1000, ge=1, description="Queued jobs of a project.")
+    default_max_bytes: int = Field(1 << 40, ge=1, description="Bytes of uploads and artifacts of a project.")
+
+    queues: Annotated[tuple[str, ...], NoDecode] = Field(("cpu", "gpu"), description="Queues this worker serves.")
+    device: str = Field("auto", description="Device of this worker: `auto`, `cpu`, `cuda`, `cuda:N`.")
+    worker_memory_bytes: int | None = Field(None, gt=0, description="Limit of a stage's process; over it, the stage fails.")
+    cache_bytes: int = Field(100 * GiB, gt=0, description="Models and datasets kept on this machine, least recently used out.")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="Port of a worker's /metrics; 0 for none.")
+    terminate_seconds: float = Field(30.0, gt=0, description="Time for a checkpoint when a worker is asked to stop.")
+
+    retention_days: float = Field(7.0, gt=0, description="Days that activations and work areas are kept.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line logged.")
+
+    @field_validator("allowed_hosts", "allowed_sources", "allowed_networks", "queues", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("queues")
+    @classmethod
+    def _known_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or set(value) - {"cpu", "gpu"}:
+            raise ValueError("queues are cpu and gpu")
+        return value
+
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeats(self) -> Settings:
+        if self.lease_seconds < 3 * self.heartbeat_seconds:
+            raise ValueError("SAFER_LEASE_SECONDS must be at least three times SAFER_HEARTBEAT_SECONDS")
+        return self
+
+    @cached_property
+    def folder(self) -> Path:
+        """`home`, absolute."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the database."""
+        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.folder / 'service.db'}"
+
+    @property
+    def store(self) -> str:
+        """Where artifacts are kept."""
+        return self.store_url or str(self.folder / "artifacts")
+
+    @property
+    def on_s3(self) -> bool:
+        """Whether artifacts are in S3."""
+        return urlsplit(self.store).scheme == "s3"
+
+
+def load_settings(**given: object) -> Settings:
+    """Settings from the environment, with what is given over them. Raises SpecError naming each wrong value."""
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        wrong = [f"SAFER_{'_'.join(map(str, e['loc'])).upper() or '…'}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise SpecError("; ".join(wrong), "see docs/settings.md") from None

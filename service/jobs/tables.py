@@ -1,0 +1,262 @@
+"""The tables, for SQLite and PostgreSQL alike. Times are UTC, set by the database's clock."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import postgresql
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+METADATA = MetaData(naming_convention=NAMING)
+_JSON = JSON().with_variant(postgresql.JSONB(), "postgresql")
+_ID = BigInteger().with_variant(Integer, "sqlite")
+_TIME = DateTime(timezone=True)
+
+projects = Table(
+    "projects",
+    METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("created", _TIME, nullable=False),
+    Column("max_running", Integer, nullable=False),
+    Column("max_queued", Integer, nullable=False),
+    Column("max_bytes", BigInteger, nullable=False),
+    Column("gpu_seconds_per_job", Float),
+)
+
+api_keys = Table(
+    "api_keys",
+    METADATA,
+    Column("id", String(26), primary_key=True),
+    Column("project", String(63), ForeignKey("projects.name"), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("roles", _JSON, nullable=False),
+    Column("mac", String(64), nullable=False, unique=True),
+    Column("created", _TIME, nullable=False),
+    Column("expires", _TIME),
+    Column("revoked", _TIME),
+    Column("last_used", _TIME),
+)
+
+jobs = Table(
+    "jobs",
+    METADATA,
+    Column("id", String(26), primary_key=True),
+    Column("project", String(63), ForeignKey("projects.name"), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("labels", _JSON, nullable=False),
+    Column("spec", _JSON, nullable=False),
+    Column("callback_url", Text),
+    Column("idempotency_key", String(200)),
+    Column("body_digest", String(64), nullable=False),
+    Column("submitted_by", String(26), nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("started", _TIME),
+    Column("finished", _TIME),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("deleted", _TIME),
+    Column("error", _JSON),
+    Column("inputs", _JSON, nullable=False),
+    Column("verdict", _JSON),
+    Column("verdict_reason", Text, nullable=False),
+    Column("gpu_seconds", Float, nullable=False),
+    Column("gpu_seconds_budget", Float),
+    Column("attempt", Integer, nullable=False),
+    Column("callback_state", String(12)),
+    UniqueConstraint("project", "idempotency_key"),
+    Index("ix_jobs_project_created", "project", "created", "id"),
+    Index("ix_jobs_state_created", "state", "created"),
+)
+
+stages = Table(
+    "stages",
+    METADATA,
+    Column("id", _ID, primary_key=True),
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("name", String(40), nullable=False),
+    Column("queue", String(12), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("key", String(64)),
+    Column("outcome", String(12)),
+    Column("content_digest", String(64)),
+    Column("done", Float, nullable=False),
+    Column("total", Float, nullable=False),
+    Column("unit", String(40), nullable=False),
+    Column("started", _TIME),
+    Column("finished", _TIME),
+    Column("cost", _JSON),
+    UniqueConstraint("job_id", "ordinal"),
+    Index("ix_stages_key", "key"),
+)
+
+units = Table(
+    "units",
+    METADATA,
+    Column("id", _ID, primary_key=True),
+    Column("stage_id", _ID, ForeignKey("stages.id", ondelete="CASCADE"), nullable=False),
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("project", String(63), nullable=False),
+    Column("queue", String(12), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("name", String(80), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("ready_at", _TIME, nullable=False),
+    Column("sent_at", _TIME),
+    Column("sends", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("owner", String(200)),
+    Column("token", Integer, nullable=False),
+    Column("lease_expires", _TIME),
+    Column("key", String(64)),
+    Column("started", _TIME),
+    Column("finished", _TIME),
+    Column("error", _JSON),
+    UniqueConstraint("stage_id", "kind", "name"),
+    Index("ix_units_queue_state", "queue", "state", "priority", "ready_at"),
+    Index("ix_units_state_lease", "state", "lease_expires"),
+    Index("ix_units_job", "job_id"),
+)
+
+key_locks = Table(
+    "key_locks",
+    METADATA,
+    Column("project", String(63), primary_key=True),
+    Column("stage", String(40), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("unit_id", _ID, ForeignKey("units.id", ondelete="CASCADE"), nullable=False),
+    Column("token", Integer, nullable=False),
+)
+"""Which leased unit computes a cache key; others that need it are parked."""
+
+commits = Table(
+    "commits",
+    METADATA,
+    Column("project", String(63), primary_key=True),
+    Column("stage", String(40), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("attempt", String(32), nullable=False),
+    Column("at", _TIME, nullable=False),
+)
+"""Decides the first commit where the object store has no conditional PUT."""
+
+events = Table(
+    "events",
+    METADATA,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("at", _TIME, nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("stage", String(40)),
+    Column("data", _JSON, nullable=False),
+    Index("ix_events_job", "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+uploads = Table(
+    "uploads",
+    METADATA,
+    Column("id", String(26), primary_key=True),
+    Column("project", String(63), ForeignKey("projects.name"), nullable=False),
+    Column("kind", String(12), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("files", _JSON, nullable=False),
+    Column("digest", String(64)),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("expires", _TIME, nullable=False),
+    Column("created_by", String(26), nullable=False),
+    Index("ix_uploads_digest", "project", "digest"),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    METADATA,
+    Column("upload_id", String(26), ForeignKey("uploads.id", ondelete="CASCADE"), primary_key=True),
+    Column("file", Integer, primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("etag", String(200)),
+)
+
+job_inputs = Table(
+    "job_inputs",
+    METADATA,
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", String(12), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Index("ix_job_inputs_digest", "digest"),
+)
+
+artifact_refs = Table(
+    "artifact_refs",
+    METADATA,
+    Column("project", String(63), primary_key=True),
+    Column("stage", String(40), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created", _TIME, nullable=False),
+)
+"""Which jobs use which committed artifact: what garbage collection asks."""
+
+decisions = Table(
+    "decisions",
+    METADATA,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("pair_id", String(200), nullable=False),
+    Column("action", String(8), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("reviewer", String(200), nullable=False),
+    Column("at", _TIME, nullable=False),
+    Index("ix_decisions_pair", "job_id", "pair_id", "id"),
+)
+"""What reviewers decided on recommended edits; the last row of a pair counts, none is ever changed."""
+
+audit_log = Table(
+    "audit_log",
+    METADATA,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("at", _TIME, nullable=False),
+    Column("project", String(63)),
+    Column("actor", String(200), nullable=False),
+    Column("action", String(60), nullable=False),
+    Column("target", String(200), nullable=False),
+    Column("data", _JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Append-only: triggers refuse update and delete."""
+
+leaders = Table(
+    "leaders",
+    METADATA,
+    Column("name", String(40), primary_key=True),
+    Column("holder", String(200), nullable=False),
+    Column("token", Integer, nullable=False),
+    Column("expires", _TIME, nullable=False),
+)
+"""One process at a time leads: dispatches and reconciles."""
