@@ -13,7 +13,7 @@ from cli.output import console, duration, print_json, size, table
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
-    from safer_engine.planning import Estimate, Workload
+    from safer_engine.planning import AuditEstimate
 
 
 @click.command("plan")
@@ -23,20 +23,21 @@ if TYPE_CHECKING:
 def plan_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
     """What `run` with the same flags would compute, and what it would take. Computes nothing."""
     from safer_engine import api
-    from safer_engine.planning import estimate, workload
+    from safer_engine.planning import estimate
     from safer_engine.store import LocalArtifactStore
 
     request = api.prepare(built.spec)
     kept = LocalArtifactStore(store or api.default_store())
-    load, estimates = workload(request, kept), estimate(request, kept)
+    expected = estimate(request, kept)
     if as_json:
-        print_json({"workload": dataclasses.asdict(load), "stages": [dataclasses.asdict(e) for e in estimates.values()]})
+        stages = [dataclasses.asdict(stage) for stage in expected.stages.values()]
+        print_json({"workload": dataclasses.asdict(expected.workload), "stages": stages})
         return
-    _print(load, list(estimates.values()))
+    _print(expected)
 
 
-def _print(load: Workload, estimates: list[Estimate]) -> None:
-    shown = console()
+def _print(expected: AuditEstimate) -> None:
+    shown, load, estimates = console(), expected.workload, list(expected.stages.values())
     about = "" if load.exact else " (extrapolated from the first rows)"
     shown.print(
         f"{load.n_pairs:,} pairs, {load.n_eval:,} evaluation pairs, {load.tokens:,} tokens, {load.positions:,} positions{about}",
@@ -47,19 +48,13 @@ def _print(load: Workload, estimates: list[Estimate]) -> None:
     rows = []
     for e in estimates:
         computing = e.state == "compute"
-        rate = ("measured here" if e.measured else "assumed") if computing else ""
+        rate = ("measured here" if e.measured else "–" if e.seconds is None else "assumed") if computing else ""
         sizes = [size(e.disk_bytes), size(e.memory_bytes)] if computing else ["–", "–"]
         row = [e.stage, e.state, duration(e.seconds), rate, *sizes]
         rows.append(row + ([size(e.gpu_bytes)] if on_gpu else []))
-    total = sum(e.seconds or 0.0 for e in estimates)
-    rows.append(
-        [
-            "total",
-            "",
-            duration(total),
-            "",
-            size(sum(e.disk_bytes for e in estimates)),
-            size(max((e.memory_bytes for e in estimates if e.state == "compute"), default=None)),
-        ]
-    )
+    total = expected.total
+    last = ["total", "", duration(total.seconds), "", size(total.disk_bytes), size(total.peak_memory_bytes)]
+    rows.append(last + ([size(total.peak_gpu_bytes)] if on_gpu else []))
     shown.print(table("Plan", columns, rows))
+    if any(e.work is None for e in estimates):
+        shown.print("–: the model's config.json does not say its width and depth, so this is not known", markup=False)

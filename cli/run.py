@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import audit_options, json_option, quiet_option, store_option
-from cli.output import QuietObserver, TerminalObserver, console, duration, print_json, table
+from cli.output import QuietObserver, TerminalObserver, console, duration, print_json, size, table
+from safer_engine.cost import Planned, planned_total
 from safer_engine.errors import SpecError
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
     from safer_engine.api import AuditReport
-    from safer_engine.planning import Estimate
 
 _SHOWN = 8
 
@@ -32,7 +33,7 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
     Interrupted or killed, the same command goes on from the last finished unit of work; a second run computes nothing.
     """
     from safer_engine import api
-    from safer_engine.planning import estimate, record_rates
+    from safer_engine.planning import estimate
     from safer_engine.report.interim import interim_reports
     from safer_engine.store import LocalArtifactStore
 
@@ -47,13 +48,11 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
     if isinstance(observer, TerminalObserver):
         shown.print(f"audit of {request.sources.model.origin} on {request.sources.dataset.origin}", markup=False)
     with observer.showing():
-        report = api.run_request(request, kept, target, observer, interim_reports(request, kept, target))
-    took = {stage: seconds for stage, (outcome, seconds) in observer.outcomes.items() if outcome == "computed"}
-    record_rates(kept, expected, took, request.spec)
+        report = api.run_request(request, kept, target, observer, interim_reports(request, kept, target, observer), expected)
     if as_json:
         print_json(summary(report))
     elif not quiet:
-        _print_summary(report, observer, expected)
+        _print_summary(report, observer)
     if not as_json:
         click.echo(str(report.html.resolve()))
 
@@ -74,16 +73,11 @@ def summary(report: AuditReport) -> dict[str, Any]:
     return {"report": str(report.html.resolve()), **counts, **figures}
 
 
-def _print_summary(report: AuditReport, observer: QuietObserver, expected: dict[str, Estimate]) -> None:
+def _print_summary(report: AuditReport, observer: QuietObserver) -> None:
     from safer_engine.report.text import name_of
 
     shown = console()
-    rows = []
-    for stage, (outcome, seconds) in observer.outcomes.items():
-        planned = expected[stage].seconds if stage in expected else None
-        took = "cached" if outcome == "cached" else "not computed" if outcome == "absent" else duration(seconds)
-        rows.append((stage, "–" if outcome in ("cached", "absent") else duration(planned), took))
-    shown.print(table("Stages", ("stage", ">planned", ">took"), rows))
+    shown.print(table("Stages", ("stage", ">planned", ">took", ">planned memory", ">peak memory"), _stages(report, observer)))
     counts = report.edits["action"].value_counts().to_dict()
     shown.print(table("Edits", ("action", ">rows"), [(name, counts.get(name, 0)) for name in ("drop", "flip", "review", "keep")]))
     named = [feature for feature in report.document.features or [] if feature.safety_feature][:_SHOWN]
@@ -92,3 +86,26 @@ def _print_summary(report: AuditReport, observer: QuietObserver, expected: dict[
         return
     cells = [(f.latent_id, f"{f.salience:+.3f}", name_of(f)) for f in named]
     shown.print(table("Safety features", ("latent", ">salience", "about"), cells))
+
+
+def _stages(report: AuditReport, observer: QuietObserver) -> list[Sequence[str]]:
+    """How each stage ended, and of those computed now what was planned and what it took."""
+    from safer_engine.artifacts import Artifact
+
+    rows: list[Sequence[str]] = []
+    stored = [found.stored for found in report.artifacts.values() if isinstance(found, Artifact)]
+    manifests = {artifact.manifest.stage: artifact.manifest for artifact in stored}
+    computed = {stage: seconds for stage, (outcome, seconds) in observer.outcomes.items() if outcome == "computed"}
+    for stage, (outcome, _) in observer.outcomes.items():
+        if stage not in computed:
+            rows.append((stage, "–", "not computed" if outcome == "absent" else outcome, "–", "–"))
+            continue
+        planned, cost = manifests[stage].planned or Planned(), manifests[stage].cost
+        memory = size(planned.peak_memory_bytes), size(cost.peak_memory_bytes)
+        rows.append((stage, duration(planned.seconds), duration(computed[stage]), *memory))
+    if computed:
+        total = planned_total(manifests[stage].planned or Planned() for stage in computed)
+        peak = max((manifests[stage].cost.peak_memory_bytes or 0 for stage in computed), default=0)
+        taken = duration(sum(computed.values())), size(total.peak_memory_bytes), size(peak or None)
+        rows.append(("total", duration(total.seconds), *taken))
+    return rows

@@ -7,19 +7,21 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safer_engine import pipeline
 from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
-from safer_engine.errors import ArtifactError, SaferError, SpecError
+from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError
 from safer_engine.events import Observer
 from safer_engine.labellers.rubric import load_rubric, rubric_digest
 from safer_engine.machine import resolve_spec
 from safer_engine.pipeline import AuditRequest, Found, OnArtifact
+from safer_engine.planning import AuditEstimate, estimate, record_rates
 from safer_engine.preflight import check_evaluation
+from safer_engine.publishing import publishing, require_writable, withdraw
 from safer_engine.report.interim import write_stopped
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.write import REPORT_FILES, SAE_FILES
@@ -29,7 +31,7 @@ from safer_engine.sources.resolved import ResolvedInputs
 from safer_engine.spec import AuditSpec
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.stage import Stage
-from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file, require_writable, write_failed
+from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +117,7 @@ def audit(
     request = prepare(built, rows, evaluation_rows)
     kept = store if isinstance(store, ArtifactStore) else LocalArtifactStore(store or default_store())
     folder = Path(out) if out is not None else None
-    return run_request(request, kept, folder, observer)
+    return run_request(request, kept, folder, observer, expected=estimate(request, kept))
 
 
 def run_request(
@@ -124,23 +126,21 @@ def run_request(
     out: Path | None,
     observer: Observer | None = None,
     on_artifact: OnArtifact | None = None,
+    expected: AuditEstimate | None = None,
 ) -> AuditReport:
     """Run a prepared audit and export its files to `out`, if given; an interim report there says where an audit stopped.
+
+    Args:
+        expected: what it would take. The report shows it beside what it took, and the next estimate is made from the rates.
 
     Raises:
         SpecError: `out` or the store's folder cannot be made or written; nothing was computed then.
         DatasetRefused: the evaluation set cannot be read; nothing was computed then.
         SaferError: see `pipeline.run`.
     """
-    if isinstance(store, LocalArtifactStore):
-        require_writable(store.root, "the artifact store's folder")
-    if out is not None:
-        require_writable(out, "the report's folder")
-    if request.spec.runtime.threads is not None:
-        import torch
-
-        torch.set_num_threads(request.spec.runtime.threads)
-    check_evaluation(request, store)
+    _make_ready(request, store, out)
+    if expected is not None:
+        request = replace(request, planned=expected.planned)
     so_far: Found = {}
 
     def keep(stage: Stage, artifacts: Found) -> None:
@@ -155,9 +155,24 @@ def run_request(
             with suppress(SaferError, OSError, ValueError, LookupError, TypeError):  # the audit's own error is what counts
                 write_stopped(request, so_far, out, error)
         raise
+    if expected is not None:
+        record_rates(store, expected, found, request.spec)
     if out is not None:
         export(found, out)
     return AuditReport(found, out)
+
+
+def _make_ready(request: AuditRequest, store: ArtifactStore, out: Path | None) -> None:
+    """What can be refused before anything is computed, and the number of threads. Raises SpecError, DatasetRefused."""
+    if isinstance(store, LocalArtifactStore):
+        require_writable(store.root, "the artifact store's folder")
+    if out is not None:
+        require_writable(out, "the report's folder")
+    if request.spec.runtime.threads is not None:
+        import torch
+
+        torch.set_num_threads(request.spec.runtime.threads)
+    check_evaluation(request, store)
 
 
 def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | None = None) -> AuditRequest:
@@ -182,30 +197,27 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
 
 
 def export(found: Found, out: Path) -> None:
-    """Copy the files a person or a script reads into `out`, each replaced atomically; one that this audit lacks is removed."""
+    """Copy the files a person or a script reads into `out`, each replaced atomically; one that this audit lacks is removed.
+
+    Raises:
+        ResourceError: a file cannot be written; all that was computed is in the store.
+    """
     wanted: list[tuple[type[Artifact], str, str]] = [(Report, name, name) for name in REPORT_FILES]
     wanted += [(Edits, "edits.jsonl", "edits.jsonl")]
     wanted += [(SparseAutoencoder, name, f"sae/{name}") for name in SAE_FILES]
-    for kind, name, target in wanted:
-        artifact = found.get(kind)
-        if isinstance(artifact, Artifact) and artifact.has(name):
-            copy_atomically(artifact.path(name), out / target)
-        else:
-            (out / target).unlink(missing_ok=True)
-
-
-def copy_atomically(source: Path, target: Path) -> None:
-    """Copy a file; readers see the old one or the new one, never a part. Raises ResourceError when it cannot be written."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_failed(target, error) from error
+        for kind, name, target in wanted:
+            artifact = found.get(kind)
+            if isinstance(artifact, Artifact) and artifact.has(name):
+                with publishing(out / target) as path:
+                    shutil.copyfile(artifact.path(name), path)
+            else:
+                withdraw(out / target)
+    except ResourceError as error:
+        raise ResourceError(error.message, f"{error.hint}; the audit is finished and kept: {_ELSEWHERE}") from error
+
+
+_ELSEWHERE = "run again, here or with another --out, and only the files are written"
 
 
 def default_store() -> Path:

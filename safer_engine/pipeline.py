@@ -7,11 +7,12 @@ content of the artifacts it consumes; a committed artifact under that key means 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from safer_engine.artifacts import ABSENT, Absent, Artifact, view
+from safer_engine.cost import Planned
 from safer_engine.errors import Interrupted, WorkBusy
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import measured, provenance
@@ -52,10 +53,15 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """A resolved spec and the inputs it names, found and fingerprinted."""
+    """A resolved spec and the inputs it names, found and fingerprinted.
+
+    Attributes:
+        planned: stage → what it is expected to take; kept beside its cost, and part of no cache key.
+    """
 
     spec: AuditSpec
     sources: ResolvedInputs
+    planned: Mapping[str, Planned] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,7 @@ def _draft(stage: Stage, outcome: Draft | Absent, request: AuditRequest, inputs:
         meta={"reason": outcome.reason} if isinstance(outcome, Absent) else outcome.meta,
         inputs=inputs,
         provenance=provenance(request.spec.runtime.device),
+        planned=request.planned.get(stage.name),
     )
 
 

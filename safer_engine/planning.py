@@ -1,19 +1,21 @@
 """What an audit would take: tokens, seconds, disk and memory by stage, before anything is computed.
 
 Times come from rates: the last rate measured on this machine for the stage and device where there is one, else a rate
-derived from a short matrix product. Sizes follow from the layout of the artifacts (see `artifacts`).
+derived from that of a matrix product, which is timed once and remembered too. Sizes follow from the layout of the artifacts
+(see `artifacts`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safer_engine.errors import ModelRefused
-from safer_engine.pipeline import AuditRequest, plan
+from safer_engine.artifacts import Artifact
+from safer_engine.cost import Planned, planned_total
+from safer_engine.pipeline import AuditRequest, Found, StagePlan, plan
+from safer_engine.rates import MATMUL, machine_flops, rate_name, read_rates, remember_rates
 from safer_engine.science.sae_budget import training_size
 from safer_engine.spec import AuditSpec
 from safer_engine.store import ArtifactStore
@@ -25,6 +27,10 @@ _FIXED_SECONDS = {"activations": 4.0, "evaluation": 4.0, "sae": 2.0, "latents": 
 _ROWS_PER_SECOND = {"pairs": 1500.0, "pair_scores": 1500.0, "edits": 5000.0, "report": 5000.0}
 _LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0}
 _SAMPLE_ROWS = 200
+_SIZED = ("activations", "evaluation", "sae", "latents", "labels")
+"""Stages whose work follows from the model's size."""
+_WIDTHS, _DEPTHS = ("hidden_size", "d_model", "n_embd", "dim"), ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""What the configs of models call their width and their number of blocks."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,10 @@ class ModelSize:
     weight_bytes: int
 
 
+_NO_SIZE = ModelSize(0, 0, 0, 0, 0)
+"""Stands where the size is not known, for stages whose work does not follow from it."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What one stage would take.
@@ -64,97 +74,123 @@ class Estimate:
         work: size of the stage's work in its own unit (floating-point operations, rows or calls).
         seconds: None where nothing is computed.
         measured: whether the rate was measured on this machine before.
+
+    Where a model's size is not known, what follows from it is None.
     """
 
     stage: str
     state: str
     resource: str
-    work: float
+    work: float | None
     seconds: float | None
-    disk_bytes: int
-    memory_bytes: int
+    disk_bytes: int | None
+    memory_bytes: int | None
     gpu_bytes: int | None
     measured: bool
 
+    @property
+    def planned(self) -> Planned:
+        """What is kept beside the cost."""
+        seconds = None if self.seconds is None else round(self.seconds, 3)
+        return Planned(
+            seconds=seconds, peak_memory_bytes=self.memory_bytes, peak_gpu_bytes=self.gpu_bytes, disk_bytes=self.disk_bytes
+        )
 
-def estimate(request: AuditRequest, store: ArtifactStore) -> dict[str, Estimate]:
-    """An estimate for every stage, by name.
+
+@dataclass(frozen=True)
+class AuditEstimate:
+    """What an audit would take.
+
+    Attributes:
+        stages: an estimate for every stage, by name.
+        flops: floating-point operations a second of a matrix product, where the time of a stage was derived from them.
+    """
+
+    workload: Workload
+    stages: dict[str, Estimate]
+    flops: float | None
+
+    @property
+    def total(self) -> Planned:
+        """All stages that are to be computed, one after another."""
+        return planned_total(self.planned.values())
+
+    @property
+    def planned(self) -> dict[str, Planned]:
+        """What a run keeps beside the cost of each stage that it computes."""
+        return {name: stage.planned for name, stage in self.stages.items() if stage.state == "compute"}
+
+
+def estimate(request: AuditRequest, store: ArtifactStore) -> AuditEstimate:
+    """What `pipeline.run` would take; nothing is computed.
 
     Raises:
-        ModelRefused: the model's files do not say how large it is.
+        DatasetRefused: the rows cannot be read. ModelRefused: the tokenizer cannot.
     """
-    size, load = model_size(request.sources.model.path), workload(request, store)
-    rates = _read_rates(store)
-    flops: float | None = None
-    estimates = {}
-    for planned in plan(request, store):
-        work, seconds = _work(planned.name, request.spec, load, size), 0.0
-        rate = rates.get(f"{planned.name}/{request.spec.runtime.device}/{request.spec.model.dtype}")
-        if planned.state == "compute" and rate is None and planned.name in _EFFICIENCY:
-            flops = flops or machine_flops(request.spec.runtime.device, request.spec.model.dtype)
-        if planned.state == "compute":
-            fixed = _FIXED_SECONDS.get(planned.name, 0.0) if work else 0.0
-            seconds = work / (rate or _assumed_rate(planned.name, request.spec, flops)) + fixed
-        memory, gpu = _memory(planned.name, request.spec, size)
-        estimates[planned.name] = Estimate(
-            stage=planned.name,
-            state=planned.state,
-            resource=planned.resource,
-            work=work,
-            seconds=seconds if planned.state == "compute" else None,
-            disk_bytes=_disk(planned.name, request.spec, load, size) if planned.state == "compute" else 0,
-            memory_bytes=memory,
-            gpu_bytes=gpu,
-            measured=rate is not None,
-        )
-    return estimates
+    planned = plan(request, store)
+    load = _workload(request, store, {stage.name: stage for stage in planned})
+    size = model_size(request.sources.model.path)
+    rates, spec = read_rates(store), request.spec
+    known = {stage.name: rates.get(rate_name(stage.name, spec)) for stage in planned}
+    unknown = {stage.name for stage in planned if stage.state == "compute" and known[stage.name] is None}
+    if not load.n_eval:
+        unknown.discard("evaluation")
+    flops = None
+    if size is not None and unknown & set(_EFFICIENCY):
+        flops = rates.get(rate_name(MATMUL, spec)) or machine_flops(spec.runtime.device, spec.model.dtype)
+    stages = {}
+    for stage in planned:
+        if size is None and stage.name in _SIZED:
+            stages[stage.name] = Estimate(stage.name, stage.state, stage.resource, None, None, None, None, None, measured=False)
+            continue
+        rate = known[stage.name] or _assumed_rate(stage.name, spec, flops)
+        made = _estimate(stage, spec, load, size or _NO_SIZE, rate)
+        stages[stage.name] = replace(made, measured=known[stage.name] is not None)
+    return AuditEstimate(load, stages, flops)
 
 
-def record_rates(store: ArtifactStore, estimates: dict[str, Estimate], took: dict[str, float], spec: AuditSpec) -> None:
-    """Remember the rates of the stages that were just computed, for the next estimate on this machine."""
-    rates = _read_rates(store)
-    for stage, seconds in took.items():
-        working = seconds - _FIXED_SECONDS.get(stage, 0.0)
-        if stage in estimates and working > 0.5 and estimates[stage].work > 0:
-            rates[f"{stage}/{spec.runtime.device}/{spec.model.dtype}"] = estimates[stage].work / working
-    path = _rates_path(store)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(rates, sort_keys=True, indent=1))
-        os.replace(temporary, path)
+def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize, rate: float) -> Estimate:
+    """An estimate from a rate, in units of the stage's work a second, that nobody measured."""
+    work = _work(stage.name, spec, load, size)
+    memory, gpu = _memory(stage.name, spec, size)
+    computing = stage.state == "compute"
+    return Estimate(
+        stage=stage.name,
+        state=stage.state,
+        resource=stage.resource,
+        work=work,
+        seconds=work / rate + (_FIXED_SECONDS.get(stage.name, 0.0) if work else 0.0) if computing else None,
+        disk_bytes=_disk(stage.name, spec, load, size) if computing else 0,
+        memory_bytes=memory,
+        gpu_bytes=gpu,
+        measured=False,
+    )
 
 
-def machine_flops(device: str, dtype: str) -> float:
-    """Floating-point operations a second of a square matrix product, from a quarter of a second of them."""
-    import torch
-
-    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    width = 4096 if device.startswith("cuda") else 512
-    left = torch.ones(width, width, device=device, dtype=kind)
-    product = left @ left
-    rounds, start = 0, time.perf_counter()
-    while time.perf_counter() - start < 0.25:
-        product = left @ left
-        rounds += 1
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-    elapsed = time.perf_counter() - start
-    assert bool(torch.isfinite(product).all())
-    return float(2 * width**3 * rounds / elapsed)
+def record_rates(store: ArtifactStore, expected: AuditEstimate, found: Found, spec: AuditSpec) -> None:
+    """Remember the rates of the stages that were computed since the estimate, and of the matrix product if it was timed."""
+    rates = {} if expected.flops is None else {rate_name(MATMUL, spec): expected.flops}
+    manifests = [value.stored.manifest for value in found.values() if isinstance(value, Artifact)]
+    for manifest in manifests:
+        stage = expected.stages[manifest.stage]
+        working = manifest.cost.seconds - _FIXED_SECONDS.get(manifest.stage, 0.0)
+        if stage.state == "compute" and stage.work and working > 0.5:
+            rates[rate_name(manifest.stage, spec)] = stage.work / working
+    remember_rates(store, rates)
 
 
-def model_size(folder: Path) -> ModelSize:
-    """Size of a model from its config and the headers of its safetensors files."""
+def model_size(folder: Path) -> ModelSize | None:
+    """Size of a model from its config and the headers of its safetensors files; None where the config does not say it."""
     from safetensors import safe_open
 
     try:
         config = json.loads((folder / "config.json").read_text())
-        text = config.get("text_config", config)
-        d_in = int(text.get("hidden_size") or text.get("d_model") or text["n_embd"])
-        n_blocks = int(text.get("num_hidden_layers") or text.get("n_layer") or text["num_layers"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelRefused(f"config.json of {folder} does not say the model's width and depth ({error})") from None
+    except (OSError, ValueError):
+        return None
+    text = config.get("text_config", config)
+    d_in, n_blocks = (next((text[name] for name in names if text.get(name)), None) for names in (_WIDTHS, _DEPTHS))
+    if not isinstance(d_in, int) or not isinstance(n_blocks, int):
+        return None
     total, embeddings, size = 0, 0, 0
     for file in sorted(folder.glob("*.safetensors")):
         size += file.stat().st_size
@@ -167,11 +203,10 @@ def model_size(folder: Path) -> ModelSize:
     return ModelSize(d_in, n_blocks, total - embeddings, total, size)
 
 
-def workload(request: AuditRequest, store: ArtifactStore) -> Workload:
+def _workload(request: AuditRequest, store: ArtifactStore, planned: Mapping[str, StagePlan]) -> Workload:
     """Pairs and tokens: counted where their stage was run, else extrapolated from the first rows."""
     from safer_engine.workload import dataset_size
 
-    planned = {stage.name: stage for stage in plan(request, store)}
     pairs = dataset_size(request, "dataset", store, planned["pairs"], _SAMPLE_ROWS)
     apart = dataset_size(request, "evaluation", store, planned["evaluation"], _SAMPLE_ROWS)
     return Workload(
@@ -209,8 +244,7 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
 
 
 def _assumed_rate(stage: str, spec: AuditSpec, flops: float | None) -> float:
-    if stage in _EFFICIENCY:
-        assert flops is not None
+    if stage in _EFFICIENCY and flops is not None:
         return flops * _EFFICIENCY[stage]
     if stage == "labels":
         return 1 / _LABEL_SECONDS[spec.labels.labeller.kind]
@@ -249,20 +283,6 @@ def _memory(stage: str, spec: AuditSpec, size: ModelSize) -> tuple[int, int | No
     if working and spec.runtime.device.startswith("cuda"):
         return int(_BASE_BYTES * 3 + shard), int(working)
     return int(_BASE_BYTES + working + shard), None
-
-
-def _rates_path(store: ArtifactStore) -> Path | None:
-    root = getattr(store, "root", None)
-    return root / "rates.json" if isinstance(root, Path) else None
-
-
-def _read_rates(store: ArtifactStore) -> dict[str, float]:
-    path = _rates_path(store)
-    try:
-        read = json.loads(path.read_text()) if path else {}
-    except (OSError, ValueError):
-        return {}  # an estimate without memory is still an estimate
-    return {str(key): float(value) for key, value in read.items() if isinstance(value, (int, float)) and value > 0}
 
 
 def _product(shape: list[int]) -> int:

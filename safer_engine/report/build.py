@@ -18,31 +18,26 @@ from safer_engine.artifacts import (
     Latents,
     PairScores,
     PairSet,
+    Report,
     SparseAutoencoder,
     Verification,
 )
+from safer_engine.cost import Planned, planned_total
 from safer_engine.evaluation_pairs import NO_EVALUATION
+from safer_engine.pipeline import STAGES
 from safer_engine.report.build_data import dataset_section, evaluation_section, reward_model_section
 from safer_engine.report.build_edits import edits_section
 from safer_engine.report.build_features import features_section, sae_section
-from safer_engine.report.model import InputRecord, Node, Progress, Provenance, ReportDocument, StageCost, StageRecord, Timing
+from safer_engine.report.model import ReportDocument
+from safer_engine.report.nodes import Node
+from safer_engine.report.provenance import InputRecord, PlannedCost, Progress, Provenance, StageCost, StageRecord, Timing
 from safer_engine.sources.resolved import ResolvedInputs
 from safer_engine.spec import AuditSpec
+from safer_engine.store import Manifest
 
 A = TypeVar("A", bound=Artifact)
 Found = Mapping[type[Artifact], Artifact | Absent]
-STAGE_ARTIFACTS: tuple[tuple[str, type[Artifact]], ...] = (
-    ("pairs", PairSet),
-    ("activations", Activations),
-    ("evaluation", EvaluationSet),
-    ("sae", SparseAutoencoder),
-    ("latents", Latents),
-    ("labels", Labels),
-    ("causal", CausalEffects),
-    ("pair_scores", PairScores),
-    ("edits", Edits),
-    ("verification", Verification),
-)
+STAGE_ARTIFACTS = tuple((stage.name, stage.produces) for stage in STAGES if stage.produces is not Report)
 """What a report is made from, in the order in which it comes."""
 
 _PENDING = "not computed yet"
@@ -221,24 +216,35 @@ def _progress(found: Found, stopped: Stopped | None) -> Progress | None:
     return Progress(done=done, total=total, following=pending[0]) if pending else None
 
 
+_UNPLANNED = "it was computed without a plan"
+
+
 def _timing(request: ReportRequest) -> Timing:
-    costs = []
-    for name, kind in STAGE_ARTIFACTS:
-        value = request.found.get(kind)
-        if isinstance(value, Artifact):
-            cost = value.stored.manifest.cost
-            costs.append(
-                StageCost(
-                    stage=name,
-                    seconds=cost.seconds,
-                    cpu_seconds=cost.cpu_seconds,
-                    peak_memory_bytes=cost.peak_memory_bytes,
-                    peak_gpu_bytes=cost.peak_gpu_bytes,
-                )
-            )
+    values = ((name, request.found.get(kind)) for name, kind in STAGE_ARTIFACTS)
+    manifests = {name: value.stored.manifest for name, value in values if isinstance(value, Artifact)}
+    costs = [_stage_cost(name, manifest) for name, manifest in manifests.items()]
+    planned = [manifest.planned for manifest in manifests.values() if manifest.planned is not None]
     return Timing(
         created=request.created,
         total_seconds=round(sum(cost.seconds for cost in costs), 3),
+        peak_memory_bytes=max((cost.peak_memory_bytes for cost in costs if cost.peak_memory_bytes is not None), default=None),
+        peak_gpu_bytes=max((cost.peak_gpu_bytes for cost in costs if cost.peak_gpu_bytes is not None), default=None),
+        disk_bytes=sum(cost.disk_bytes for cost in costs),
+        planned=_planned(planned_total(planned)) if len(planned) == len(manifests) else None,
         stages=costs,
         runtime=request.spec.runtime.model_dump(mode="json"),
     )
+
+
+def _stage_cost(name: str, manifest: Manifest) -> StageCost:
+    return StageCost(
+        stage=name,
+        **manifest.cost.model_dump(),
+        disk_bytes=sum(entry.size for entry in manifest.files.values()),
+        planned=None if manifest.planned is None else _planned(manifest.planned),
+        unplanned=_UNPLANNED if manifest.planned is None else None,
+    )
+
+
+def _planned(planned: Planned) -> PlannedCost:
+    return PlannedCost(**planned.model_dump())

@@ -13,7 +13,6 @@ from safer_engine.report.model import (
     Dataset,
     Estimate,
     Evaluation,
-    Facts,
     Health,
     Margins,
     Measured,
@@ -21,6 +20,7 @@ from safer_engine.report.model import (
     Score,
     StyleMatrix,
 )
+from safer_engine.report.nodes import Facts
 from safer_engine.science.evaluation import BenchmarkScore, ScoredPairs, SliceScore, evaluate
 from safer_engine.science.stats import Interval
 from safer_engine.spec import AuditSpec

@@ -34,6 +34,7 @@ from safer_engine.report.model import (
     SuspiciousPair,
 )
 from safer_engine.report.plots import Bar
+from safer_engine.report.provenance import NO_PLAN
 from safer_engine.report.svg import element
 
 MAX_BYTES = 3_000_000
@@ -202,6 +203,7 @@ def _figure_context(report: ReportDocument) -> dict[str, Any]:
         "interval_plot": plots.interval_plot,
         "recovered_plot": lambda sae: _recovered_plot(sae, float(report.spec["sae"]["interpretable_floor"])),
         "meter": lambda share: _strip(share, 74, "meter"),
+        "no_plan": NO_PLAN,
         "cost_bar": lambda seconds: _strip(seconds / longest if longest else 0.0, 144, "cost-bar"),
         "stack": _stack,
         "slices": _slices,

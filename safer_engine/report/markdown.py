@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from safer_engine.report import summary, text
 from safer_engine.report.model import Evidence, Feature, Measured, ReportDocument
+from safer_engine.report.provenance import NO_PLAN, PlannedCost
 
 _FEATURES = 12
 _PAIRS = 15
@@ -175,14 +176,21 @@ def _data(report: ReportDocument) -> list[str]:
 
 def _cost(report: ReportDocument) -> list[str]:
     timing = report.provenance.timing
-    rows = [
-        (text.words(cost.stage), text.duration(cost.seconds), text.duration(cost.cpu_seconds), text.size(cost.peak_memory_bytes))
-        for cost in timing.stages
-    ]
+    total = ("**total**", timing.total_seconds, timing.peak_memory_bytes, timing.disk_bytes, timing.planned)
+    stages = [(text.words(c.stage), c.seconds, c.peak_memory_bytes, c.disk_bytes, c.planned) for c in timing.stages]
+    rows = [_cost_row(*row) for row in [*stages, total]] if stages else []
+    head = ("stage", "time planned", "time", "peak memory planned", "peak memory", "disk planned", "disk")
     return [
         f"<!-- timing -->\n## Cost\n\n{text.duration(timing.total_seconds)} of computing; written {timing.created}.\n\n"
-        f"{_table(('stage', 'time', 'CPU time', 'peak memory'), rows)}\n<!-- end of timing -->"
+        f"{_table(head, rows)}\n<!-- end of timing -->"
     ]
+
+
+def _cost_row(name: str, seconds: float, memory: int | None, disk: int, planned: PlannedCost | None) -> tuple[str, ...]:
+    expected = planned or NO_PLAN
+    times = text.duration(expected.seconds), text.duration(seconds)
+    memories = text.size(expected.peak_memory_bytes), text.size(memory)
+    return (name, *times, *memories, text.size(expected.disk_bytes), text.size(disk))
 
 
 def _provenance(report: ReportDocument) -> list[str]:

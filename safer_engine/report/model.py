@@ -7,24 +7,16 @@ audits stands in `provenance.timing` and nowhere else.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from safer_engine.report.nodes import Count, Facts, Node, Rate
+from safer_engine.report.provenance import Provenance
 
 SCHEMA_VERSION: Literal[1] = 1
 SECTIONS = ("dataset", "reward_model", "evaluation", "sae", "features", "edits", "verification", "verdict")
 """Top-level keys that are null while there is nothing to show."""
-
-Rate = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Scalar = bool | int | float | str | None
-Facts = dict[str, Scalar]
-
-
-class Node(BaseModel):
-    """Base of all parts: immutable, unknown keys are errors, NaN and infinity are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Text(Node):
@@ -303,69 +295,6 @@ class EditsReport(Node):
     n_removed: Count | None = Field(None, description="Of these, pairs of rows recommended for dropping or flipping.")
     n_removed_undoubted: Count | None = Field(None, description="Of those, pairs none of whose signals is above 0.")
     pairs: list[SuspiciousPair] = Field(description="The most suspicious pairs; all are in pair_scores.parquet.")
-
-
-class InputRecord(Node):
-    """A model or dataset as it was found."""
-
-    origin: str
-    revision: str | None = None
-    digest: str
-
-
-class StageRecord(Node):
-    """A stage and the artifact it left."""
-
-    stage: str
-    state: Literal["computed", "absent", "pending"]
-    reason: str | None = Field(None, description="Why it is absent or pending.")
-    version: int | None = None
-    cache_key: str | None = None
-    content_digest: str | None = None
-    inputs: dict[str, str] = Field(default_factory=dict, description="Content digests of the artifacts it consumed.")
-    machine: dict[str, Any] = Field(default_factory=dict, description="Versions and machine it ran on.")
-
-
-class StageCost(Node):
-    """What a stage took when it was computed."""
-
-    stage: str
-    seconds: float
-    cpu_seconds: float
-    peak_memory_bytes: int | None
-    peak_gpu_bytes: int | None
-
-
-class Timing(Node):
-    """The only block that differs between two identical audits."""
-
-    created: str = Field(description="UTC time at which this report was written, ISO 8601.")
-    total_seconds: float
-    stages: list[StageCost]
-    runtime: dict[str, Any] = Field(description="Spec section `runtime`: how the work was done.")
-
-
-class Progress(Node):
-    """Where an unfinished audit stands."""
-
-    done: Count
-    total: Count
-    following: str = Field(description="Stage that comes next, or at which the audit stopped.")
-    stopped: str | None = Field(None, description="Why the audit stopped there, and what to do; null while it goes on.")
-
-
-class Provenance(Node):
-    """Where every figure comes from."""
-
-    tool: str
-    tool_version: str
-    seed: int
-    inputs: dict[Literal["model", "dataset", "evaluation"], InputRecord]
-    stages: list[StageRecord]
-    not_computed: dict[str, str] = Field(description="Path of each null → why it is null.")
-    text_included: bool = Field(description="False: ids and figures only.")
-    progress: Progress | None = Field(None, description="Null once the audit is finished.")
-    timing: Timing
 
 
 class ReportDocument(Node):

@@ -132,11 +132,10 @@ def duration(seconds: float | None) -> str:
     """Seconds as a person reads them."""
     if seconds is None:
         return NONE
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f}{NARROW_SPACE}s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}{NARROW_SPACE}min {round(seconds % 60):02d}{NARROW_SPACE}s"
-    return str(timedelta(seconds=round(seconds)))
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}{NARROW_SPACE}min {rest:02d}{NARROW_SPACE}s" if minutes < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def size(n_bytes: int | None) -> str:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cli.main import run_main
 from safer_engine import api, demo_data
-from safer_engine.artifacts import PairSet, view
-from safer_engine.errors import ModelRefused
+from safer_engine.artifacts import view
+from safer_engine.cost import Cost, Planned
 from safer_engine.events import NullObserver
-from safer_engine.pipeline import STAGES, AuditRequest, run_stage
-from safer_engine.planning import estimate, machine_flops, model_size, record_rates, workload
+from safer_engine.pipeline import STAGES, AuditRequest, Found, run_stage
+from safer_engine.planning import estimate, model_size, record_rates
+from safer_engine.rates import machine_flops
 from safer_engine.spec_layers import Layer, build_spec
-from safer_engine.stages.evaluation import EvaluationStage
-from safer_engine.store import LocalArtifactStore
+from safer_engine.store import LocalArtifactStore, ManifestDraft
 from tests.helpers.tiny_model import build_reward_model
 
 
@@ -35,14 +37,20 @@ def request_(material: Path) -> AuditRequest:
     return api.prepare(build_spec([Layer("test", {**named, "evaluation": str(material / "evaluation.jsonl")})]).spec)
 
 
+def _flags(material: Path, store: Path, *more: str) -> list[str]:
+    """What `plan`, `check` and `run` all take."""
+    inputs = ["-m", str(material / "rm"), "-d", str(material / "preferences.jsonl")]
+    return [*inputs, "--store", str(store), "--device", "cpu", *more]
+
+
 def test_a_sample_of_rows_tells_the_workload_within_a_fifth(request_: AuditRequest, tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path)
-    guessed = workload(request_, store)
+    guessed = estimate(request_, store).workload
     assert not guessed.exact
-    pairs = view(PairSet, run_stage(STAGES[0], request_, store, {}, NullObserver()))
-    assert not workload(request_, store).exact, "the evaluation set was not read"
-    run_stage(EvaluationStage(), request_, store, {PairSet: pairs}, NullObserver())
-    counted = workload(request_, store)
+    found: Found = {}
+    for stage in [stage for stage in STAGES if stage.name in ("pairs", "evaluation")]:
+        found[stage.produces] = view(stage.produces, run_stage(stage, request_, store, found, NullObserver()))
+    counted = estimate(request_, store).workload
     assert counted.exact
     assert guessed.n_pairs == counted.n_pairs
     assert guessed.n_eval == counted.n_eval
@@ -52,48 +60,112 @@ def test_a_sample_of_rows_tells_the_workload_within_a_fifth(request_: AuditReque
 def test_an_estimate_computes_nothing_and_remembers_rates(request_: AuditRequest, tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path)
     first = estimate(request_, store)
-    assert set(first) == {stage.name for stage in STAGES}
+    assert set(first.stages) == {stage.name for stage in STAGES}
     assert not (tmp_path / "manifests").exists()
-    assert all(e.state == "compute" and e.seconds is not None and e.seconds >= 0 for e in first.values())
-    assert not any(e.measured for e in first.values())
-    record_rates(store, first, {"activations": 104.0}, request_.spec)
+    assert all(e.state == "compute" and e.seconds is not None and e.seconds >= 0 for e in first.stages.values())
+    assert not any(e.measured for e in first.stages.values())
+    record_rates(store, first, _took(store, activations=104.0), request_.spec)
     second = estimate(request_, store)
-    assert second["activations"].measured
-    assert second["activations"].seconds == pytest.approx(104.0, rel=1e-6)
-    assert second["sae"].seconds == pytest.approx(first["sae"].seconds, rel=3.0)
+    assert second.stages["activations"].measured
+    assert second.stages["activations"].seconds == pytest.approx(104.0, rel=1e-6)
+    assert second.stages["sae"].seconds == pytest.approx(first.stages["sae"].seconds, rel=1e-6)
+    assert second.flops == first.flops
 
 
-def test_more_work_takes_longer_and_more_room(request_: AuditRequest, tmp_path: Path, material: Path) -> None:
+def test_the_rate_of_a_stage_that_was_not_computed_now_is_not_taken(request_: AuditRequest, tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path)
-    record_rates(store, estimate(request_, store), {"sae": 50.0}, request_.spec)
+    run_stage(STAGES[0], request_, store, {}, NullObserver())
+    expected = estimate(request_, store)
+    record_rates(store, expected, _took(store, pairs=50.0, activations=0.1), request_.spec)
+    assert set(json.loads((tmp_path / "rates.json").read_text())) == {"matmul/cpu/float32"}
+
+
+class _CountingStore(LocalArtifactStore):
+    """Remembers which stages it was asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: list[str] = []
+
+    def has(self, stage: str, key: str) -> bool:
+        self.asked.append(stage)
+        return super().has(stage, key)
+
+
+def test_a_plan_walks_the_stages_once(request_: AuditRequest, tmp_path: Path) -> None:
+    store = _CountingStore(tmp_path)
+    run_stage(STAGES[0], request_, store, {}, NullObserver())
+    store.asked.clear()
+    estimate(request_, store)
+    assert len(store.asked) == len(set(store.asked))
+    assert {"pairs", "activations"} <= set(store.asked)
+
+
+def _took(store: LocalArtifactStore, **seconds: float) -> Found:
+    """Artifacts of stages that took so long."""
+    kinds = {stage.name: stage.produces for stage in STAGES}
+    found: Found = {}
+    for name, value in seconds.items():
+        other = LocalArtifactStore(store.root / "elsewhere")
+        with other.open_work(name, "0" * 64) as work:
+            draft = ManifestDraft(stage_version=1, artifact=kinds[name].__name__, meta={}, cost=Cost(seconds=value))
+            found[kinds[name]] = kinds[name](other.commit(name, "0" * 64, work, draft))
+    return found
+
+
+def test_more_work_takes_longer_and_more_room(request_: AuditRequest, tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    record_rates(store, estimate(request_, store), _took(store, sae=50.0), request_.spec)
     larger = request_.spec.model_copy(update={"sae": request_.spec.sae.model_copy(update={"expansion": 64})})
-    small, large = estimate(request_, store), estimate(AuditRequest(larger, request_.sources), store)
+    small, large = estimate(request_, store).stages, estimate(AuditRequest(larger, request_.sources), store).stages
     assert small["sae"].seconds is not None
     assert large["sae"].seconds is not None
     assert large["sae"].seconds > 4 * small["sae"].seconds
+    assert small["sae"].disk_bytes
     assert large["sae"].disk_bytes == 8 * small["sae"].disk_bytes
     assert large["activations"].disk_bytes == small["activations"].disk_bytes
+
+
+def test_what_the_model_does_not_say_is_not_guessed(request_: AuditRequest, material: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rm"
+    shutil.copytree(material / "rm", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "hidden_size"}))
+    sources = replace(request_.sources, model=replace(request_.sources.model, path=folder))
+    expected = estimate(AuditRequest(request_.spec, sources), LocalArtifactStore(tmp_path / "store"))
+    assert expected.flops is None
+    assert expected.stages["sae"].planned == Planned()
+    assert expected.stages["pairs"].seconds is not None
+    assert expected.total.seconds is None
 
 
 def test_a_cached_stage_takes_nothing(request_: AuditRequest, tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path)
     run_stage(STAGES[0], request_, store, {}, NullObserver())
-    pairs = estimate(request_, store)["pairs"]
+    pairs = estimate(request_, store).stages["pairs"]
     assert (pairs.state, pairs.seconds, pairs.disk_bytes) == ("cached", None, 0)
 
 
 def test_the_model_s_size_is_read_from_its_files(material: Path, tmp_path: Path) -> None:
     size = model_size(material / "rm")
+    assert size is not None
     assert (size.d_in, size.n_blocks) == (32, 3)
     assert 0 < size.body_parameters < size.parameters
     assert size.weight_bytes >= 4 * size.parameters
-    with pytest.raises(ModelRefused, match="width and depth"):
-        model_size(tmp_path)
+    assert model_size(tmp_path) is None
+
+
+@pytest.mark.parametrize("names", [("n_embd", "n_layer"), ("dim", "n_layers"), ("d_model", "num_layers")])
+def test_models_that_call_their_size_otherwise_are_sized_too(names: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({names[0]: 24, names[1]: 5}))
+    size = model_size(tmp_path)
+    assert size is not None
+    assert (size.d_in, size.n_blocks) == (24, 5)
 
 
 def test_damaged_rates_are_forgotten(request_: AuditRequest, tmp_path: Path) -> None:
     (tmp_path / "rates.json").write_text("{")
-    assert not estimate(request_, LocalArtifactStore(tmp_path))["activations"].measured
+    assert not estimate(request_, LocalArtifactStore(tmp_path)).stages["activations"].measured
 
 
 def test_the_matrix_product_has_a_rate() -> None:
@@ -101,17 +173,7 @@ def test_the_matrix_product_has_a_rate() -> None:
 
 
 def test_plan_speaks_json_and_tables(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [
-        "plan",
-        "-m",
-        str(material / "rm"),
-        "-d",
-        str(material / "preferences.jsonl"),
-        "--store",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    ]
+    flags = ["plan", *_flags(material, tmp_path)]
     assert run_main([*flags, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["workload"]["n_pairs"] > 200
@@ -124,17 +186,7 @@ def test_plan_speaks_json_and_tables(material: Path, tmp_path: Path, capsys: pyt
 
 
 def test_check_shows_a_pair_as_the_model_reads_it(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [
-        "check",
-        "-m",
-        str(material / "rm"),
-        "-d",
-        str(material / "preferences.jsonl"),
-        "--store",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    ]
+    flags = ["check", *_flags(material, tmp_path)]
     assert run_main(flags) == 0
     shown = capsys.readouterr().out
     assert "⟦" in shown
@@ -157,14 +209,13 @@ def test_check_shows_a_pair_as_the_model_reads_it(material: Path, tmp_path: Path
 def test_check_refuses_what_run_would(
     setting: str, said: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["-m", str(material / "rm"), "-d", str(material / "preferences.jsonl"), "--store", str(tmp_path)]
-    assert run_main(["check", *flags, "--device", "cpu", "--set", setting]) == 2
+    assert run_main(["check", *_flags(material, tmp_path), "--set", setting]) == 2
     assert re.search(said, capsys.readouterr().err)
 
 
 def test_check_reads_the_rubric(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rubric.yaml").write_text("name: half\n")
-    flags = ["-m", str(material / "rm"), "-d", str(material / "preferences.jsonl"), "--store", str(tmp_path / "store")]
-    assert run_main(["check", *flags, "--set", f"labels.rubric={tmp_path / 'rubric.yaml'}"]) == 2
+    flags = ["check", *_flags(material, tmp_path / "store"), "--set", f"labels.rubric={tmp_path / 'rubric.yaml'}"]
+    assert run_main(flags) == 2
     assert "title" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()

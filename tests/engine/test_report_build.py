@@ -262,11 +262,36 @@ def test_few_evaluation_pairs_are_measured_and_flagged(tmp_path: Path, report: R
 
 
 def test_only_the_timing_block_differs_between_identical_audits(tmp_path: Path, audit: FakeAudit, report: ReportDocument) -> None:
-    other = fake_artifacts.build(tmp_path, seconds=99.0, **EVALUATION)
+    other = fake_artifacts.build(tmp_path, seconds=99.0, unplanned=("sae", "edits"), **EVALUATION)
     again = build_report(ReportRequest(other.spec, other.sources, other.found, "2030-01-01T00:00:00Z"))
     one, two = report.model_dump(mode="json"), again.model_dump(mode="json")
     assert one["provenance"].pop("timing") != two["provenance"].pop("timing")
     assert one == two
+
+
+def test_what_was_planned_stands_beside_what_it_took(report: ReportDocument) -> None:
+    timing = report.provenance.timing
+    plans = [cost.planned for cost in timing.stages]
+    assert len(plans) == 8
+    assert all(plan is not None and plan.model_dump() == fake_artifacts.PLANNED.model_dump() for plan in plans)
+    assert timing.planned is not None
+    assert timing.planned.model_dump() == {
+        "seconds": 60.0,
+        "peak_memory_bytes": 700_000_000,
+        "peak_gpu_bytes": None,
+        "disk_bytes": 16_000_000,
+    }
+    assert timing.peak_memory_bytes == 512 << 20
+    assert timing.disk_bytes == sum(cost.disk_bytes for cost in timing.stages) > 10_000
+    assert all(cost.unplanned is None for cost in timing.stages)
+
+
+def test_a_stage_without_a_plan_says_so_and_there_is_no_total(tmp_path: Path) -> None:
+    audit = fake_artifacts.build(tmp_path, unplanned=("pairs",))
+    timing = build_report(ReportRequest(audit.spec, audit.sources, audit.found, NOW)).provenance.timing
+    assert [cost.stage for cost in timing.stages if cost.planned is None] == ["pairs"]
+    assert timing.stages[0].unplanned == "it was computed without a plan"
+    assert timing.planned is None
 
 
 def test_runtime_stands_in_the_timing_block_only(report: ReportDocument) -> None:
@@ -488,6 +513,19 @@ def test_a_stage_that_will_be_skipped_is_not_waited_for(tmp_path: Path, audit: F
     assert not (tmp_path / "out").exists()
     written(activations, {PairSet: audit.found[PairSet], Activations: audit.found[Activations]})
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_an_absent_evaluation_is_reported_and_not_waited_for(tmp_path: Path, audit: FakeAudit) -> None:
+    request = AuditRequest(audit.spec, dataclasses.replace(audit.sources, evaluation=None))
+    store = LocalArtifactStore(tmp_path / "store")
+    stages = {stage.name: stage for stage in pipeline.STAGES}
+    written = interim_reports(request, store, tmp_path / "out")
+    found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
+    written(stages["activations"], found)
+    assert not (tmp_path / "out").exists(), "it is absent at once, and the report after it says more"
+    written(stages["evaluation"], {**found, EvaluationSet: Absent("no evaluation set was given")})
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Audit in progress: stage 4 of 10" in page
 
 
 def test_a_margin_that_is_not_finite_is_not_written(tmp_path: Path) -> None:

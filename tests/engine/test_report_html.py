@@ -195,7 +195,11 @@ def test_every_text_of_the_data_is_veiled(report: ReportDocument) -> None:
 
 
 def test_pages_of_identical_audits_differ_in_their_timing_only(tmp_path: Path) -> None:
-    audits = [fake_artifacts.build(tmp_path / str(seconds), seconds=seconds) for seconds in (1.0, 50.0)]
+    unplanned = ("pairs", "sae")
+    audits = [
+        fake_artifacts.build(tmp_path / "quick", seconds=1.0),
+        fake_artifacts.build(tmp_path / "slow", seconds=50.0, unplanned=unplanned),
+    ]
     reports = [build_report(ReportRequest(a.spec, a.sources, a.found, str(i))) for i, a in enumerate(audits)]
     for render, pattern in (
         (render_html, r"<!-- timing: .*?<!-- end of timing -->"),
@@ -205,6 +209,29 @@ def test_pages_of_identical_audits_differ_in_their_timing_only(tmp_path: Path) -
         assert written[0] != written[1]
         one, two = (re.sub(pattern, "", text, flags=re.DOTALL) for text in written)
         assert one == two
+
+
+def test_the_plan_is_shown_beside_the_cost(tmp_path: Path) -> None:
+    def shown(unplanned: tuple[str, ...]) -> list[str]:
+        audit = fake_artifacts.build(tmp_path / f"{len(unplanned)}", unplanned=unplanned)
+        report = build_report(ReportRequest(audit.spec, audit.sources, audit.found, "now"))
+        costs = re.search(r'<section id="cost">.*?</section>', render_html(report), flags=re.DOTALL)
+        assert costs is not None
+        rows = re.findall(r"<tr.*?</tr>", costs.group(), flags=re.DOTALL)
+        line = next(line for line in render_markdown(report).splitlines() if line.startswith("| sae | "))
+        texts = [" ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in rows]
+        return [next(text for text in texts if text.startswith("sae")), texts[-1], line, costs.group()]
+
+    row, total, line, whole = (text.replace("\u202f", " ") for text in shown(()))
+    assert row.startswith("sae 7.5 s 15.5 s 20.2 s 700.0 MB 536.9 MB 2.0 MB ")
+    assert total.startswith("together 52.5 s 2 min 16 s 2 min 22 s 700.0 MB 536.9 MB 14.0 MB ")
+    assert line.startswith("| sae | 7.5 s | 15.5 s | 700.0 MB | 536.9 MB | 2.0 MB | ")
+    assert "Without a plan" not in whole
+    row, total, line, whole = (text.replace("\u202f", " ") for text in shown(("sae",)))
+    assert row.startswith("sae – 15.5 s 20.2 s – 536.9 MB – ")
+    assert total.startswith("together – 2 min 16 s")
+    assert line.startswith("| sae | – | 15.5 s | – | 536.9 MB | – | ")
+    assert "Without a plan: sae (it was computed without a plan)." in whole
 
 
 def test_a_page_that_would_be_too_large_is_shortened_and_says_so(tmp_path: Path) -> None:
@@ -464,6 +491,7 @@ def test_figures_are_written_for_people() -> None:
     assert percent(0.8125) == "81.2\u202f%"
     assert (small_percent(0.00042), small_percent(0.5), small_percent(0.0)) == ("0.042\u202f%", "50.0\u202f%", "0.0\u202f%")
     assert (duration(3.21), duration(75), duration(7322)) == ("3.2\u202fs", "1\u202fmin 15\u202fs", "2:02:02")
+    assert (duration(None), duration(59.97), duration(119.7)) == ("–", "1\u202fmin 00\u202fs", "2\u202fmin 00\u202fs")
     assert (size(None), size(999), size(2_500_000), size(3 * 10**12)) == ("–", "999\u202fB", "2.5\u202fMB", "3.0\u202fTB")
     assert [fact(v) for v in (True, 1200, 0.12345, None, "x")] == ["yes", "1\u202f200", "0.1235", "–", "x"]
 

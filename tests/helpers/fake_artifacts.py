@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from safer_engine.artifacts import (
     Verification,
     view,
 )
-from safer_engine.cost import Cost
+from safer_engine.cost import Cost, Planned
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec import AuditSpec
 from safer_engine.store import LocalArtifactStore, ManifestDraft, digest_bytes
@@ -43,6 +43,9 @@ from tests.helpers.fake_pairs import (
     pair_rows,
     scores_of,
 )
+
+PLANNED = Planned(seconds=7.5, peak_memory_bytes=700_000_000, disk_bytes=2_000_000)
+"""What every stage was expected to take."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,24 @@ class FakeAudit:
 
 
 def build(
-    root: Path, *, hostile: bool = False, groups: int = 90, long_text: int = 0, seconds: float = 12.5, **sections: Any
+    root: Path,
+    *,
+    hostile: bool = False,
+    groups: int = 90,
+    long_text: int = 0,
+    seconds: float = 12.5,
+    unplanned: Container[str] = (),
+    **sections: Any,
 ) -> FakeAudit:
-    """Write all artifacts under `root`. `sections` are spec sections; `long_text` lengthens one response."""
+    """Write all artifacts under `root`. `sections` are spec sections; `long_text` lengthens one response.
+
+    All stages but the `unplanned` ones were planned.
+    """
     spec = AuditSpec.model_validate(
         {"model": {"path": "models/tiny-rm"}, "dataset": {"source": {"kind": "local", "path": "data/train.jsonl"}}, **sections}
     )
     store = LocalArtifactStore(root)
-    writer = _Writer(store, np.random.default_rng(11), seconds)
+    writer = _Writer(store, np.random.default_rng(11), seconds, unplanned)
     pairs = pair_rows(groups, hostile, long_text)
     evaluation = pair_rows(groups // 2, hostile, 0, prefix="eval")
     latents = writer.latents(pairs, hostile)
@@ -101,7 +114,8 @@ def _sources(root: Path, hostile: bool) -> ResolvedInputs:
 class _Writer:
     """Commits one artifact after another."""
 
-    def __init__(self, store: LocalArtifactStore, rng: np.random.Generator, seconds: float) -> None:
+    def __init__(self, store: LocalArtifactStore, rng: np.random.Generator, seconds: float, unplanned: Container[str]) -> None:
+        self._unplanned = unplanned
         self._store = store
         self._seconds = seconds
         self._rng = rng
@@ -118,6 +132,7 @@ class _Writer:
                 meta=meta,
                 provenance={"python": "3.11.9", "cpus": 2, "device": "cpu", "versions": {"torch": "2.13.0"}},
                 cost=Cost(seconds=self._seconds + len(stage), cpu_seconds=20.25, peak_memory_bytes=512 << 20),
+                planned=None if stage in self._unplanned else PLANNED,
             )
             stored = self._store.commit(stage, key, work, draft)
         artifact = view(kind, stored)
