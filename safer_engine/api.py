@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -25,13 +24,14 @@ from safer_engine.publishing import publishing, require_writable, withdraw
 from safer_engine.report.interim import write_stopped
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.write import REPORT_FILES, SAE_FILES
+from safer_engine.sources.corpora import resolve_corpus
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.models import resolve_model
 from safer_engine.sources.resolved import ResolvedInputs
 from safer_engine.spec import AuditSpec
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.stage import Stage
-from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file
+from safer_engine.store import ArtifactStore, LocalArtifactStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,15 +183,12 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
     """
     resolved = resolve_spec(spec)
     load_rubric(resolved.labels.rubric)
-    extra = {"labels": rubric_digest(resolved.labels.rubric)}
-    if resolved.sae.pretrain is not None:
-        corpus = resolved.sae.pretrain.corpus
-        extra["sae"] = corpus.model_dump_json() + _corpus_digest(Path(getattr(corpus, "path", "")))
     sources = ResolvedInputs(
         model=resolve_model(resolved.model, resolved.runtime, _cache()),
         dataset=resolve_dataset(resolved.dataset, _as_dicts(rows)),
         evaluation=resolve_dataset(resolved.evaluation, _as_dicts(evaluation_rows)) if resolved.evaluation else None,
-        extra=extra,
+        corpus=resolve_corpus(resolved.sae.pretrain.corpus) if resolved.sae.pretrain else None,
+        extra={"labels": rubric_digest(resolved.labels.rubric)},
     )
     return AuditRequest(resolved, sources)
 
@@ -254,12 +251,3 @@ def _spec_of(
 
 def _as_dicts(rows: Rows | None) -> list[dict[str, Any]] | None:
     return None if rows is None else [dict(row) for row in rows]
-
-
-def _corpus_digest(path: Path) -> str:
-    if path.is_file():
-        return digest_file(path)
-    sha = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else []:
-        sha.update(f"{file.relative_to(path)}:{digest_file(file) if file.is_file() else ''}\n".encode())
-    return sha.hexdigest()

@@ -11,14 +11,13 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.errors import DatasetRefused, SpecError
 from safer_engine.sae_run import Loop, SaeRun
-from safer_engine.sources.hub_datasets import resolve_hub
-from safer_engine.sources.local_files import resolve_local
-from safer_engine.spec import HubSource, LocalSource, PretrainSpec
+from safer_engine.sources.corpora import texts_of
+from safer_engine.sources.resolved import ResolvedDataset
+from safer_engine.spec import PretrainSpec
 from safer_engine.store import WorkArea
 
 if TYPE_CHECKING:
@@ -58,7 +57,10 @@ def pretrain(run: SaeRun, rm: RewardModel) -> Pretrained | None:
     spec: PretrainSpec | None = run.ctx.spec.sae.pretrain
     if spec is None:
         return None
-    corpus = _packed(run.ctx.work, spec, rm)
+    source = run.ctx.sources.corpus
+    if source is None:
+        raise SpecError("sae.pretrain.corpus was not resolved", "prepare the audit with safer_engine.api.prepare")
+    corpus = _packed(run.ctx.work, source, spec, rm)
     layer, d_in = int(run.activations.meta["hook_layer"]), int(run.activations.meta["d_in"])
     limit = _HIGH_NORM * float(run.activations.meta["norm_median"])
     settings = run.ctx.spec.sae.model_copy(update={"passes": 1.0, "min_steps": 0, "lr": spec.lr})
@@ -70,7 +72,8 @@ def pretrain(run: SaeRun, rm: RewardModel) -> Pretrained | None:
     generator = torch.Generator().manual_seed(run.ctx.seed("weights"))
     trained = loop.run(params, lambda: initial_state(params, next(windows.batches(0)).to(run.device), generator), windows.batches)
     facts = {"status": "done", "positions": params.steps * params.batch, "loss": trained.curve[-1]["loss"], "lr": params.lr}
-    return Pretrained(trained.sae, {**facts, "steps": params.steps, **asdict(corpus.facts)})
+    named = {"origin": source.origin, "revision": source.revision, "digest": source.digest}
+    return Pretrained(trained.sae, {**facts, "steps": params.steps, **asdict(corpus.facts), "corpus": named})
 
 
 @dataclass(frozen=True)
@@ -95,39 +98,12 @@ class _Corpus:
         return int(self.ids_NL.size)
 
 
-def texts_of(source: LocalSource | HubSource) -> Iterator[str]:
-    """The texts of a corpus: rows with a `text` column, or the lines of a .txt file (.txt.gz too).
-
-    Raises:
-        DatasetRefused: a row has no text.
-    """
-    if isinstance(source, LocalSource) and Path(source.path).name.removesuffix(".gz").endswith(".txt"):
-        yield from _lines(Path(source.path).expanduser())
-        return
-    resolved = resolve_local(source) if isinstance(source, LocalSource) else resolve_hub(source)
-    for number, row in enumerate(resolved.rows(), 1):
-        text = row.get("text")
-        if not isinstance(text, str):
-            raise DatasetRefused(f"row {number} of {resolved.origin} has no `text`", "sae.pretrain.corpus needs a text column")
-        yield text
-
-
-def _lines(path: Path) -> Iterator[str]:
-    import gzip
-
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            yield from (line.rstrip("\n") for line in lines)
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise DatasetRefused(f"{path} can't be read: {error}", "check sae.pretrain.corpus") from error
-
-
-def _packed(work: WorkArea, spec: PretrainSpec, rm: RewardModel) -> _Corpus:
+def _packed(work: WorkArea, source: ResolvedDataset, spec: PretrainSpec, rm: RewardModel) -> _Corpus:
     """The tokenised corpus in scratch, made where it is not there yet."""
     import numpy as np
 
     if not (work.scratch / _FACTS).is_file():
-        _pack(work, spec, rm)
+        _pack(work, source, spec, rm)
     facts = CorpusFacts(**json.loads((work.scratch / _FACTS).read_bytes()))
     if facts.rows == 0:
         raise DatasetRefused(f"the corpus has no {facts.length} tokens in a row", "name a larger sae.pretrain.corpus")
@@ -135,12 +111,10 @@ def _packed(work: WorkArea, spec: PretrainSpec, rm: RewardModel) -> _Corpus:
     return _Corpus(ids_NL, facts)
 
 
-def _pack(work: WorkArea, spec: PretrainSpec, rm: RewardModel) -> None:
+def _pack(work: WorkArea, source: ResolvedDataset, spec: PretrainSpec, rm: RewardModel) -> None:
     """Texts one after another, an end token between them, cut into rows that begin as the tokenizer begins a text."""
     import numpy as np
 
-    if not isinstance(spec.corpus, (LocalSource, HubSource)):
-        raise SpecError("sae.pretrain.corpus can't be given in memory", "name a file, a folder or a hub dataset")
     tokenizer = rm.tokenizer
     first = next((token for token in (tokenizer.bos_token_id, tokenizer.cls_token_id) if token is not None), None)
     last = next((token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None), None)
@@ -150,7 +124,7 @@ def _pack(work: WorkArea, spec: PretrainSpec, rm: RewardModel) -> None:
     texts = used = rows = 0
     left: list[int] = []
     with work.publish(_IDS, scratch=True) as path, path.open("wb") as sink:
-        for text in texts_of(spec.corpus):
+        for text in texts_of(source):
             texts += 1
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             used += bool(ids)

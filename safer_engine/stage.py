@@ -17,7 +17,12 @@ from safer_engine.store import WorkArea, canonical_json, digest_bytes
 
 A = TypeVar("A", bound=Artifact)
 
-_LOCATIONS = {"model": {"path", "adapter"}, "dataset": {"source"}, "evaluation": {"source"}}
+_LOCATIONS: dict[str, Any] = {
+    "model": {"path": True, "adapter": True},
+    "dataset": {"source": True},
+    "evaluation": {"source": True},
+    "sae": {"pretrain": {"corpus": True}},
+}
 """Spec fields that say where an input lies; in keys, the input's content digest stands for them."""
 
 

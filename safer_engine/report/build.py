@@ -166,7 +166,7 @@ def _recovered_reason(reader: _Reader) -> str:
 
 
 def _provenance(request: ReportRequest, reader: _Reader, sections: dict[str, Any]) -> Provenance:
-    inputs = {name: getattr(request.sources, name) for name in ("model", "dataset", "evaluation")}
+    inputs = {name: getattr(request.sources, name) for name in ("model", "dataset", "evaluation", "corpus")}
     return Provenance(
         tool="safer-audit",
         tool_version=_version(),

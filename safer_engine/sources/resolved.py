@@ -50,8 +50,10 @@ class ResolvedInputs:
     model: ResolvedModel
     dataset: ResolvedDataset
     evaluation: ResolvedDataset | None = None
+    corpus: ResolvedDataset | None = None
+    """The text corpus of `sae.pretrain`."""
     extra: dict[str, str] = field(default_factory=dict)
-    """Digests of further files by spec section (a rubric file, a pre-training corpus)."""
+    """Digests of further files by spec section (a rubric file)."""
 
     def digest(self, section: str) -> str | None:
         """Content digest of what a spec section names outside itself, if anything."""
@@ -61,4 +63,6 @@ class ResolvedInputs:
             return self.dataset.digest
         if section == "evaluation":
             return self.evaluation.digest if self.evaluation else None
+        if section == "sae":
+            return self.corpus.digest if self.corpus else None
         return self.extra.get(section)

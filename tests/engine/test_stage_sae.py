@@ -32,7 +32,7 @@ from safer_engine.splits import held_out_groups
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.stages.pairs import PairsStage
 from safer_engine.stages.sae import SaeStage
-from safer_engine.store import LocalArtifactStore
+from safer_engine.store import LocalArtifactStore, digest_file
 from tests.helpers.tiny_model import CORPUS, build_reward_model
 
 STAGES = (PairsStage(), ActivationsStage(), SaeStage())
@@ -313,6 +313,8 @@ def test_pretraining_comes_first_and_is_told(world: World, tmp_path: Path) -> No
     assert "corpus" in plain["reason"]
     artifact = world.sae(sae=pretraining(tmp_path))
     facts = artifact.meta["pretraining"]
+    path = tmp_path / "corpus.txt"
+    assert facts["corpus"] == {"origin": str(path), "revision": None, "digest": digest_file(path)}
     assert facts["status"] == "done"
     assert facts["positions"] == facts["steps"] * 128 >= 2000
     assert facts["texts"] == facts["used"] + facts["too_short"]
@@ -343,7 +345,7 @@ def test_a_corpus_that_is_none_is_refused(
 ) -> None:
     if "path" in source:
         source = {**source, "path": str(tmp_path / source["path"])}
-    with pytest.raises(expected, match="corpus"):
+    with pytest.raises(expected, match="corpus|nowhere"):
         world.run(store=f"refused-{source['kind']}", sae=pretraining(tmp_path, corpus=source))
 
 
