@@ -1,0 +1,61 @@
+"""Servers that tests share: each is started once, when a test first asks for it, and stopped at the end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.helpers.servers import LOCAL, S3, Postgres, Redis, moto_server, postgres_server, redis_server, s3_bucket, wait_until
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A running Redis; a test that stops it starts its own with `redis_server`."""
+    server = redis_server(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis: Redis) -> str:
+    """URL of the shared Redis, emptied."""
+    redis.flush()
+    return redis.url
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A running PostgreSQL cluster."""
+    server = postgres_server(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    wait_until(server.answers, "PostgreSQL answers")
+    yield server
+    server.stop()
+
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def fresh_postgres(postgres: Postgres) -> Callable[[], str]:
+    """Makes an empty database and gives its SQLAlchemy URL."""
+    return lambda: postgres.fresh(f"test{next(_NUMBERS)}")
+
+
+@pytest.fixture
+def postgres_url(fresh_postgres: Callable[[], str]) -> str:
+    """SQLAlchemy URL of an empty database."""
+    return fresh_postgres()
+
+
+@pytest.fixture(scope="session")
+def s3_moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A bucket on a moto server."""
+    pytest.importorskip("moto.server")
+    server = moto_server(tmp_path_factory.mktemp("moto"))
+    server.start()
+    yield s3_bucket(f"http://{LOCAL}:{server.port}", "test-access-key", "test-secret-key")
+    server.stop()
