@@ -6,7 +6,9 @@ usable are dropped and counted; however few are left, the dataset under audit is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +35,18 @@ def survey_evaluation(
     Raises:
         DatasetRefused: unknown layout, ids given twice, an unknown column to stratify by, mostly malformed rows.
     """
-    try:
+    with named_evaluation():
         return survey(source, spec, stage_seed(base_seed, "pairs", "evaluation sample"), training_prompts)
+
+
+@contextmanager
+def named_evaluation() -> Iterator[None]:
+    """Make a DatasetRefused from within say that it is about the evaluation set."""
+    try:
+        yield
     except DatasetRefused as error:
-        hint = error.hint.replace("dataset.", "evaluation.")
-        raise DatasetRefused(f"the evaluation set cannot be used: {error.message}", hint) from error
+        message, hint = (re.sub(r"\bdataset\.(?=[a-z])", "evaluation.", text) for text in (error.message, error.hint))
+        raise DatasetRefused(f"the evaluation set cannot be used: {message}", hint) from error
 
 
 def write_evaluation_pairs(

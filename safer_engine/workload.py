@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from safer_engine.evaluation_pairs import named_evaluation
 from safer_engine.pipeline import AuditRequest, StagePlan
 from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import DatasetSpec
@@ -43,7 +45,8 @@ def dataset_size(
     if stage.state == "cached" and stage.key is not None:
         meta = store.read(stage.name, stage.key).manifest.meta
         return DatasetSize(meta.get("n_pairs", 0), meta.get("tokens", 0), exact=True)
-    return _sampled(request, source, spec, n_rows)
+    with named_evaluation() if section == "evaluation" else nullcontext():
+        return _sampled(request, source, spec, n_rows)
 
 
 def _sampled(request: AuditRequest, source: ResolvedDataset, spec: DatasetSpec, n_rows: int) -> DatasetSize:

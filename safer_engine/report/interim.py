@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safer_engine.artifacts import Absent
+from safer_engine.artifacts import Absent, EvaluationSet
 from safer_engine.errors import ResourceError, SaferError
 from safer_engine.events import NullObserver, Observer
 from safer_engine.pipeline import STAGES, AuditRequest, Found, OnArtifact, plan
@@ -28,7 +28,7 @@ def interim_reports(request: AuditRequest, store: ArtifactStore, out: Path, obse
     watcher, said = observer or NullObserver(), set[str]()
 
     def write(stage: Stage, found: Found) -> None:
-        if isinstance(found[stage.produces], Absent) or not _must_wait(stage, request, store):
+        if _says_nothing(stage, found) or not _must_wait(stage, request, store):
             return
         try:
             write_interim(request, found, out)
@@ -40,10 +40,16 @@ def interim_reports(request: AuditRequest, store: ArtifactStore, out: Path, obse
     return write
 
 
+def _says_nothing(stage: Stage, found: Found) -> bool:
+    """Whether a stage is switched off: that there are no evaluation pairs, and why, is something to read."""
+    return isinstance(found[stage.produces], Absent) and stage.produces is not EvaluationSet
+
+
 def _must_wait(stage: Stage, request: AuditRequest, store: ArtifactStore) -> bool:
-    names = [each.name for each in STAGES]
-    following = names.index(stage.name) + 1
-    return following < len(names) - 1 and plan(request, store)[following].state == "compute"
+    following = [each.name for each in STAGES].index(stage.name) + 1
+    if following >= len(STAGES) - 1 or (STAGES[following].produces is EvaluationSet and request.sources.evaluation is None):
+        return False
+    return plan(request, store)[following].state == "compute"
 
 
 def write_interim(request: AuditRequest, found: Found, out: Path, stopped: Stopped | None = None) -> ReportDocument:

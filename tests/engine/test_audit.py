@@ -19,6 +19,7 @@ from safer_engine import demo_data
 from safer_engine.artifacts import Absent, CausalEffects, Verification
 from safer_engine.errors import DatasetRefused, SpecError
 from safer_engine.events import NullObserver
+from safer_engine.pipeline import STAGES
 from tests.helpers.tiny_model import build_reward_model
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +147,67 @@ def test_a_late_knob_recomputes_late_stages_only(
     assert (report.edits["action"] == "drop").mean() > 0.08
 
 
+def evaluated(material: Path, folder: Path, out: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, str], dict[str, Any]]:
+    """The finished audit again with other evaluation pairs: what became of each stage, and report.json."""
+    watcher = Outcomes()
+    named = {"model": str(material / "rm"), "dataset": str(material / "preferences.jsonl"), **SMALL}
+    more: dict[str, Any] = {"evaluation_rows": rows} if rows else {}
+    safer_engine.audit(named, store=folder / "store", out=out, observer=watcher, **more)
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    jsonschema.validate(report, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+    return watcher.seen, report
+
+
+def of_evaluation(outcome: str) -> dict[str, str]:
+    """Outcomes where nothing but the evaluation, and the report of it, is new."""
+    return {**{stage.name: "cached" for stage in STAGES}, "evaluation": outcome, "report": "computed"}
+
+
+def test_another_evaluation_set_computes_evaluation_and_report_alone(
+    finished: tuple[safer_engine.AuditReport, Path], material: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (material / "evaluation.jsonl").read_text().splitlines()]
+    seen, without = evaluated(material, finished[1], tmp_path / "without", [])
+    assert seen == of_evaluation("absent")
+    assert without["evaluation"] is None
+    assert not (tmp_path / "without" / "evaluation.jsonl").exists()
+    seen, few = evaluated(material, finished[1], tmp_path / "few", rows[:7])
+    assert seen == of_evaluation("computed")
+    assert (few["evaluation"]["n_pairs"], few["evaluation"]["min_pairs"], few["evaluation"]["too_few"]) == (7, 20, True)
+    assert few["evaluation"]["groups"][0]["accuracy"]["n"] == 7
+    assert "only 7 evaluation pairs" in (tmp_path / "few" / "report.md").read_text()
+    lines = (tmp_path / "few" / "evaluation.jsonl").read_text().splitlines()
+    whole = {json.loads(line)["pair_id"]: json.loads(line) for line in (finished[1] / "out" / "evaluation.jsonl").open()}
+    assert [json.loads(line)["margin"] for line in lines] == pytest.approx(
+        [whole[json.loads(line)["pair_id"]]["margin"] for line in lines], abs=1e-5
+    )
+    assert without["edits"] == few["edits"] == json.loads((finished[1] / "out" / "report.json").read_text())["edits"]
+    assert set(evaluated(material, finished[1], tmp_path / "again", rows[:7])[0].values()) == {"cached"}
+
+
+def test_an_evaluation_set_without_a_usable_pair_holds_nothing_up(
+    finished: tuple[safer_engine.AuditReport, Path], material: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (material / "preferences.jsonl").read_text().splitlines()][:30]
+    seen, report = evaluated(material, finished[1], tmp_path, rows)
+    assert seen == of_evaluation("absent")
+    assert report["evaluation"] is None
+    assert report["provenance"]["not_computed"]["evaluation"].startswith("none of the 30 evaluation pairs is usable")
+    assert "in_training_data 30" in report["provenance"]["not_computed"]["evaluation"]
+    assert "Nothing was measured on evaluation pairs" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "edits.jsonl").read_bytes() == (finished[1] / "out" / "edits.jsonl").read_bytes()
+
+
+def test_an_evaluation_set_that_cannot_be_read_is_refused_before_anything_is_computed(material: Path, tmp_path: Path) -> None:
+    watcher = Outcomes()
+    named: dict[str, Any] = {"model": str(material / "rm"), "dataset": str(material / "preferences.jsonl"), **SMALL}
+    with pytest.raises(DatasetRefused, match="the evaluation set cannot be used"):
+        safer_engine.audit(named, evaluation_rows=[{"text": "a"}] * 30, store=tmp_path, observer=watcher)
+    with pytest.raises(SpecError, match="does not exist"):
+        safer_engine.audit({**named, "evaluation": str(tmp_path / "nowhere.jsonl")}, store=tmp_path, observer=watcher)
+    assert watcher.seen == {}
+
+
 def test_rows_in_memory_give_what_the_file_gives(
     finished: tuple[safer_engine.AuditReport, Path], material: Path, tmp_path: Path
 ) -> None:
@@ -212,7 +274,14 @@ def test_json_output_is_one_object_and_progress_stays_off_it(
     assert done.stderr == ""
 
 
-STAGES_TO_KILL = ("pairs: started", "activations: started", "sae: started", "latents: started", "report: started")
+STAGES_TO_KILL = (
+    "pairs: started",
+    "activations: started",
+    "sae: started",
+    "evaluation: started",
+    "latents: started",
+    "report: started",
+)
 
 
 def wait_for(runner: subprocess.Popen[str], line: str) -> None:
