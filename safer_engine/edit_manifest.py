@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from safer_engine.errors import InputRefused, ResourceError
+from safer_engine.errors import InputRefused
+from safer_engine.publishing import sync, write_failed
 from safer_engine.store import digest_bytes, digest_file
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "saved", "folder"]
@@ -163,9 +164,7 @@ def publishing(final: Path) -> Iterator[Path]:
         _sync(temporary)
         _replace(temporary, final)
     except OSError as error:
-        raise ResourceError(
-            f"cannot write {final}: {error.strerror or error}", "free disk space or choose another --out"
-        ) from error
+        raise write_failed(final, error) from error
     finally:
         discard(temporary)
 
@@ -196,8 +195,4 @@ def discard(path: Path) -> None:
 def _sync(path: Path) -> None:
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(file)

@@ -21,6 +21,7 @@ from safer_engine.errors import Interrupted, SpecError
 from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import provenance, resolve_device
+from safer_engine.publishing import write_failed
 from safer_engine.sources.base_models import BaseModel, BaseTokenizer, add_lora, load_base, load_base_tokenizer, save_model
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.models import resolve_base
@@ -113,11 +114,19 @@ def train_reward_model(
         record = {"record_version": RECORD_VERSION, "key": key, **record}
         record["timing"] = {"seconds": round(time.monotonic() - started, 1), **record["timing"]}
         trained = work.scratch / "model"
-        (trained / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(trained, target)
+        _put_in_place(trained, target, record)
     shutil.rmtree(folder, ignore_errors=True)
     watcher.stage_finished(STAGE, "computed", time.monotonic() - started)
     return TrainResult(target, record, cached=False)
+
+
+def _put_in_place(trained: Path, target: Path, record: dict[str, Any]) -> None:
+    """Complete the model's folder with its record and move it to where it was asked for. Raises ResourceError."""
+    try:
+        (trained / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(trained, target)
+    except OSError as error:
+        raise write_failed(target, error) from error
 
 
 def training_key(

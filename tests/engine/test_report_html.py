@@ -224,12 +224,12 @@ def test_the_plan_is_shown_beside_the_cost(tmp_path: Path) -> None:
 
     row, total, line, whole = (text.replace("\u202f", " ") for text in shown(()))
     assert row.startswith("sae 7.5 s 15.5 s 20.2 s 700.0 MB 536.9 MB 2.0 MB ")
-    assert total.startswith("together 52.5 s 2 min 16 s 2 min 22 s 700.0 MB 536.9 MB 14.0 MB ")
+    assert total.startswith("total 52.5 s 2 min 16 s 2 min 22 s 700.0 MB 536.9 MB 14.0 MB ")
     assert line.startswith("| sae | 7.5 s | 15.5 s | 700.0 MB | 536.9 MB | 2.0 MB | ")
     assert "Without a plan" not in whole
     row, total, line, whole = (text.replace("\u202f", " ") for text in shown(("sae",)))
     assert row.startswith("sae – 15.5 s 20.2 s – 536.9 MB – ")
-    assert total.startswith("together – 2 min 16 s")
+    assert total.startswith("total – 2 min 16 s")
     assert line.startswith("| sae | – | 15.5 s | – | 536.9 MB | – | ")
     assert "Without a plan: sae (it was computed without a plan)." in whole
 
