@@ -34,6 +34,14 @@ class BuiltSpec:
     origins: dict[str, str]
 
 
+@dataclass(frozen=True)
+class SpecProblem:
+    """What is wrong at one place of a document; `path` is empty for the whole."""
+
+    path: str
+    message: str
+
+
 def build_spec(layers: list[Layer]) -> BuiltSpec:
     """Merge layers, later ones winning, over the preset that they name.
 
@@ -50,7 +58,7 @@ def build_spec(layers: list[Layer]) -> BuiltSpec:
         document = merge(document, layer.document)
         origins.update({path: layer.name for path, _ in leaves(layer.document)})
     try:
-        spec = AuditSpec.model_validate(_with_kinds(document))
+        spec = AuditSpec.model_validate(with_kinds(document))
     except ValidationError as error:
         raise SpecError(_explain(error), "see `safer-audit spec schema` for every key") from None
     return BuiltSpec(spec, origins)
@@ -135,7 +143,23 @@ def leaves(document: Document, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _with_kinds(document: Document) -> Document:
+def problems(error: ValidationError, root: type[BaseModel] = AuditSpec) -> list[SpecProblem]:
+    """What is wrong with a document, each with the dotted path that the document has; unknown keys list the known ones.
+
+    Args:
+        root: the document's model.
+    """
+    found = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(item["loc"][:-1], root)
+            message = f"unknown key; known here: {', '.join(known)}" if known else "unknown key"
+        found.append(SpecProblem(".".join(_without_tags(item["loc"])), message))
+    return found
+
+
+def with_kinds(document: Document) -> Document:
     """The document with the default kind written into unions that name none."""
     kinds: Document = {}
     if isinstance(document.get("sae"), dict):
@@ -147,15 +171,7 @@ def _with_kinds(document: Document) -> Document:
 
 
 def _explain(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        path = ".".join(_without_tags(item["loc"])) or "spec"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            known = _known_keys(item["loc"][:-1])
-            message = f"unknown key; known here: {', '.join(known)}" if known else "unknown key"
-        lines.append(f"{path}: {message}")
-    return "the spec is invalid: " + "; ".join(lines)
+    return "the spec is invalid: " + "; ".join(f"{found.path or 'spec'}: {found.message}" for found in problems(error))
 
 
 def _without_tags(location: tuple[int | str, ...]) -> list[str]:
@@ -165,9 +181,9 @@ def _without_tags(location: tuple[int | str, ...]) -> list[str]:
     return [part for before, part in zip(["", *parts], parts, strict=False) if before not in unions]
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _known_keys(location: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
     """Fields of the section at an error location; union tags count as path parts there."""
-    candidates: list[type[BaseModel]] = [AuditSpec]
+    candidates: list[type[BaseModel]] = [root]
     for part in location:
         following = [m for c in candidates for m in _models_in(c, str(part))]
         tagged = [c for c in candidates if c.model_fields.get("kind") and c.model_fields["kind"].default == part]

@@ -4,6 +4,8 @@
 
     SaferError
     └── ServiceError
+        ├── Malformed            not JSON, not UTF-8, too deep, a bad header          400
+        ├── RequestInvalid       well-formed, but fields are wrong; `problems` names  422
         ├── NotFound             no such thing in this project                       404
         ├── Conflict             the state, or an earlier request, forbids it        409
         ├── NotAuthenticated     no key, or one that is wrong, expired or revoked    401
@@ -18,13 +20,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from safer_engine.errors import SaferError
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """What is wrong with one field of a request; `path` is dotted (`spec.sae.k`), empty for the whole."""
+
+    path: str
+    message: str
 
 
 class ServiceError(SaferError):
     """Base of the service's own errors."""
 
     code = "service_error"
+
+
+class Malformed(ServiceError):
+    """The request cannot be read: not JSON, not UTF-8, too deep, a header that no client should send."""
+
+    code = "malformed"
+
+
+class RequestInvalid(ServiceError):
+    """The request can be read, but fields of it are wrong."""
+
+    code = "request_invalid"
+
+    def __init__(self, message: str, hint: str = "", problems: tuple[FieldProblem, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.problems = problems
 
 
 class NotFound(ServiceError):
