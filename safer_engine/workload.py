@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from safer_engine.evaluation_pairs import named_evaluation
 from safer_engine.pipeline import AuditRequest, StagePlan
@@ -13,7 +13,8 @@ from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import DatasetSpec
 from safer_engine.store import ArtifactStore
 
-_TEMPLATE_TOKENS = 6  # what a chat template or special tokens add to a text, about
+if TYPE_CHECKING:
+    from safer_engine.science.rendering import Renderer
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def dataset_size(
 
     Args:
         stage: that reads it: where it was run, what it found counts.
-        n_rows: where it was not, all rows are counted, but only so many parsed and tokenised, without the chat template.
+        n_rows: where it was not, all rows are counted, but only so many read and rendered.
     """
     source, spec = getattr(request.sources, section), getattr(request.spec, section)
     if source is None:
@@ -50,28 +51,23 @@ def dataset_size(
 
 
 def _sampled(request: AuditRequest, source: ResolvedDataset, spec: DatasetSpec, n_rows: int) -> DatasetSize:
-    from tokenizers import Tokenizer
+    from safer_engine.sources.tokenizers import load_renderer
 
-    tokenizer = Tokenizer.from_file(str(request.sources.model.path / "tokenizer.json"))
-    n_pairs, lengths = _count(source, spec, tokenizer, n_rows)
-    cut = [min(length + _TEMPLATE_TOKENS, request.spec.model.max_length) for length in lengths]
-    return DatasetSize(n_pairs, int(2 * n_pairs * sum(cut) / max(len(cut), 1)), exact=False)
+    renderer = load_renderer(request.sources.model.path, request.spec.model, request.spec.runtime.trust_remote_code)
+    n_pairs, lengths = _count(source, spec, renderer, n_rows)
+    return DatasetSize(n_pairs, int(2 * n_pairs * sum(lengths) / max(len(lengths), 1)), exact=False)
 
 
-def _count(found: ResolvedDataset, spec: DatasetSpec, tokenizer: Any, n_rows: int) -> tuple[int, list[int]]:
+def _count(found: ResolvedDataset, spec: DatasetSpec, renderer: Renderer, n_rows: int) -> tuple[int, list[int]]:
+    """Usable pairs of all rows, and tokens of the sampled texts."""
     from safer_engine.science.pair_formats import read_pairs, recognise
+    from safer_engine.science.rendering import RenderedSide
 
     rows = found.rows()
     first = list(itertools.islice(rows, n_rows))
     total = len(first) + sum(1 for _ in rows)
     layout = recognise(first, spec.format, spec.columns, spec.label, spec.winners)
-    texts, n_pairs = [], 0
-    for pair in read_pairs(first, layout):
-        if pair.reason is not None:
-            continue
-        n_pairs += 1
-        for prompt, response in pair.requests:
-            texts.append("\n\n".join([*(message.content for message in prompt), response]))
-    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
-    scaled = round(total * n_pairs / max(len(first), 1))
-    return min(scaled, spec.sample or scaled), lengths
+    requests = [request for pair in read_pairs(first, layout) if pair.reason is None for request in pair.requests]
+    sides = [side for side in renderer.sides(requests) if isinstance(side, RenderedSide)]
+    scaled = round(total * len(sides) / 2 / max(len(first), 1))
+    return min(scaled, spec.sample or scaled), [len(side.ids) for side in sides]
