@@ -198,6 +198,22 @@ def test_check_shows_a_pair_as_the_model_reads_it(material: Path, tmp_path: Path
     assert facts["example"]["chosen"]["response_tokens"] > 3
 
 
+def test_check_counts_and_warns_of_evaluation_pairs(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (material / "evaluation.jsonl").read_text().splitlines()[:5]
+    leaked = (material / "preferences.jsonl").read_text().splitlines()[:3]
+    (tmp_path / "apart.jsonl").write_text("\n".join([*lines, *leaked]))
+    flags = ["check", *_flags(material, tmp_path / "store", "--eval-dataset", str(tmp_path / "apart.jsonl"))]
+    assert run_main(flags) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "warning: only 5 of 8 evaluation pairs are usable, fewer than 20 (dropped: in_training_data 3)" in shown
+    assert run_main([*flags, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["health"]["evaluation"]["n_kept"], len(facts["warnings"])) == (5, 1)
+    (tmp_path / "apart.jsonl").write_text('{"text": "a"}\n' * 30)
+    assert run_main(flags) == 2
+    assert "the evaluation set cannot be used" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

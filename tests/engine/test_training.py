@@ -99,6 +99,31 @@ def test_the_folder_is_a_reward_model_that_an_audit_accepts(kind: str, request: 
     assert {(None, None), ("chat", None), ("safety", None), ("safety", "refusal")} <= slices
 
 
+class Notes(NullObserver):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, stage: str, message: str) -> None:
+        self.said.append(message)
+
+
+def test_few_evaluation_pairs_are_measured_and_none_holds_nothing_up(base: Path, tmp_path: Path) -> None:
+    apart = {"source": {"kind": "memory"}, "min_pairs": 20}
+    spec = spec_for(base, evaluation=apart, recipe={**RECIPE, "epochs": 1})
+    few, none = Notes(), Notes()
+    rows = [*DATA.rows[:4], *DATA.evaluation[:3]]
+    record = train_reward_model(spec, tmp_path / "few", few, rows=DATA.rows, evaluation_rows=rows).record
+    assert record["evaluation"]["slices"][0]["accuracy"]["n"] == 3
+    assert record["health"]["evaluation"]["dropped"] == {"in_training_data": 4}
+    assert any("only 3 of 7 evaluation pairs are usable" in note for note in few.said)
+    record = train_reward_model(spec, tmp_path / "none", none, rows=DATA.rows, evaluation_rows=rows[:4]).record
+    assert record["evaluation"] is None
+    assert record["health"]["evaluation"]["n_kept"] == 0
+    assert any("none of the 4 evaluation pairs is usable" in note for note in none.said)
+    with pytest.raises(DatasetRefused, match="the evaluation set cannot be used"):
+        train_reward_model(spec, tmp_path / "bad", rows=DATA.rows, evaluation_rows=[{"text": "a"}] * 5)
+
+
 def test_training_lowers_the_loss(trained: Any) -> None:
     losses = [step["loss"] for step in trained.record["curve"]]
     assert losses[0] == pytest.approx(np.log(2), abs=0.1)
