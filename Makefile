@@ -32,15 +32,18 @@ $(STAMPS)/engine: $(STAMPS)/torch pyproject.toml constraints.txt
 	touch $@
 
 $(STAMPS)/dev: $(STAMPS)/engine
-	$(UV) -c constraints.txt -e '.[engine,dev]'
+	$(UV) -c constraints.txt -e '.[all,dev]'
 	touch $@
 
 $(STAMPS)/bench: $(STAMPS)/dev
-	$(UV) -c constraints.txt -e '.[engine,dev,bench]'
+	$(UV) -c constraints.txt -e '.[all,dev,bench]'
 	touch $@
 
 $(STAMPS)/browser: tests/install_browser.sh
 	mkdir -p $(STAMPS) && bash tests/install_browser.sh && touch $@
+
+$(STAMPS)/servers: tests/install_servers.sh
+	mkdir -p $(STAMPS) && bash tests/install_servers.sh && touch $@
 
 demo: $(STAMPS)/engine ## an audit of a small reward model with planted wrong labels, ending with the report's path
 	$(BIN)/safer-audit demo
@@ -57,7 +60,7 @@ quick: $(STAMPS)/dev ## quick tests, with the coverage floor of the scientific c
 	$(BIN)/python -m coverage report --skip-covered --fail-under=90 \
 		--include='safer_engine/science/*,safer_engine/stage.py,safer_engine/store.py'
 
-test-full: $(STAMPS)/dev $(STAMPS)/browser ## faults, browser, fuzzing
+test-full: $(STAMPS)/dev $(STAMPS)/browser $(STAMPS)/servers ## real servers, faults, browser, fuzzing
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m "full and not gpu"
 
 test: check quick test-full ## everything; what CI runs
