@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -140,8 +140,12 @@ class ArtifactStore(Protocol):
     def read(self, stage: str, key: str) -> StoredArtifact:
         """A committed artifact. Raises ArtifactError when there is none."""
 
-    def open_work(self, stage: str, key: str) -> Any:
-        """Context manager: the work area of a key, held exclusively. Raises WorkBusy when another holds it."""
+    def open_work(self, stage: str, key: str, shared: bool = False) -> Any:
+        """Context manager: the work area of a key, held exclusively. Raises WorkBusy when another holds it.
+
+        Args:
+            shared: held together with others that ask for it shared: processes that make different parts of one artifact.
+        """
 
     def commit(self, stage: str, key: str, work: WorkArea, draft: ManifestDraft) -> StoredArtifact:
         """Make the payload an artifact. The first commit wins; a later one gets the first's."""
@@ -208,6 +212,15 @@ class LocalWork:
         (self.payload / name).unlink(missing_ok=True)
 
 
+def _alone(lock: IO[str]) -> bool:
+    """Make a shared lock exclusive, unless another process shares it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 class LocalArtifactStore:
     """An artifact store in a local folder (see the module's picture)."""
 
@@ -232,23 +245,24 @@ class LocalArtifactStore:
         return LocalStored(manifest, self.root / "blobs", self._verified)
 
     @contextmanager
-    def open_work(self, stage: str, key: str) -> Iterator[LocalWork]:
+    def open_work(self, stage: str, key: str, shared: bool = False) -> Iterator[LocalWork]:
         """See `ArtifactStore.open_work`. Raises SpecError when the store's folder cannot be made or written."""
         root = self.root / "work" / self.project / f"{stage}-{key}"
         locks = self.root / "locks"
         require_writable(locks, "the artifact store's folder")
         with (locks / f"{self.project}-{stage}-{key}").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError:
                 raise WorkBusy(f"another process is computing stage {stage}", "wait for it, or stop it") from None
             work = LocalWork(root)
             work.payload.mkdir(parents=True, exist_ok=True)
             work.scratch.mkdir(parents=True, exist_ok=True)
-            for leftover in root.glob(".*"):  # of a process that was killed while it published
-                leftover.unlink()
+            if not shared:
+                for leftover in root.glob(".*"):  # of a process that was killed while it published
+                    leftover.unlink()
             yield work
-            if self.has(stage, key):
+            if self.has(stage, key) and (not shared or _alone(lock)):
                 shutil.rmtree(root, ignore_errors=True)
 
     def commit(self, stage: str, key: str, work: WorkArea, draft: ManifestDraft) -> LocalStored:
