@@ -15,6 +15,8 @@
         ├── TooManyRequests      the key's rate                                      429
         ├── TooLarge             a body or upload over the limit                     413
         ├── Unavailable          database, broker or store cannot be reached         503
+        ├── SchemaMismatch       the database has another schema than this program   (stops the start)
+        ├── Unreachable          nobody answers at the service's address              (raised by clients)
         └── LeaseLost            another worker has the unit: write nothing          (never sent to a client)
 """
 
@@ -112,6 +114,19 @@ class Unavailable(ServiceError):
     """The database, the broker or the artifact store cannot be reached."""
 
     code = "unavailable"
+    retryable = True
+
+
+class SchemaMismatch(ServiceError):
+    """The database's schema is older or newer than this program's."""
+
+    code = "schema_mismatch"
+
+
+class Unreachable(ServiceError):
+    """Nobody answers at the service's address, or the connection broke. Raised by clients."""
+
+    code = "unreachable"
     retryable = True
 
 
