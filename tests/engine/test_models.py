@@ -452,6 +452,33 @@ def test_an_incomplete_adapter_is_refused(llama: Path, tmp_path: Path, name: str
         resolve_model(spec_of(llama, adapter=str(tmp_path / "adapter")), CPU, None)
 
 
+def test_a_missing_adapter_is_not_called_a_missing_model(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match=r"model\.adapter .*nowhere cannot be found") as caught:
+        resolve_model(spec_of(llama, adapter=str(tmp_path / "nowhere")), CPU, None)
+    assert "give a folder" in caught.value.hint
+
+
+def test_loading_says_nothing_of_its_own(llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Transformers' progress bars and load reports: what they say is checked, and raised where it matters."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    logging.set_verbosity_info()
+    capfd.readouterr()
+    try:
+        load(llama)
+        edit_weights(llama, lambda tensors: tensors.update({"model.layers.0.mlp.spare.weight": torch.ones(4, 4)}))
+        with pytest.raises(ModelRefused, match="no place for"):
+            load(llama)
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+    finally:
+        logging.set_verbosity(before[0])
+        if not before[1]:
+            logging.disable_progress_bar()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_adapter_of_another_model_is_refused(llama: Path, tmp_path: Path) -> None:
     other = build_reward_model(tmp_path / "wide", "llama", width=48)
     save_adapter(other, tmp_path / "adapter")

@@ -1,0 +1,195 @@
+"""What `check`, `plan` and `run` show of one small dataset whose counts are known."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.main import run_main
+from safer_engine import demo_data
+from tests.helpers.tiny_model import build_reward_model
+
+SMALL = [
+    part for value in ("sae.max_steps=20", "sae.min_steps=20", "sae.batch=128", "sae.k=4", "causal.pairs=4")
+    for part in ("--set", value)
+]  # fmt: skip
+STAGES = [
+    "pairs",
+    "activations",
+    "evaluation",
+    "sae",
+    "latents",
+    "labels",
+    "causal",
+    "pair_scores",
+    "edits",
+    "verification",
+    "report",
+]
+ABSENT = {"evaluation", "causal", "verification"}
+KEPT, READ = 36, 40
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 usable pairs, one with an empty side, one with two equal sides, and two that occur twice."""
+    folder = tmp_path_factory.mktemp("commands")
+    rows: list[dict[str, Any]] = [dict(row) for row in demo_data.generate(seed=5, n_groups=20).rows][:KEPT]
+    nothing = [{"role": "assistant", "content": " "}]
+    spoilt = [{**rows[0], "id": "empty", "rejected": nothing}, {**rows[1], "id": "same", "rejected": rows[1]["chosen"]}]
+    again = [{**row, "id": f"again-{n}"} for n, row in enumerate(rows[2:4])]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *spoilt, *again]))
+    build_reward_model(folder / "rm", "llama")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(material: Path) -> Path:
+    """The folder of an audit that was run once, quietly."""
+    out = material / "finished"
+    assert run_main(["run", *flags(material, material / "store"), "--out", str(out), "--quiet", *SMALL]) == 0
+    return out
+
+
+def flags(material: Path, store: Path) -> list[str]:
+    return ["-m", str(material / "rm"), "-d", str(material / "rows.jsonl"), "--store", str(store), "--device", "cpu"]
+
+
+def rows_of(shown: str, title: str) -> dict[str, list[str]]:
+    """First cell → other cells of a printed table; cells are two or more spaces apart."""
+    lines = shown.split(f"{title} ", 1)[1].splitlines()[2:]
+    table: dict[str, list[str]] = {}
+    for line in lines:
+        cells = re.split(r" {2,}", line.strip())
+        if len(cells) < 2:
+            break
+        table[cells[0]] = cells[1:]
+    return table
+
+
+def test_check_counts_what_is_dropped_and_why(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(["check", *flags(material, tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    counts = rows_of(shown, "Dataset")
+    assert counts["read"] == [str(READ)]
+    assert counts["kept"] == [str(KEPT)]
+    dropped = {"dropped: empty side": ["1"], "dropped: identical sides": ["1"], "dropped: duplicate": ["2"]}
+    assert {name: cell for name, cell in counts.items() if name.startswith("dropped")} == dropped
+    model = rows_of(shown, "Reward model")
+    assert model["architecture"] == ["LlamaForSequenceClassification"]
+    assert model["d in"] == ["32"]
+    assert "tuple blocks" not in model
+    assert rows_of(shown, "Batching and padding")["status"] == ["ok"]
+    assert run_main(["check", *flags(material, tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    health = facts["health"]["dataset"]
+    assert (health["n_in"], health["n_kept"]) == (READ, KEPT)
+    assert health["dropped"] == {"duplicate": 2, "empty_side": 1, "identical_sides": 1}
+    assert facts["health"]["evaluation"] is None
+    assert facts["warnings"] == []
+
+
+def test_too_few_pairs_say_how_to_lower_the_limit(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "few.jsonl").write_text("".join((material / "rows.jsonl").open().readlines()[:5]))
+    few = ["-m", str(material / "rm"), "-d", str(tmp_path / "few.jsonl"), "--store", str(tmp_path / "s"), "--device", "cpu"]
+    assert run_main(["check", *few]) == 2
+    said = capsys.readouterr().err
+    assert "5 usable pairs of 5, fewer than 20" in said
+    assert "lower the limit of 20 with --set dataset.min_pairs=2" in said
+    assert run_main(["check", *few, "--set", "dataset.min_pairs=5"]) == 0
+    assert "nothing is refused" in capsys.readouterr().out
+    assert run_main(["check", *few, "--set", "dataset.min_pairs=1"]) == 2
+    assert "greater than or equal to 2" in capsys.readouterr().err
+
+
+def test_few_evaluation_pairs_are_warned_of_and_say_how_to_lower_the_limit(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = [json.loads(line) for line in (material / "rows.jsonl").open().readlines()[:3]]
+    asks = [[{"role": "user", "content": f"Quite another thing, number {n}?"}] for n in range(len(other))]
+    apart = [{**row, "prompt": ask, "id": f"e{n}"} for n, (row, ask) in enumerate(zip(other, asks, strict=True))]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in apart))
+    asked = ["check", *flags(material, tmp_path / "s"), "--eval-dataset", str(tmp_path / "eval.jsonl")]
+    assert run_main(asked) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "warning: only 3 of 3 evaluation pairs are usable" in shown
+    assert "--set evaluation.min_pairs=2 or more" in shown
+    assert run_main([*asked, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["health"]["evaluation"]["n_in"] == 3
+    assert len(facts["warnings"]) == 1
+
+
+def test_plan_leaves_open_what_the_model_does_not_say(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(material / "rm", tmp_path / "rm")
+    shutil.copyfile(material / "rows.jsonl", tmp_path / "rows.jsonl")
+    config = json.loads((tmp_path / "rm" / "config.json").read_text())
+    config["hidden_width"] = config.pop("hidden_size")
+    (tmp_path / "rm" / "config.json").write_text(json.dumps(config))
+    assert run_main(["plan", *flags(tmp_path, tmp_path / "s")]) == 0
+    shown = capsys.readouterr().out
+    plan = rows_of(shown, "Plan")
+    for stage in ("activations", "sae", "latents", "labels"):
+        assert plan[stage] == ["compute", "–", "–", "–", "–"]
+    assert plan["pairs"][2] == "assumed"
+    assert plan["total"] == ["–", "–", "–"]
+    assert "does not say its width and depth" in shown
+    assert run_main(["plan", *flags(tmp_path, tmp_path / "s"), "--json"]) == 0
+    stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+    assert [stages["sae"][name] for name in ("work", "seconds", "disk_bytes", "memory_bytes")] == [None] * 4
+
+
+def test_plan_of_a_finished_audit_has_nothing_left(finished: Path, material: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(["plan", *flags(material, material / "store"), *SMALL]) == 0
+    shown = capsys.readouterr().out
+    assert "extrapolated" not in shown
+    plan = rows_of(shown, "Plan")
+    assert [name for name in plan if name != "total"] == STAGES
+    assert all(cells[:2] == ["cached", "–"] for name, cells in plan.items() if name != "total")
+    assert plan["total"][0] == "0.0 s"
+    assert run_main(["plan", *flags(material, material / "store"), *SMALL, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["workload"]["exact"]
+    assert (facts["workload"]["n_pairs"], facts["workload"]["n_eval"]) == (KEPT, 0)
+    assert [stage["seconds"] for stage in facts["stages"]] == [None] * len(STAGES)
+    assert (finished / "report.json").is_file()
+
+
+def test_run_shows_what_was_planned_beside_what_it_took(
+    finished: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["run", *flags(material, material / "store"), "--out", str(tmp_path / "out"), *SMALL, "--set", "edits.budget=0.1"]
+    assert run_main(again) == 0
+    stages = rows_of(capsys.readouterr().out, "Stages")
+    assert [name for name in stages if name != "total"] == STAGES
+    assert stages["pairs"] == ["–", "cached", "–", "–"]
+    assert stages["edits"][0].endswith(" s")
+    assert stages["edits"][1].endswith(" s")
+    assert stages["edits"][2] == "700.0 MB"
+    assert stages["total"][2] == "700.0 MB"
+    timing = json.loads((tmp_path / "out" / "report.json").read_text())["provenance"]["timing"]
+    assert {cost["stage"] for cost in timing["stages"]} == set(STAGES) - ABSENT - {"report"}
+    assert all(cost["planned"]["seconds"] >= 0 for cost in timing["stages"])
+    first = json.loads((finished / "report.json").read_text())["provenance"]["timing"]
+    assert [cost for cost in first["stages"] if cost["stage"] != "edits"] == [
+        cost for cost in timing["stages"] if cost["stage"] != "edits"
+    ]
+    assert timing["planned"]["seconds"] == pytest.approx(sum(cost["planned"]["seconds"] for cost in timing["stages"]), abs=1e-6)
+
+
+def test_run_json_counts_add_up(finished: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["run", *flags(material, material / "store"), "--out", str(tmp_path), *SMALL, "--json"]
+    assert run_main(asked) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["report"] == str((tmp_path / "report.html").resolve())
+    assert (facts["dataset"]["health"]["n_in"], facts["dataset"]["n_pairs"]) == (READ, KEPT)
+    assert sum(facts["edits"]["actions"].values()) == READ
+    assert sum(facts["edits"]["not_scored"].values()) == READ - KEPT
+    report = json.loads((finished / "report.json").read_text())
+    assert facts["n_candidates"] == len(report["features"])
+    assert facts["n_safety_features"] == sum(feature["safety_feature"] for feature in report["features"])
