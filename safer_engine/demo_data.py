@@ -111,17 +111,20 @@ def write_demo(folder: Path, data: DemoData) -> DemoFiles:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     truth = {"seed": data.seed, "n_pairs": len(data.rows), "flipped": sorted(data.flipped)}
     files.truth.write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
-    build_base(files.base, _texts(data), data.seed)
+    build_base(files.base, _texts(data), data.seed, embedding_std=_EMBEDDING_STD)
     return files
 
 
-def build_base(folder: Path, texts: Sequence[str], seed: int = 0, *, width: int = 128, blocks: int = 4) -> Path:
+def build_base(
+    folder: Path, texts: Sequence[str], seed: int = 0, *, width: int = 128, blocks: int = 4, embedding_std: float = 0.02
+) -> Path:
     """Save an untrained Llama-shaped decoder and a byte-level BPE tokenizer trained on the texts.
 
     Args:
         texts: what the tokenizer is trained on.
         seed: of the weights.
         width, blocks: size of the model.
+        embedding_std: spread of the embeddings.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -144,7 +147,7 @@ def build_base(folder: Path, texts: Sequence[str], seed: int = 0, *, width: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-        torch.nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
+        torch.nn.init.normal_(model.model.embed_tokens.weight, std=embedding_std)
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
