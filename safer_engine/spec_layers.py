@@ -89,9 +89,17 @@ def parse_source(text: str) -> Document:
     folder, _, split = text.rpartition("#")
     if folder and split and Path(folder).expanduser().is_dir():
         return {"kind": "local", "path": folder, "split": split}
+    found = hub_source(text)
+    if found is None:
+        raise SpecError(f"dataset {text!r} does not exist", "give a file, a folder[#split], or org/name[@revision][#split]")
+    return found
+
+
+def hub_source(text: str) -> Document | None:
+    """A hub id `org/name[@revision][#[config/]split]` as a source; None for anything else. Looks at no file."""
     match = _HUB_ID.match(text)
     if match is None or Path(text).suffix in {".jsonl", ".json", ".parquet", ".csv", ".gz"}:
-        raise SpecError(f"dataset {text!r} does not exist", "give a file, a folder[#split], or org/name[@revision][#split]")
+        return None
     return {"kind": "hub", **{key: value for key, value in match.groupdict().items() if value}}
 
 
