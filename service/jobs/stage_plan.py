@@ -1,0 +1,17 @@
+"""Which stages a job of each kind walks, in order, and the queue of each."""
+
+from __future__ import annotations
+
+from safer_engine.pipeline import STAGES
+from service.jobs.model import JobKind, StagePart
+
+PREPARE = "prepare"
+TRAINING = "training"
+
+
+def stages_of(kind: JobKind) -> tuple[StagePart, ...]:
+    """`prepare` finds and fingerprints the inputs; then an audit walks the engine's stages, a training has one."""
+    first = StagePart(PREPARE, "cpu")
+    if kind is JobKind.TRAIN_RM:
+        return (first, StagePart(TRAINING, "gpu"))
+    return (first, *(StagePart(stage.name, stage.resource) for stage in STAGES))
