@@ -1,0 +1,19 @@
+"""`AuditClient`: the service's API as Python calls. Read `client.py` first.
+
+Importing this package does not load the HTTP library; making a client does.
+"""
+
+from service.client.client import AuditClient, Submission, is_final, job_error
+from service.client.files import UPLOAD_PREFIX, LocalFiles, TransferObserver, files_below, read_files
+
+__all__ = [
+    "UPLOAD_PREFIX",
+    "AuditClient",
+    "LocalFiles",
+    "Submission",
+    "TransferObserver",
+    "files_below",
+    "is_final",
+    "job_error",
+    "read_files",
+]

@@ -1,0 +1,213 @@
+"""`AuditClient`: the service's API (`/v1`) as Python calls."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from safer_engine.errors import SaferError
+from service.client import downloads, streams, uploads
+from service.client.connection import Connection, Patience, make_error
+from service.client.files import LocalFiles, TransferObserver
+from service.errors import NotFound
+from service.jobs.model import FINAL_JOB_STATES
+from service.schemas import (
+    Action,
+    ArtifactList,
+    ArtifactView,
+    EditDetail,
+    EditView,
+    EventView,
+    ExportView,
+    JobSummary,
+    JobView,
+    Me,
+    Page,
+    UploadView,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+_ROUTES = {"audit": "/v1/audits", "train-rm": "/v1/train-rm"}
+_PARALLEL = 4
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is asked for.
+
+    Attributes:
+        spec: an audit spec, or for `train-rm` a training spec, as a document.
+        idempotency_key: the same key and request give the same job; by default one of its own.
+    """
+
+    spec: Mapping[str, Any]
+    kind: str = "audit"
+    priority: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    callback_url: str | None = None
+    gpu_seconds_budget: float | None = None
+    idempotency_key: str | None = None
+
+
+class AuditClient:
+    """A client of one service, for one thread (uploads use several themselves). Close it, or use it in `with`.
+
+    Args:
+        url: of the service, for example `https://audit.example.org`.
+        token: API key, `sk-safer-…`.
+        transport: an httpx transport in place of the network.
+        patience: how often what may be repeated is tried.
+
+    Every call raises `service.errors.Unreachable` where nobody answers, and the error whose code the service names
+    (`NotFound`, `NotAllowed`, `Conflict`, `SpecError`, …), with its hint, where it refuses.
+    """
+
+    def __init__(
+        self, url: str, token: str, transport: httpx.BaseTransport | None = None, patience: Patience | None = None
+    ) -> None:
+        self._patience = patience or Patience()
+        self._connection = Connection(url, token, transport, self._patience)
+        self.url = self._connection.url
+
+    def __enter__(self) -> AuditClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()
+
+    def me(self) -> Me:
+        """Whose key this is, and the service's version."""
+        return Me.model_validate_json(self._connection.call("GET", "/v1/me").content)
+
+    def submit(self, submission: Submission) -> JobView:
+        """Make a job. Safe to repeat: the request carries an idempotency key."""
+        body: dict[str, Any] = {"spec": dict(submission.spec), "priority": submission.priority, "labels": dict(submission.labels)}
+        for name in ("callback_url", "gpu_seconds_budget"):
+            if (value := getattr(submission, name)) is not None:
+                body[name] = value
+        headers = {"Idempotency-Key": submission.idempotency_key or uuid.uuid4().hex}
+        response = self._connection.call("POST", _ROUTES[submission.kind], body=body, headers=headers, repeatable=True)
+        return JobView.model_validate_json(response.content)
+
+    def job(self, job_id: str) -> JobView:
+        """A job as it stands."""
+        return JobView.model_validate_json(self._connection.call("GET", _job(job_id)).content)
+
+    def jobs(
+        self,
+        *,
+        states: Sequence[str] = (),
+        kind: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = 20,
+    ) -> Iterator[JobSummary]:
+        """Jobs, newest first, at most `limit`; pages are fetched as they are needed."""
+        wanted = [f"{name}={value}" for name, value in (labels or {}).items()]
+        params: dict[str, Any] = {"state": list(states), "kind": kind, "label": wanted}
+        cursor: str | None = None
+        while limit > 0:
+            asked = {**params, "cursor": cursor, "limit": min(limit, 100)}
+            response = self._connection.call("GET", _ROUTES["audit"], params=asked)
+            page = Page[JobSummary].model_validate_json(response.content)
+            yield from page.items[:limit]
+            limit -= len(page.items)
+            cursor = page.next
+            if cursor is None:
+                return
+
+    def cancel(self, job_id: str) -> JobView:
+        """Ask a job to stop."""
+        return JobView.model_validate_json(self._connection.call("POST", f"{_job(job_id)}/cancel", repeatable=True).content)
+
+    def retry(self, job_id: str) -> JobView:
+        """Let a failed or cancelled job go on. Not repeated by itself: a second retry is refused as a conflict."""
+        return JobView.model_validate_json(self._connection.call("POST", f"{_job(job_id)}/retry").content)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a finished job from lists; its artifacts go with the next garbage collection unless others use them."""
+        self._connection.call("DELETE", _job(job_id))
+
+    def events(self, job_id: str, after: int = 0) -> Iterator[EventView]:
+        """What happened to a job, and then what happens, until it ends."""
+        return streams.follow(self._connection, f"{_job(job_id)}/events", after, self._patience)
+
+    def artifacts(self, job_id: str) -> list[ArtifactView]:
+        """The files that a job has made so far."""
+        return ArtifactList.model_validate_json(self._connection.call("GET", f"{_job(job_id)}/artifacts").content).items
+
+    def artifact(self, job_id: str, name: str) -> ArtifactView:
+        """One of them. Raises NotFound."""
+        found = self.artifacts(job_id)
+        for artifact in found:
+            if artifact.name == name:
+                return artifact
+        names = ", ".join(item.name for item in found if not item.name.startswith("stages/"))
+        raise NotFound(f"job {job_id} has no file {name}", f"it has: {names or 'none yet'}")
+
+    def download(self, job_id: str, artifact: ArtifactView, target: Path, observer: TransferObserver | None = None) -> bool:
+        """Get a file; an interrupted transfer goes on. False: `target` had this content already.
+
+        Raises:
+            ArtifactError: what came has another digest than the service said.
+            ResourceError: `target` cannot be written.
+        """
+        path = f"{_job(job_id)}/artifacts/{quote(artifact.name)}"
+        return downloads.receive(self._connection, path, artifact, target, observer or TransferObserver(), self._patience)
+
+    def upload(self, files: LocalFiles, kind: str, observer: TransferObserver | None = None) -> UploadView:
+        """Send a model folder or a dataset, unless the service has it. The view's `name` is what a spec calls it."""
+        return uploads.send(self._connection, files, kind, observer or TransferObserver(), _PARALLEL)
+
+    def edits(self, job_id: str, *, action: str | None = None, limit: int = 100) -> Iterator[EditView]:
+        """Recommended edits with the decisions on them, most suspicious first."""
+        cursor: str | None = None
+        while limit > 0:
+            asked = {"action": action, "cursor": cursor, "limit": min(limit, 100)}
+            page = Page[EditView].model_validate_json(self._connection.call("GET", f"{_job(job_id)}/edits", params=asked).content)
+            yield from page.items[:limit]
+            limit -= len(page.items)
+            cursor = page.next
+            if cursor is None:
+                return
+
+    def edit(self, job_id: str, pair_id: str) -> EditDetail:
+        """One edit, with all decisions on it."""
+        return EditDetail.model_validate_json(self._connection.call("GET", _edit(job_id, pair_id)).content)
+
+    def decide(self, job_id: str, pair_id: str, action: Action, note: str = "") -> EditDetail:
+        """Record a reviewer's decision; earlier ones stay in the history."""
+        body = {"action": action, "note": note}
+        return EditDetail.model_validate_json(self._connection.call("PATCH", _edit(job_id, pair_id), body=body).content)
+
+    def export_decisions(self, job_id: str) -> ExportView:
+        """Make the decisions so far an immutable artifact, and say which."""
+        return ExportView.model_validate_json(self._connection.call("GET", f"{_job(job_id)}/edits/export").content)
+
+
+def job_error(job: JobView) -> SaferError | None:
+    """Why a job failed, as the error it was."""
+    return make_error(job.error.code, job.error.message, job.error.hint) if job.error else None
+
+
+def is_final(job: JobSummary) -> bool:
+    """Whether nothing will happen to the job any more unless someone retries it."""
+    return job.state in FINAL_JOB_STATES
+
+
+def _job(job_id: str) -> str:
+    return f"/v1/audits/{quote(job_id, safe='')}"
+
+
+def _edit(job_id: str, pair_id: str) -> str:
+    return f"{_job(job_id)}/edits/{quote(pair_id, safe='')}"
