@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import Activations
@@ -20,6 +21,29 @@ _FLAGS = {
     "head": Activations.FLAG_HEAD,
     "sentence_end": Activations.FLAG_SENTENCE_END,
 }
+
+
+PART_SHARDS = 8
+"""Shards of one part: enough that loading the model is a small share of it."""
+
+
+def shard_count(n_pairs: int, shard_pairs: int) -> int:
+    """Number of shards."""
+    return -(-n_pairs // shard_pairs)
+
+
+def part_names(shards: int) -> tuple[str, ...]:
+    """Parts in which shards can be read apart: the first alone, which settles facts of all, then `PART_SHARDS` each."""
+    if shards <= PART_SHARDS:
+        return ()
+    bounds = [0, *range(1, shards, PART_SHARDS), shards]
+    return tuple(f"shards-{first:05d}-{stop:05d}" for first, stop in pairwise(bounds))
+
+
+def part_shards(part: str) -> range:
+    """The shards of a part."""
+    first, stop = part.split("-")[1:]
+    return range(int(first), int(stop))
 
 
 def shard_name(index: int) -> str:

@@ -14,7 +14,6 @@ from safer_engine import activation_files as files
 from safer_engine.science.batches import BatchPlan
 from safer_engine.science.extraction import (
     PassCount,
-    Reading,
     ShardResult,
     batch_plan,
     extract,
@@ -68,38 +67,61 @@ class ActivationPass:
         files.publish_facts(self.ctx.work, "invariance.json", facts)
         return facts
 
-    def pairs(self, table: Any) -> list[str]:
-        """Read the audited pairs into shards. Returns the names of the scratch files with their rewards."""
-        spec, size = self.ctx.spec, self.ctx.runtime.shard_pairs
-        keep = choose_residual_pairs(
-            table.column("pair_id").to_pylist(),
-            table.column("group").to_pylist(),
-            min(spec.causal.pairs, table.num_rows),
-            spec.split.held_out,
-            self.ctx.base_seed,
-        )
-        shards = -(-table.num_rows // size)
+    def pairs(self, table: Any, part: range | None = None) -> list[str]:
+        """Read the audited pairs into shards, or some of them. Returns the names of the scratch files with their rewards."""
+        size = self._shard_pairs()
+        shards = range(files.shard_count(table.num_rows, size))
+        shards = shards if part is None else shards[part.start : part.stop]
+        keep = self._with_residuals(table)
+        self.total = sum(table.slice(index * size, size).num_rows for index in shards)
         with _Writer() as writer:
-            for index in range(shards):
-                rows = table.slice(index * size, size)
+            for index in shards:
                 if not self.ctx.work.has(files.shard_name(index)):
-                    readings = readings_of(rows, index * size, self.rm, spec.hook, keep)
-                    result = self._flagged(extract(self.rm, self.layer, readings, self._plan(), self._pulse), readings)
+                    result = self._shard(table, index, keep)
                     writer.submit(files.publish_shard, self.ctx.work, index, result)
                     self.count += result.count
-                self._advance(rows.num_rows)
-        return [f"rewards-{index:05d}" for index in range(shards)]
+                self._advance(table.slice(index * size, size).num_rows)
+        return [f"rewards-{index:05d}" for index in shards]
 
-    def _flagged(self, result: ShardResult, readings: list[Reading]) -> ShardResult:
+    def _shard_pairs(self) -> int:
+        """Pairs per shard: once a shard is there, as it was then, whatever `runtime` says now."""
+        facts = files.read_facts(self.ctx.work, "layout.json")
+        if facts is None:
+            facts = {"shard_pairs": self.ctx.runtime.shard_pairs}
+            files.publish_facts(self.ctx.work, "layout.json", facts)
+        return int(facts["shard_pairs"])
+
+    def _with_residuals(self, table: Any) -> frozenset[int]:
+        """The pairs whose whole residual streams are kept."""
+        return choose_residual_pairs(
+            table.column("pair_id").to_pylist(),
+            table.column("group").to_pylist(),
+            min(self.ctx.spec.causal.pairs, table.num_rows),
+            self.ctx.spec.split.held_out,
+            self.ctx.base_seed,
+        )
+
+    def _shard(self, table: Any, index: int, keep: frozenset[int]) -> ShardResult:
+        """One shard, its high norms flagged. What is measured once is measured on the same shard, however they are shared."""
+        size = self._shard_pairs()
+        readings = readings_of(table.slice(index * size, size), index * size, self.rm, self.ctx.spec.hook, keep)
+        result = extract(self.rm, self.layer, readings, self._plan(), self._pulse)
+        if keep and index == min(keep) // size and not files.has_scratch(self.ctx.work, "partial.json"):
+            drift = partial_forward_drift(self.rm, self.layer, result, readings)
+            files.publish_facts(self.ctx.work, "partial.json", {"partial_forward_drift": drift})
+        return flag_high_norms(result, self._norm_median(table, index, result))
+
+    def _norm_median(self, table: Any, index: int, result: ShardResult) -> float:
         """High norms are judged by the median of the first shard, whatever the batching or the order of shards."""
         facts = files.read_facts(self.ctx.work, "norm.json")
         if facts is None:
+            if index:
+                rows = table.slice(0, self._shard_pairs())
+                readings = readings_of(rows, 0, self.rm, self.ctx.spec.hook, frozenset())
+                result = extract(self.rm, self.layer, readings, self._plan(), self._pulse)
             facts = {"norm_median": norm_median(result)}
             files.publish_facts(self.ctx.work, "norm.json", facts)
-        if result.residuals is not None and not files.has_scratch(self.ctx.work, "partial.json"):
-            drift = partial_forward_drift(self.rm, self.layer, result, readings)
-            files.publish_facts(self.ctx.work, "partial.json", {"partial_forward_drift": drift})
-        return flag_high_norms(result, facts["norm_median"])
+        return float(facts["norm_median"])
 
     def _pulse(self, readings: int) -> None:
         self.ctx.progress(self.done + readings // 2, self.total, "pairs")

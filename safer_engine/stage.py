@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -114,6 +114,22 @@ class Stage(Protocol):
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
         """Publish payload files into `ctx.work` and return the facts, or say why there is nothing."""
+
+
+@runtime_checkable
+class PartedStage(Protocol):
+    """What a stage offers besides when its work can be shared among machines.
+
+    Parts publish into one work area, held shared. The first one is computed before any other begins, so it may leave facts
+    that the others read. `Stage.run` joins them: it computes whatever it does not find there, and gives the same artifact
+    however the work was shared.
+    """
+
+    def parts(self, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:
+        """Names of the parts, the first one first; fewer than two where sharing is not worth it. Imports no torch."""
+
+    def run_part(self, ctx: StageContext, inputs: Inputs, part: str) -> None:
+        """Publish what one part is to find; what is there already is not computed again."""
 
 
 def cache_key(stage: Stage, spec: AuditSpec, sources: ResolvedInputs, inputs: dict[str, str], project: str) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from safer_engine import activation_files as files
 from safer_engine.artifacts import Activations, Artifact, PairSet
+from safer_engine.spec import RuntimeSpec
 from safer_engine.stage import Draft, Inputs, StageContext
+
+if TYPE_CHECKING:
+    from safer_engine.activation_pass import ActivationPass
 
 
 class ActivationsStage:
-    """Rewards of all pairs, and their activations in shards that are published one by one."""
+    """Rewards of all pairs, and their activations in shards that are published one by one. Parts are runs of shards."""
 
     name: ClassVar[str] = "activations"
     version: ClassVar[int] = 2
@@ -20,26 +24,42 @@ class ActivationsStage:
     produces: ClassVar[type[Artifact]] = Activations
     reads: ClassVar[tuple[str, ...]] = ("model", "hook", "causal", "split")
 
+    def parts(self, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:
+        """See `PartedStage.parts`: the first shard alone, then several shards each."""
+        return files.part_names(files.shard_count(int(inputs.get(PairSet).meta["n_pairs"]), runtime.shard_pairs))
+
+    def run_part(self, ctx: StageContext, inputs: Inputs, part: str) -> None:
+        """See `PartedStage.run_part`. Raises as `run` does."""
+        pairs, shards = inputs.get(PairSet).pairs, files.part_shards(part)
+        reading = _loaded(ctx, pairs.num_rows)
+        if shards.start == 0:
+            reading.invariance(pairs)
+        reading.pairs(pairs, shards)
+
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`. Raises ModelRefused, NumericalError, ResourceError, Interrupted."""
-        from safer_engine.activation_pass import ActivationPass
-        from safer_engine.science.hooks import check_layer
-        from safer_engine.science.reward_model import hook_layer
-        from safer_engine.sources.model_loading import load_reward_model
-
         pairs = inputs.get(PairSet).pairs
-        rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)
-        layer = hook_layer(rm.info.n_blocks, ctx.spec.hook.layer, ctx.spec.hook.depth)
-        check_layer(rm, layer)
-        reading = ActivationPass(ctx, rm, layer, pairs.num_rows)
+        reading = _loaded(ctx, pairs.num_rows)
         invariance = reading.invariance(pairs)
         parts = reading.pairs(pairs)
-        files.publish_head(ctx.work, parts, pairs.num_rows, rm.info.d_head)
+        info = reading.rm.info
+        files.publish_head(ctx.work, parts, pairs.num_rows, info.d_head)
         files.publish_reward_table(ctx.work, "rewards.arrow", parts, pairs.column("pair_id"))
         if reading.count.batches:
             ctx.note(reading.count.sentence())
-        info = rm.info
-        facts = {"d_in": info.d_in, "n_blocks": info.n_blocks, "hook_layer": layer, "dtype": info.dtype}
-        facts |= {"hook_name": f"{info.blocks_name}.{layer - 1}", "attention": info.attention}
+        facts = {"d_in": info.d_in, "n_blocks": info.n_blocks, "hook_layer": reading.layer, "dtype": info.dtype}
+        facts |= {"hook_name": f"{info.blocks_name}.{reading.layer - 1}", "attention": info.attention}
         facts |= {"reward_model": asdict(info), "invariance": invariance}
         return Draft({**facts, **files.read_pass_facts(ctx.work), **files.count_positions(ctx.work, len(parts))})
+
+
+def _loaded(ctx: StageContext, n_pairs: int) -> ActivationPass:
+    from safer_engine.activation_pass import ActivationPass
+    from safer_engine.science.hooks import check_layer
+    from safer_engine.science.reward_model import hook_layer
+    from safer_engine.sources.model_loading import load_reward_model
+
+    rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)
+    layer = hook_layer(rm.info.n_blocks, ctx.spec.hook.layer, ctx.spec.hook.depth)
+    check_layer(rm, layer)
+    return ActivationPass(ctx, rm, layer, n_pairs)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from safer_engine import activation_files as files
 from safer_engine.artifacts import Activations, PairSet
-from safer_engine.errors import Interrupted, ModelRefused, ResourceError
+from safer_engine.errors import Interrupted, ModelRefused, ResourceError, WorkBusy
 from safer_engine.events import NullObserver
 from safer_engine.science.hooks import rewards_from_residual
 from safer_engine.science.readings import choose_residual_pairs, readings_of, token_ids
@@ -360,3 +362,54 @@ def test_residual_pairs_are_half_held_out_and_the_same_in_any_order() -> None:
     assert choose_residual_pairs(names, groups, 20, 0.3, 8) != chosen
     assert choose_residual_pairs(names, groups, 200, 0.3, 7) == frozenset(range(200))
     assert choose_residual_pairs(names, groups, 0, 0.3, 7) == frozenset()
+
+
+def parted(bench: Bench, key: str, parts: Sequence[str], **sections: Any) -> str:
+    """Content of the artifact when some parts were read apart first, in the order given."""
+    inputs = Inputs({PairSet: bench.pairs})
+    for part in parts:
+        with bench.store.open_work("activations", key, shared=True) as work:
+            STAGE.run_part(bench.context(work, Watcher(), **sections), inputs, part)
+    return digest_of(bench, key, **sections)
+
+
+def digest_of(bench: Bench, key: str, **sections: Any) -> str:
+    return bench.run(key, **sections).stored.manifest.content_digest
+
+
+def test_parts_cover_all_shards_once_and_begin_with_one_alone() -> None:
+    assert files.part_names(files.PART_SHARDS) == ()
+    names = files.part_names(3 * files.PART_SHARDS)
+    assert files.part_shards(names[0]) == range(1)
+    assert [index for name in names for index in files.part_shards(name)] == list(range(3 * files.PART_SHARDS))
+
+
+def test_artifact_is_the_same_however_the_work_was_shared(bench: Bench) -> None:
+    runtime = {"device": "cpu", "shard_pairs": 2}
+    whole = digest_of(bench, "unshared", runtime=runtime)
+    names = STAGE.parts(RuntimeSpec.model_validate(runtime), Inputs({PairSet: counted(bench)}))
+    assert len(names) == 3
+    assert parted(bench, "all", names, runtime=runtime) == whole
+    assert parted(bench, "backwards", names[::-1], runtime=runtime) == whole
+    assert parted(bench, "one-lost", names[:2], runtime=runtime) == whole
+
+
+def test_another_shard_size_goes_on_with_that_of_the_first_shard(bench: Bench) -> None:
+    small, large = {"device": "cpu", "shard_pairs": 2}, {"device": "cpu", "shard_pairs": 4}
+    with pytest.raises(Interrupted):
+        bench.run("resized", Watcher(stop_after=12), runtime=small)
+    assert digest_of(bench, "resized", runtime=large) == digest_of(bench, "never-resized", runtime=small)
+
+
+def test_parts_share_a_work_area_that_a_join_holds_alone(bench: Bench) -> None:
+    with bench.store.open_work("activations", "held", shared=True), bench.store.open_work("activations", "held", shared=True):
+        with pytest.raises(WorkBusy), bench.store.open_work("activations", "held"):
+            pass
+    with bench.store.open_work("activations", "held"):
+        with pytest.raises(WorkBusy), bench.store.open_work("activations", "held", shared=True):
+            pass
+
+
+def counted(bench: Bench) -> PairSet:
+    stored = bench.store.read("pairs", "k")
+    return PairSet(replace(stored, manifest=stored.manifest.model_copy(update={"meta": {"n_pairs": N_PAIRS}})))
