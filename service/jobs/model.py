@@ -79,6 +79,15 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 """`retry` leads from failed and cancelled back to queued; what was committed is not computed again."""
 
+STAGE_TRANSITIONS: dict[StageState, frozenset[StageState]] = {
+    StageState.PENDING: frozenset((StageState.OPEN,)),
+    StageState.OPEN: frozenset((StageState.DONE, StageState.FAILED, StageState.CANCELLED)),
+    StageState.DONE: frozenset(),
+    StageState.FAILED: frozenset((StageState.OPEN,)),
+    StageState.CANCELLED: frozenset((StageState.OPEN,)),
+}
+"""Failed and cancelled open again by `retry` only."""
+
 UNIT_TRANSITIONS: dict[UnitState, frozenset[UnitState]] = {
     UnitState.READY: frozenset((UnitState.SENT, UnitState.CANCELLED)),
     UnitState.SENT: frozenset((UnitState.LEASED, UnitState.PARKED, UnitState.READY, UnitState.CANCELLED)),

@@ -7,7 +7,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    DateTime,
     Float,
     ForeignKey,
     Index,
@@ -20,6 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
+from service.jobs.clock import UtcDateTime
+
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -27,9 +28,9 @@ NAMING = {
     "pk": "pk_%(table_name)s",
 }
 METADATA = MetaData(naming_convention=NAMING)
-_JSON = JSON().with_variant(postgresql.JSONB(), "postgresql")
+_JSON = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 _ID = BigInteger().with_variant(Integer, "sqlite")
-_TIME = DateTime(timezone=True)
+_TIME = UtcDateTime()
 
 projects = Table(
     "projects",
@@ -40,7 +41,9 @@ projects = Table(
     Column("max_queued", Integer, nullable=False),
     Column("max_bytes", BigInteger, nullable=False),
     Column("gpu_seconds_per_job", Float),
+    Column("served", _TIME),
 )
+"""`served`: when a unit of the project was last handed out; the least recently served comes first among equals."""
 
 api_keys = Table(
     "api_keys",
@@ -83,10 +86,27 @@ jobs = Table(
     Column("gpu_seconds_budget", Float),
     Column("attempt", Integer, nullable=False),
     Column("callback_state", String(12)),
+    Column("callback_at", _TIME),
+    Column("callback_attempts", Integer, nullable=False),
     UniqueConstraint("project", "idempotency_key"),
     Index("ix_jobs_project_created", "project", "created", "id"),
+    Index("ix_jobs_project_state", "project", "state", "created", "id"),
+    Index("ix_jobs_project_kind", "project", "kind", "created", "id"),
     Index("ix_jobs_state_created", "state", "created"),
+    Index("ix_jobs_callback", "callback_state", "callback_at"),
 )
+
+job_labels = Table(
+    "job_labels",
+    METADATA,
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("value", String(200), nullable=False),
+    Column("project", String(63), nullable=False),
+    Column("created", _TIME, nullable=False),
+    Index("ix_job_labels_value", "project", "name", "value", "created", "job_id"),
+)
+"""The labels of `jobs` once more, so that a listing by label walks an index in the order of the page."""
 
 stages = Table(
     "stages",
@@ -108,6 +128,8 @@ stages = Table(
     Column("cost", _JSON),
     UniqueConstraint("job_id", "ordinal"),
     Index("ix_stages_key", "key"),
+    Index("ix_stages_state_name", "state", "name"),
+    sqlite_autoincrement=True,
 )
 
 units = Table(
@@ -130,15 +152,22 @@ units = Table(
     Column("owner", String(200)),
     Column("token", Integer, nullable=False),
     Column("lease_expires", _TIME),
+    Column("beat_at", _TIME),
     Column("key", String(64)),
+    Column("done", Float, nullable=False),
+    Column("total", Float, nullable=False),
     Column("started", _TIME),
     Column("finished", _TIME),
     Column("error", _JSON),
     UniqueConstraint("stage_id", "kind", "name"),
     Index("ix_units_queue_state", "queue", "state", "priority", "ready_at"),
     Index("ix_units_state_lease", "state", "lease_expires"),
+    Index("ix_units_state_key", "state", "key"),
     Index("ix_units_job", "job_id"),
+    sqlite_autoincrement=True,
 )
+"""Ids are never used twice, so a lease of a unit that is gone can never hold one made later. `beat_at`: the last renewal,
+up to which GPU time is counted."""
 
 key_locks = Table(
     "key_locks",
@@ -148,6 +177,7 @@ key_locks = Table(
     Column("key", String(64), primary_key=True),
     Column("unit_id", _ID, ForeignKey("units.id", ondelete="CASCADE"), nullable=False),
     Column("token", Integer, nullable=False),
+    Index("ix_key_locks_unit", "unit_id"),
 )
 """Which leased unit computes a cache key; others that need it are parked."""
 
@@ -220,6 +250,7 @@ artifact_refs = Table(
     Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("bytes", BigInteger, nullable=False),
     Column("created", _TIME, nullable=False),
+    Index("ix_artifact_refs_job", "job_id"),
 )
 """Which jobs use which committed artifact: what garbage collection asks."""
 

@@ -1,0 +1,199 @@
+"""The side of the job store that the dispatcher sees: what to hand out next, and what was lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, Row, case, delete, func, select, update
+
+from service.infra.settings import Settings
+from service.jobs import moves
+from service.jobs.clock import UtcNow, utc_after
+from service.jobs.database import reading, writing
+from service.jobs.fair_order import Candidate, Shares, fair_order
+from service.jobs.model import JobError, JobState, StageState, UnitState
+from service.jobs.requests import Message, QueueFacts, Reconciled
+from service.jobs.tables import jobs, key_locks, leaders, projects, stages, units
+from service.jobs.unit_store import fail_unit, let_go
+
+QUEUES = ("cpu", "gpu")
+_ROUND = 500
+_LONGEST_RESEND = 4
+
+
+class Dispatch:
+    """Units as the dispatcher sees them. Every method may raise Unavailable."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+
+    def ready_units(self, queue: str, limit: int) -> tuple[int, ...]:
+        """Ids of the units to hand out next, in fair order, at most `limit`."""
+        if limit <= 0:
+            return ()
+        with reading(self._engine) as connection:
+            found = _candidates(connection, queue, limit)
+            return fair_order(found, _shares(connection, queue, found), limit) if found else ()
+
+    def mark_sent(self, unit_id: int) -> bool:
+        """Note that a unit's message is about to be sent; a queued job starts with its first.
+
+        False: the unit is not ready (any more), or its project has as many jobs running as it may.
+        """
+        with writing(self._engine) as connection:
+            unit = connection.execute(select(units.c.job_id, units.c.project).where(units.c.id == unit_id)).one_or_none()
+            limits = moves.lock_project(connection, unit.project) if unit else None
+            job = moves.lock_job(connection, unit.job_id) if unit else None
+            if job is None or limits is None or job["cancel_requested"]:
+                return False
+            if job["state"] == JobState.QUEUED and _running(connection, job["project"]) >= limits["max_running"]:
+                return False
+            due = (units.c.id == unit_id) & (units.c.ready_at <= UtcNow())
+            if not moves.move_units(connection, due, (UnitState.READY,), UnitState.SENT, sent_at=UtcNow(), sends=1):
+                return False
+            connection.execute(update(projects).where(projects.c.name == job["project"]).values(served=UtcNow()))
+            if moves.move_job(connection, job["id"], (JobState.QUEUED,), JobState.RUNNING, started=UtcNow()):
+                moves.add_event(connection, job["id"], "job", None, {"state": JobState.RUNNING})
+            return True
+
+    def reconcile(self) -> Reconciled:
+        """Find what was lost: messages nobody took, workers that are gone, keys that nobody computes any more."""
+        expired, poisoned = self._expire()
+        released = self._unpark_orphans()
+        return Reconciled(self._resend(), expired, poisoned, released)
+
+    def _expire(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        late = (units.c.state == UnitState.LEASED) & (units.c.lease_expires < UtcNow())
+        with reading(self._engine) as connection:
+            found = connection.execute(select(units.c.id, units.c.job_id).where(late).limit(_ROUND)).all()
+        expired, poisoned = [], []
+        for unit_id, job_id in found:
+            with writing(self._engine) as connection:
+                job = moves.lock_job(connection, job_id)
+                unit = connection.execute(select(units).where(late, units.c.id == unit_id)).mappings().one_or_none()
+                if job is None or unit is None:
+                    continue
+                poison = _take_away(connection, moves.Held(job, unit), self._settings.max_failures)
+                (poisoned if poison else expired).append(unit_id)
+        return tuple(expired), tuple(poisoned)
+
+    def _resend(self) -> tuple[Message, ...]:
+        # A message that waits in a long queue is not lost: each further one is sent after a longer pause.
+        pause = self._settings.resend_seconds
+        late = case(
+            *((units.c.sends <= sends, units.c.sent_at < utc_after(-pause * sends)) for sends in range(1, _LONGEST_RESEND)),
+            else_=units.c.sent_at < utc_after(-pause * _LONGEST_RESEND),
+        )  # fmt: skip
+        where = (units.c.state == UnitState.SENT) & late
+        with writing(self._engine) as connection:
+            values = {"sent_at": UtcNow(), "sends": units.c.sends + 1}
+            found = connection.execute(update(units).where(where).values(values).returning(units.c.id, units.c.queue))
+            return tuple(Message(unit_id, queue) for unit_id, queue in found)
+
+    def _unpark_orphans(self) -> tuple[int, ...]:
+        """Keys are given up in the transaction that ends their unit, so that nothing is found here; it costs little to look."""
+        holder = units.alias()
+        live = select(holder.c.id).join(stages, stages.c.id == holder.c.stage_id).where(stages.c.state == StageState.OPEN)
+        with writing(self._engine) as connection:
+            connection.execute(delete(key_locks).where(key_locks.c.unit_id.not_in(live)))
+            locked = (
+                select(key_locks.c.unit_id)
+                .join(stages, stages.c.id == units.c.stage_id)
+                .where(key_locks.c.project == units.c.project, key_locks.c.key == units.c.key, key_locks.c.stage == stages.c.name)
+                .correlate(units)
+                .exists()
+            )
+            return moves.move_units(connection, ~locked, (UnitState.PARKED,), UnitState.READY, ready_at=UtcNow())
+
+    def lead(self, name: str, holder: str, seconds: float) -> bool:
+        """Become or stay the leader for so many seconds; False while another is."""
+        row = {"name": name, "holder": holder, "token": 1, "expires": utc_after(seconds)}
+        with writing(self._engine) as connection:
+            statement = moves.inserting(connection)(leaders).values(row)
+            taken = statement.on_conflict_do_update(
+                index_elements=["name"],
+                set_={
+                    "holder": holder,
+                    "expires": utc_after(seconds),
+                    "token": leaders.c.token + case((leaders.c.holder == holder, 0), else_=1),
+                },
+                where=(leaders.c.holder == holder) | (leaders.c.expires < UtcNow()),
+            )
+            return connection.execute(taken.returning(leaders.c.name)).first() is not None
+
+    def resign(self, name: str, holder: str) -> None:
+        """Stop leading, so that another may at once."""
+        mine = (leaders.c.name == name) & (leaders.c.holder == holder)
+        with writing(self._engine) as connection:
+            connection.execute(update(leaders).where(mine).values(expires=utc_after(-1.0)))
+
+    def job_counts(self) -> dict[JobState, int]:
+        """Jobs in each state, over all projects."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).all()
+        return dict.fromkeys(JobState, 0) | {JobState(state): count for state, count in rows}
+
+    def queue_facts(self) -> tuple[QueueFacts, ...]:
+        """How every queue stands."""
+        since = func.min(units.c.ready_at).label("since")
+        columns = (units.c.queue, units.c.state, func.count().label("units"), since, UtcNow().label("now"))
+        live = units.c.state.in_(moves.LIVE) & units.c.queue.in_(QUEUES)
+        query = select(*columns).where(live).group_by(units.c.queue, units.c.state)
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return tuple(_facts(queue, [row for row in rows if row[0] == queue]) for queue in QUEUES)
+
+
+def _candidates(connection: Connection, queue: str, limit: int) -> tuple[Candidate, ...]:
+    """The first units of every project, apart for jobs that run and jobs that would start."""
+    starts = (jobs.c.state == JobState.QUEUED).label("starts")
+    order = (units.c.priority.desc(), jobs.c.created, units.c.id)
+    place = func.row_number().over(partition_by=(units.c.project, starts), order_by=order).label("place")
+    ready = (units.c.queue == queue) & (units.c.state == UnitState.READY) & (units.c.ready_at <= UtcNow())
+    columns = (units.c.id, units.c.job_id, units.c.project, units.c.priority, jobs.c.created, starts, place)
+    of_jobs = select(*columns).join(jobs, jobs.c.id == units.c.job_id).where(ready, jobs.c.cancel_requested.is_(False)).subquery()
+    rows = connection.execute(select(of_jobs).where(of_jobs.c.place <= limit)).all()
+    return tuple(
+        Candidate(row.id, row.job_id, row.project, row.priority, (row.created.isoformat(), row.id), bool(row.starts))
+        for row in rows
+    )
+
+
+def _shares(connection: Connection, queue: str, found: Sequence[Candidate]) -> Shares:
+    names = {candidate.project for candidate in found}
+    handed_out = (units.c.queue == queue) & units.c.state.in_((UnitState.SENT, UnitState.LEASED))
+    active = connection.execute(
+        select(units.c.project, func.count().label("units")).where(handed_out).group_by(units.c.project)
+    ).all()
+    limits = connection.execute(select(projects).where(projects.c.name.in_(names))).mappings().all()
+    room = {row["name"]: row["max_running"] - _running(connection, row["name"]) for row in limits}
+    served = {row["name"]: row["served"].timestamp() for row in limits if row["served"] is not None}
+    return Shares({row.project: row.units for row in active}, room, served)
+
+
+def _running(connection: Connection, project: str) -> int:
+    query = select(func.count()).select_from(jobs).where(jobs.c.project == project, jobs.c.state == JobState.RUNNING)
+    return int(connection.execute(query).scalar_one())
+
+
+def _take_away(connection: Connection, held: moves.Held, max_failures: int) -> bool:
+    """Take a unit from a worker that is gone; says whether it has lost too many."""
+    lost = held.unit["failures"] + 1
+    stage = connection.execute(select(stages.c.name).where(stages.c.id == held.unit["stage_id"])).scalar_one()
+    told = {"state": "expired", "unit": held.unit["name"], "owner": held.unit["owner"], "lost": lost}
+    moves.add_event(connection, held.job["id"], "stage", stage, told)
+    if lost >= max_failures and not held.job["cancel_requested"]:
+        hint = "the worker's log says why (often too little memory); retry when that is mended"
+        fail_unit(connection, held, JobError("worker_died", f"stage {stage} lost its worker {lost} times", hint))
+        return True
+    let_go(connection, held, UtcNow(), failed=True)
+    return False
+
+
+def _facts(queue: str, rows: Sequence[Row[tuple[str, str, int, datetime, datetime]]]) -> QueueFacts:
+    counts = {row.state: row.units for row in rows}
+    waits = [(row.now - row.since).total_seconds() for row in rows if row.state in (UnitState.READY, UnitState.SENT)]
+    named = {state.value: counts.get(state, 0) for state in moves.LIVE}
+    return QueueFacts(queue, oldest_seconds=max([0.0, *waits]), **named)

@@ -1,0 +1,1 @@
+"""Alembic's migrations, in order of their numbers."""
