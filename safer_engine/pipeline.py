@@ -13,12 +13,12 @@ from typing import Literal
 
 from safer_engine.artifacts import ABSENT, Absent, Artifact, view
 from safer_engine.cost import Planned
-from safer_engine.errors import Interrupted, WorkBusy
+from safer_engine.errors import ArtifactError, Interrupted, WorkBusy
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import measured, provenance
 from safer_engine.sources.resolved import ResolvedInputs
 from safer_engine.spec import AuditSpec
-from safer_engine.stage import Draft, Inputs, SpecView, Stage, StageContext, cache_key
+from safer_engine.stage import Draft, Inputs, PartedStage, SpecView, Stage, StageContext, cache_key
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.stages.causal import CausalStage
 from safer_engine.stages.edits import EditsStage
@@ -30,7 +30,7 @@ from safer_engine.stages.pairs import PairsStage
 from safer_engine.stages.report import ReportStage
 from safer_engine.stages.sae import SaeStage
 from safer_engine.stages.verification import VerificationStage
-from safer_engine.store import ArtifactStore, ManifestDraft, StoredArtifact
+from safer_engine.store import ArtifactStore, ManifestDraft, StoredArtifact, WorkArea
 
 STAGES: tuple[Stage, ...] = (
     PairsStage(),
@@ -87,7 +87,7 @@ def plan(request: AuditRequest, store: ArtifactStore, stages: tuple[Stage, ...] 
         if not all(kind in digests for kind in stage.consumes):
             plans.append(StagePlan(stage.name, stage.resource, None, "compute"))
             continue
-        key = _key(stage, request, store, digests)
+        key = stage_key(stage, request, store, digests)
         cached = store.has(stage.name, key)
         if cached:
             digests[stage.produces] = store.read(stage.name, key).manifest.content_digest
@@ -126,21 +126,61 @@ def run(
 def run_stage(stage: Stage, request: AuditRequest, store: ArtifactStore, found: Found, observer: Observer) -> StoredArtifact:
     """Run one stage, or return what is committed under its key; waits while another process computes the same key."""
     digests = {kind: _digest(found[kind]) for kind in stage.consumes}
-    key = _key(stage, request, store, digests)
-    waiting = False
+    key = stage_key(stage, request, store, digests)
+    told = False
     while not store.has(stage.name, key):
         try:
             return _compute(stage, key, request, store, found, observer)
         except WorkBusy as busy:
-            if not waiting:
-                observer.note(stage.name, f"{busy.message}; waiting for it")
-            waiting = True
-            if observer.cancelled():
-                raise Interrupted("stopped while waiting for another process", "run the same command again") from busy
-            time.sleep(_POLL_SECONDS)
+            told = _wait_for(busy, stage, observer, told)
     stored = store.read(stage.name, key)
     observer.stage_finished(stage.name, "cached", 0.0)
     return stored
+
+
+def run_part(stage: Stage, part: str, request: AuditRequest, store: ArtifactStore, found: Found, observer: Observer) -> None:
+    """Compute one part of a stage (see `PartedStage`); returns at once where the stage is committed already.
+
+    Raises:
+        ArtifactError: the stage has no parts.
+        SaferError: whatever the stage raises; what was published stays in the work area.
+    """
+    if not isinstance(stage, PartedStage):
+        raise ArtifactError(f"stage {stage.name} has no parts")
+    key = stage_key(stage, request, store, {kind: _digest(found[kind]) for kind in stage.consumes})
+    told = False
+    while not store.has(stage.name, key):
+        try:
+            with store.open_work(stage.name, key, shared=True) as work:
+                return stage.run_part(_context(stage, request, work, observer), _inputs(stage, found), part)
+        except WorkBusy as busy:
+            told = _wait_for(busy, stage, observer, told)
+
+
+def _wait_for(busy: WorkBusy, stage: Stage, observer: Observer, told: bool) -> bool:
+    """Wait a little for the process that holds a work area; the reader is told once. Raises Interrupted."""
+    if not told:
+        observer.note(stage.name, f"{busy.message}; waiting for it")
+    if observer.cancelled():
+        raise Interrupted("stopped while waiting for another process", "run the same command again") from busy
+    time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _context(stage: Stage, request: AuditRequest, work: WorkArea, observer: Observer) -> StageContext:
+    return StageContext(
+        stage=stage.name,
+        spec=SpecView(request.spec, stage.reads),
+        runtime=request.spec.runtime,
+        sources=request.sources,
+        work=work,
+        observer=observer,
+        base_seed=request.spec.seed,
+    )
+
+
+def _inputs(stage: Stage, found: Found) -> Inputs:
+    return Inputs({kind: found[kind] for kind in stage.consumes})
 
 
 def _compute(
@@ -151,19 +191,9 @@ def _compute(
             observer.stage_finished(stage.name, "cached", 0.0)
             return store.read(stage.name, key)
         observer.stage_started(stage.name, key)
-        context = StageContext(
-            stage=stage.name,
-            spec=SpecView(request.spec, stage.reads),
-            runtime=request.spec.runtime,
-            sources=request.sources,
-            work=work,
-            observer=observer,
-            base_seed=request.spec.seed,
-        )
-        inputs = Inputs({kind: found[kind] for kind in stage.consumes})
         with measured() as measurement:
             try:
-                outcome = stage.run(context, inputs)
+                outcome = stage.run(_context(stage, request, work, observer), _inputs(stage, found))
             except BaseException as error:
                 stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
                 observer.stage_finished(stage.name, "stopped" if stopped else "failed", measurement.seconds)
@@ -186,7 +216,8 @@ def _draft(stage: Stage, outcome: Draft | Absent, request: AuditRequest, inputs:
     )
 
 
-def _key(stage: Stage, request: AuditRequest, store: ArtifactStore, digests: dict[type[Artifact], str]) -> str:
+def stage_key(stage: Stage, request: AuditRequest, store: ArtifactStore, digests: Mapping[type[Artifact], str]) -> str:
+    """Cache key of a stage, given the content digests of the artifacts it consumes. Reads nothing of the sources but digests."""
     inputs = {kind.__name__: digests[kind] for kind in stage.consumes}
     return cache_key(stage, request.spec, request.sources, inputs, store.project)
 
