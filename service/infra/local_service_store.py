@@ -62,7 +62,7 @@ class LocalServiceStore(LocalArtifactStore):
 
     def committed(self) -> Iterator[Committed]:
         """See `ServiceStore.committed`."""
-        for found in self.space.list(f"manifests/{self.project}/"):
+        for found in self.space.listing(f"manifests/{self.project}/"):
             _, _, stage, file = found.name.split("/")
             yield Committed(stage, file.removesuffix(".json"), found.changed)
 

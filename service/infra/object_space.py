@@ -64,7 +64,7 @@ class ObjectSpace(Protocol):
     def fetch(self, name: str, path: Path, size: int) -> None:
         """Write an object of known size to a new file. Raises ObjectMissing, ArtifactError when the size differs."""
 
-    def list(self, prefix: str) -> Iterator[ObjectFacts]:
+    def listing(self, prefix: str) -> Iterator[ObjectFacts]:
         """Objects whose names begin with `prefix`, which ends with `/`."""
 
     def folders(self, prefix: str) -> list[str]:
@@ -148,8 +148,8 @@ class FolderSpace:
             path.unlink()
             raise ArtifactError(f"{name} in the store is damaged: its size differs")
 
-    def list(self, prefix: str) -> Iterator[ObjectFacts]:
-        """See `ObjectSpace.list`."""
+    def listing(self, prefix: str) -> Iterator[ObjectFacts]:
+        """See `ObjectSpace.listing`."""
         for folder, _, names in os.walk(self.root / prefix):
             for name in names:
                 if name.startswith("."):

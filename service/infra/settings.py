@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="Device of this worker: `auto`, `cpu`, `cuda`, `cuda:N`.")
     worker_memory_bytes: int | None = Field(None, gt=0, description="Limit of a stage's process; over it, the stage fails.")
     cache_bytes: int = Field(100 * GiB, gt=0, description="Models and datasets kept on this machine, least recently used out.")
+    artifact_cache_bytes: int = Field(
+        50 * GiB, gt=0, description="Artifacts of an S3 store kept on this machine, least recently used out."
+    )
     metrics_port: int = Field(9464, ge=0, le=65535, description="Port of a worker's /metrics; 0 for none.")
     terminate_seconds: float = Field(30.0, gt=0, description="Time for a checkpoint when a worker is asked to stop.")
 

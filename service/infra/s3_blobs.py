@@ -1,0 +1,78 @@
+"""Payload files of an S3 store: in the bucket by sha256, and in a cache on this machine, verified when read."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from safer_engine.errors import ArtifactError
+from safer_engine.store import FileEntry, digest_file
+from service.infra.input_cache import InputCache
+from service.infra.object_space import ObjectMissing, blob_name
+from service.infra.s3_client import S3Client
+
+_DAMAGED = "remove the artifact (`safer-audit admin store`), and retry the job to compute it anew"
+
+
+class S3Blobs:
+    """Blobs of one bucket. Files that were handed out stay on disk until `close`."""
+
+    def __init__(self, client: S3Client, cache: InputCache) -> None:
+        self._client = client
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._held: dict[str, Path] = {}
+
+    def keep(self, path: Path) -> FileEntry:
+        """Upload a file under its digest, and take it into the cache. It is always sent: that renews its age in the bucket."""
+        entry = FileEntry(digest=digest_file(path), size=path.stat().st_size)
+        self._client.put_file(blob_name(entry.digest), path)
+        self._hold(entry.digest, self._cache.adopt(entry.digest, path))
+        return entry
+
+    def path(self, entry: FileEntry, name: str) -> Path:
+        """A local file with these bytes; hashed once for each time it is taken from cache or bucket.
+
+        Raises:
+            ArtifactError: the blob is missing or damaged; nothing of it is left in the cache.
+        """
+        with self._lock:
+            held = self._held.get(entry.digest)
+        if held is not None:
+            return held
+        path = self._cache.pin(entry.digest, lambda target: self._fetch(entry, name, target), entry.size)
+        if digest_file(path) != entry.digest:  # changed on this machine's disk since it was fetched
+            self._cache.drop(entry.digest)
+            self._cache.unpin(entry.digest)
+            raise ArtifactError(f"{name} is damaged on this machine; it was removed from the cache", "retry")
+        return self._hold(entry.digest, path)
+
+    def missing(self, entries: list[FileEntry]) -> list[FileEntry]:
+        """Those whose blob is not in the bucket, or has another size."""
+        facts = self._client.parallel(lambda entry: self._client.facts(blob_name(entry.digest)), entries)
+        return [entry for entry, found in zip(entries, facts, strict=True) if found is None or found.size != entry.size]
+
+    def close(self) -> None:
+        """Let every file go."""
+        with self._lock:
+            held, self._held = self._held, {}
+        for digest in held:
+            self._cache.unpin(digest)
+
+    def _hold(self, digest: str, path: Path) -> Path:
+        """Remember a file that was pinned for us; once is enough."""
+        with self._lock:
+            again = digest in self._held
+            self._held[digest] = path
+        if again:
+            self._cache.unpin(digest)
+        return path
+
+    def _fetch(self, entry: FileEntry, name: str, target: Path) -> None:
+        try:
+            self._client.fetch(blob_name(entry.digest), target, entry.size)
+        except ObjectMissing:
+            raise ArtifactError(f"{name} is missing from the store", _DAMAGED) from None
+        if digest_file(target) != entry.digest:
+            target.unlink()
+            raise ArtifactError(f"{name} in the store is damaged: its digest differs", _DAMAGED)
