@@ -25,23 +25,9 @@ from service.infra.settings import Settings
 _BUSY_SECONDS = 30
 _READ_ONLY = "safer_read_only"
 _MIGRATION_LOCK = 0x5AFE12
-_NETWORK_FILE_SYSTEMS = frozenset(
-    (
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse.ceph",
-        "fuse.glusterfs",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "gpfs",
-        "lustre",
-        "nfs",
-        "nfs4",
-    )
-    + ("smb3", "smbfs")
+_NETWORK_FILE_SYSTEMS = (
+    *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gpfs", "lustre", "nfs"),
+    *("nfs4", "smb3", "smbfs"),
 )
 _MOUNTS = Path("/proc/self/mounts")
 
@@ -163,10 +149,11 @@ def _open_postgresql(url: URL) -> Engine:
 
 def _prepare_postgresql(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     # A process that is stopped within a transaction must not keep its locks from everybody else.
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_BUSY_SECONDS}s'")
-        cursor.execute(f"SET lock_timeout = '{_BUSY_SECONDS}s'")
-        cursor.execute("SET TIME ZONE 'UTC'")
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{_BUSY_SECONDS}s'")
+    cursor.execute(f"SET lock_timeout = '{_BUSY_SECONDS}s'")
+    cursor.execute("SET TIME ZONE 'UTC'")
+    cursor.close()
     connection.commit()
 
 

@@ -68,7 +68,8 @@ class Dispatch:
         late = (units.c.state == UnitState.LEASED) & (units.c.lease_expires < UtcNow())
         with reading(self._engine) as connection:
             found = connection.execute(select(units.c.id, units.c.job_id).where(late).limit(_ROUND)).all()
-        expired, poisoned = [], []
+        expired: list[int] = []
+        poisoned: list[int] = []
         for unit_id, job_id in found:
             with writing(self._engine) as connection:
                 job = moves.lock_job(connection, job_id)

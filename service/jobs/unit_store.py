@@ -170,7 +170,8 @@ class UnitLeases:
         if held.unit["queue"] != GPU:
             return spent
         now: datetime = connection.execute(select(UtcNow())).scalar_one()
-        spent += max((now - held.unit["beat_at"]).total_seconds(), 0.0)
+        since: datetime = held.unit["beat_at"]
+        spent += max((now - since).total_seconds(), 0.0)
         connection.execute(update(jobs).where(jobs.c.id == held.job["id"]).values(gpu_seconds=spent))
         return spent
 
