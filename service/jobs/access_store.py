@@ -201,7 +201,14 @@ class AccessStore:
         if row["stale"]:
             with writing(self._engine) as connection:
                 connection.execute(update(api_keys).where(api_keys.c.id == row["id"]).values(last_used=UtcNow()))
-        return Principal(row["project"], row["id"], row["name"], frozenset(Role(role) for role in row["roles"]))
+        return _principal(row)
+
+    def principal(self, key_id: str) -> Principal | None:
+        """Who a key stands for, by its id alone, for sessions that were begun with its secret; None once it has ended."""
+        live = api_keys.c.revoked.is_(None) & or_(api_keys.c.expires.is_(None), api_keys.c.expires > UtcNow())
+        with reading(self._engine) as connection:
+            row = connection.execute(select(api_keys).where(api_keys.c.id == key_id, live)).mappings().one_or_none()
+        return _principal(row) if row is not None else None
 
     def record(self, project: str | None, actor: str, action: str, target: str, data: dict[str, object] | None = None) -> None:
         """Append to the audit log."""
@@ -249,6 +256,10 @@ def _row(connection: Connection, name: str) -> RowMapping:
 
 def _project(row: RowMapping) -> Project:
     return Project(**{name: row[name] for name in Project.__dataclass_fields__})
+
+
+def _principal(row: RowMapping) -> Principal:
+    return Principal(row["project"], row["id"], row["name"], frozenset(Role(role) for role in row["roles"]))
 
 
 def _key(row: RowMapping) -> KeyRecord:
