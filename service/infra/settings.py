@@ -62,7 +62,10 @@ class Settings(BaseSettings):
     )
     trust_remote_code: bool = Field(False, description="Let models bring code. Only for operators who have read it.")
     hub_token: SecretStr | None = Field(None, description="Token of the model hub, for workers.")
-    labeller_api_key: SecretStr | None = Field(None, description="Key of the labelling endpoint, for workers.")
+    labeller_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Labelling endpoints (`base_url`) that specs may name; the key goes to them and nowhere else."
+    )
+    labeller_api_key: SecretStr | None = Field(None, description="Key of the labelling endpoints, for workers.")
 
     lease_seconds: float = Field(60.0, gt=0, description="A worker that does not renew within this has lost its unit.")
     heartbeat_seconds: float = Field(10.0, gt=0, description="How often a worker renews.")
@@ -78,6 +81,12 @@ class Settings(BaseSettings):
 
     queues: Annotated[tuple[str, ...], NoDecode] = Field(("cpu", "gpu"), description="Queues this worker serves.")
     device: str = Field("auto", description="Device of this worker: `auto`, `cpu`, `cuda`, `cuda:N`.")
+    precision_device: Literal["worker", "cpu", "cuda"] = Field(
+        "worker",
+        description="Device that `auto` precision is chosen for, once for all stages of a job: that of the worker which prepares "
+        "the job, or a kind. With workers for `cpu` on machines without a GPU, set `cuda` there.",
+    )
+    share_stages: bool = Field(True, description="Hand the parts of a stage to several workers, where it has parts.")
     worker_memory_bytes: int | None = Field(None, gt=0, description="Limit of a stage's process; over it, the stage fails.")
     cache_bytes: int = Field(100 * GiB, gt=0, description="Models and datasets kept on this machine, least recently used out.")
     artifact_cache_bytes: int = Field(
@@ -89,7 +98,7 @@ class Settings(BaseSettings):
     retention_days: float = Field(7.0, gt=0, description="Days that activations and work areas are kept.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line logged.")
 
-    @field_validator("allowed_hosts", "allowed_sources", "allowed_networks", "queues", mode="before")
+    @field_validator("allowed_hosts", "allowed_sources", "allowed_networks", "labeller_urls", "queues", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
