@@ -18,7 +18,7 @@ class S3Blobs:
     """Blobs of one bucket. Files that were handed out stay on disk until `close`."""
 
     def __init__(self, client: S3Client, cache: InputCache) -> None:
-        self._client = client
+        self.client = client
         self._cache = cache
         self._lock = threading.Lock()
         self._held: dict[str, Path] = {}
@@ -26,7 +26,7 @@ class S3Blobs:
     def keep(self, path: Path) -> FileEntry:
         """Upload a file under its digest, and take it into the cache. It is always sent: that renews its age in the bucket."""
         entry = FileEntry(digest=digest_file(path), size=path.stat().st_size)
-        self._client.put_file(blob_name(entry.digest), path)
+        self.client.put_file(blob_name(entry.digest), path)
         self._hold(entry.digest, self._cache.adopt(entry.digest, path))
         return entry
 
@@ -49,7 +49,7 @@ class S3Blobs:
 
     def missing(self, entries: list[FileEntry]) -> list[FileEntry]:
         """Those whose blob is not in the bucket, or has another size."""
-        facts = self._client.parallel(lambda entry: self._client.facts(blob_name(entry.digest)), entries)
+        facts = self.client.parallel(lambda entry: self.client.facts(blob_name(entry.digest)), entries)
         return [entry for entry, found in zip(entries, facts, strict=True) if found is None or found.size != entry.size]
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class S3Blobs:
 
     def _fetch(self, entry: FileEntry, name: str, target: Path) -> None:
         try:
-            self._client.fetch(blob_name(entry.digest), target, entry.size)
+            self.client.fetch(blob_name(entry.digest), target, entry.size)
         except ObjectMissing:
             raise ArtifactError(f"{name} is missing from the store", _DAMAGED) from None
         if digest_file(target) != entry.digest:

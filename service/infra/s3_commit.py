@@ -85,32 +85,33 @@ class ManifestWriter:
 
     def _first(self, manifest: Manifest) -> str | None:
         """The attempt that came first, by the row of the key; None when that row was removed just now."""
-        from sqlalchemy import func, insert, select
-        from sqlalchemy.exc import DBAPIError, IntegrityError
+        from sqlalchemy import insert, select
+        from sqlalchemy.exc import IntegrityError
 
+        from service.jobs.clock import UtcNow
+        from service.jobs.database import reading, writing
         from service.jobs.tables import commits
 
         assert self._engine is not None
         key = {"project": manifest.project, "stage": manifest.stage, "key": manifest.key}
         try:
-            with self._engine.begin() as connection:
-                connection.execute(insert(commits).values(**key, attempt=manifest.attempt, at=func.current_timestamp()))
+            with writing(self._engine) as connection:
+                connection.execute(insert(commits).values(**key, attempt=manifest.attempt, at=UtcNow()))
             return manifest.attempt
         except IntegrityError:
-            with self._engine.connect() as connection:
+            with reading(self._engine) as connection:
                 found = connection.execute(select(commits.c.attempt).where(*(commits.c[k] == v for k, v in key.items())))
                 return found.scalar()
-        except DBAPIError as error:
-            raise Unavailable("the database cannot be asked which commit was first", "try again") from error
 
     def _forget(self, project: str, stage: str, key: str, attempt: str | None) -> None:
         from sqlalchemy import delete
 
+        from service.jobs.database import writing
         from service.jobs.tables import commits
 
         assert self._engine is not None
         row = delete(commits).where(commits.c.project == project, commits.c.stage == stage, commits.c.key == key)
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(row if attempt is None else row.where(commits.c.attempt == attempt))
 
 

@@ -18,10 +18,8 @@ from safer_engine.errors import ArtifactError, WorkBusy
 from safer_engine.publishing import require_writable
 from safer_engine.store import FileEntry, Manifest, ManifestDraft, WorkArea
 from service.errors import Unavailable
-from service.infra.input_cache import InputCache
 from service.infra.object_space import ObjectMissing, blob_name, plain
 from service.infra.s3_blobs import S3Blobs
-from service.infra.s3_client import S3Client
 from service.infra.s3_commit import ManifestWriter, manifest_name
 from service.infra.s3_work import S3Work
 from service.infra.settings import Settings
@@ -43,13 +41,13 @@ class S3Stored:
 class S3ArtifactStore:
     """See `ServiceStore`."""
 
-    def __init__(self, settings: Settings, client: S3Client, writer: ManifestWriter, project: str) -> None:
+    def __init__(self, settings: Settings, blobs: S3Blobs, writer: ManifestWriter, project: str) -> None:
         self.project = plain("project", project)
         self._settings = settings
-        self._client = client
+        self._client = blobs.client
         self._writer = writer
         self._folder = settings.folder / "cache" / "work"
-        self._blobs = S3Blobs(client, InputCache(settings.folder / "cache" / "blobs", settings.artifact_cache_bytes))
+        self._blobs = blobs
 
     def has(self, stage: str, key: str) -> bool:
         """See `ArtifactStore.has`."""
@@ -78,7 +76,7 @@ class S3ArtifactStore:
             if not shared:
                 for leftover in root.glob(".*"):  # of a process that was killed while it published
                     leftover.unlink()
-            yield S3Work(self._client, self._blobs, prefix, root)
+            yield S3Work(self._blobs, prefix, root)
             if self.has(stage, key):
                 self._client.delete([found.name for found in self._client.listing(prefix)])
                 if not shared or _try_lock(lock, fcntl.LOCK_EX):

@@ -21,7 +21,6 @@ from safer_engine.publishing import sync, write_failed
 from safer_engine.store import FileEntry, canonical_json, digest_file
 from service.infra.object_space import ObjectMissing
 from service.infra.s3_blobs import S3Blobs
-from service.infra.s3_client import S3Client
 
 _TURNS = 3
 
@@ -44,14 +43,14 @@ class _Local:
 class S3Work:
     """See `WorkArea`. Nothing but the SQL lease of the stage's key keeps two machines apart: see `S3ArtifactStore`."""
 
-    def __init__(self, client: S3Client, blobs: S3Blobs, prefix: str, root: Path) -> None:
+    def __init__(self, blobs: S3Blobs, prefix: str, root: Path) -> None:
         """Open the area.
 
         Args:
             prefix: of its objects, ending with `/`.
             root: its folder on this machine.
         """
-        self._client = client
+        self._client = blobs.client
         self._blobs = blobs
         self._prefix = prefix
         self._local = _Local(root)

@@ -98,7 +98,7 @@ class Stores:
     """The store of all projects."""
 
     def __init__(self, settings: Settings, engine: Engine | None = None, on_transfer: OnTransfer | None = None) -> None:
-        """Open the store; connects to nothing yet.
+        """Open the store; connects to nothing yet. Raises SpecError when the cache folder of an S3 store cannot be written.
 
         Args:
             engine: the service's database; needed where an S3 server ignores conditional PUT.
@@ -107,11 +107,13 @@ class Stores:
         self._engine = engine
         self.space: ObjectSpace
         if settings.on_s3:
+            from service.infra.input_cache import InputCache
             from service.infra.s3_client import S3Client
             from service.infra.s3_commit import ManifestWriter
 
             self.s3: S3Client | None = S3Client(settings, on_transfer)
             self._writer = ManifestWriter(self.s3, engine)
+            self._cache = InputCache(settings.folder / "cache" / "blobs", settings.artifact_cache_bytes)
             self.space = self.s3
         else:
             from service.infra.local_service_store import store_folder
@@ -123,9 +125,10 @@ class Stores:
         """The store as one project sees it. Raises SpecError for a name that is none."""
         plain("project", name)
         if self.s3 is not None:
+            from service.infra.s3_blobs import S3Blobs
             from service.infra.s3_store import S3ArtifactStore
 
-            return S3ArtifactStore(self.settings, self.s3, self._writer, name)
+            return S3ArtifactStore(self.settings, S3Blobs(self.s3, self._cache), self._writer, name)
         from service.infra.local_service_store import LocalServiceStore
 
         return LocalServiceStore(self.settings, name)
