@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Connection, Engine, RowMapping, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, or_, select, update
 
 from safer_engine.errors import SpecError
 from service.errors import Conflict, NotFound
@@ -192,10 +192,9 @@ class AccessStore:
         if not secret.startswith(KEY_PREFIX) or len(secret) != len(KEY_PREFIX) + _KEY_LENGTH:
             return None
         mac = self._mac(secret)
-        live = api_keys.c.revoked.is_(None) & or_(api_keys.c.expires.is_(None), api_keys.c.expires > UtcNow())
         stale = or_(api_keys.c.last_used.is_(None), api_keys.c.last_used < utc_after(-_USED_SECONDS)).label("stale")
         with reading(self._engine) as connection:
-            row = connection.execute(select(*api_keys.c, stale).where(api_keys.c.mac == mac, live)).mappings().one_or_none()
+            row = connection.execute(select(*api_keys.c, stale).where(api_keys.c.mac == mac, _live())).mappings().one_or_none()
         if row is None or not hmac.compare_digest(row["mac"], mac):
             return None
         if row["stale"]:
@@ -205,9 +204,8 @@ class AccessStore:
 
     def principal(self, key_id: str) -> Principal | None:
         """Who a key stands for, by its id alone, for sessions that were begun with its secret; None once it has ended."""
-        live = api_keys.c.revoked.is_(None) & or_(api_keys.c.expires.is_(None), api_keys.c.expires > UtcNow())
         with reading(self._engine) as connection:
-            row = connection.execute(select(api_keys).where(api_keys.c.id == key_id, live)).mappings().one_or_none()
+            row = connection.execute(select(api_keys).where(api_keys.c.id == key_id, _live())).mappings().one_or_none()
         return _principal(row) if row is not None else None
 
     def record(self, project: str | None, actor: str, action: str, target: str, data: dict[str, object] | None = None) -> None:
@@ -234,6 +232,14 @@ class AccessStore:
         return connection.execute(statement).first() is not None
 
 
+def _live() -> ColumnElement[bool]:
+    return api_keys.c.revoked.is_(None) & or_(api_keys.c.expires.is_(None), api_keys.c.expires > UtcNow())
+
+
+def _principal(row: RowMapping) -> Principal:
+    return Principal(row["project"], row["id"], row["name"], frozenset(Role(role) for role in row["roles"]))
+
+
 def _given(limits: Limits) -> dict[str, float]:
     return {name: value for name, value in vars(limits).items() if value is not None}
 
@@ -256,10 +262,6 @@ def _row(connection: Connection, name: str) -> RowMapping:
 
 def _project(row: RowMapping) -> Project:
     return Project(**{name: row[name] for name in Project.__dataclass_fields__})
-
-
-def _principal(row: RowMapping) -> Principal:
-    return Principal(row["project"], row["id"], row["name"], frozenset(Role(role) for role in row["roles"]))
 
 
 def _key(row: RowMapping) -> KeyRecord:

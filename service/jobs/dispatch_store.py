@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
-from sqlalchemy import Connection, Engine, Row, case, delete, func, select, update
+from sqlalchemy import Connection, Engine, case, delete, func, select, update
 
 from service.infra.settings import Settings
 from service.jobs import moves
 from service.jobs.clock import UtcNow, utc_after
 from service.jobs.database import reading, writing
+from service.jobs.facts import count
 from service.jobs.fair_order import Candidate, Shares, fair_order
 from service.jobs.model import JobError, JobState, StageState, UnitState
-from service.jobs.requests import Message, QueueFacts, Reconciled
+from service.jobs.requests import Message, Reconciled
 from service.jobs.tables import jobs, key_locks, leaders, projects, stages, units
 from service.jobs.unit_store import fail_unit, let_go
 
-QUEUES = ("cpu", "gpu")
 _ROUND = 500
 _LONGEST_RESEND = 4
 
@@ -91,7 +90,9 @@ class Dispatch:
         with writing(self._engine) as connection:
             values = {"sent_at": UtcNow(), "sends": units.c.sends + 1}
             found = connection.execute(update(units).where(where).values(values).returning(units.c.id, units.c.queue))
-            return tuple(Message(unit_id, queue) for unit_id, queue in found)
+            messages = tuple(Message(unit_id, queue) for unit_id, queue in found)
+            count(connection, "messages_resent", len(messages))
+            return messages
 
     def _unpark_orphans(self) -> tuple[int, ...]:
         """Keys are given up in the transaction that ends their unit, so that nothing is found here; it costs little to look."""
@@ -129,22 +130,6 @@ class Dispatch:
         mine = (leaders.c.name == name) & (leaders.c.holder == holder)
         with writing(self._engine) as connection:
             connection.execute(update(leaders).where(mine).values(expires=utc_after(-1.0)))
-
-    def job_counts(self) -> dict[JobState, int]:
-        """Jobs in each state, over all projects."""
-        with reading(self._engine) as connection:
-            rows = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).all()
-        return dict.fromkeys(JobState, 0) | {JobState(state): count for state, count in rows}
-
-    def queue_facts(self) -> tuple[QueueFacts, ...]:
-        """How every queue stands."""
-        since = func.min(units.c.ready_at).label("since")
-        columns = (units.c.queue, units.c.state, func.count().label("units"), since, UtcNow().label("now"))
-        live = units.c.state.in_(moves.LIVE) & units.c.queue.in_(QUEUES)
-        query = select(*columns).where(live).group_by(units.c.queue, units.c.state)
-        with reading(self._engine) as connection:
-            rows = connection.execute(query).all()
-        return tuple(_facts(queue, [row for row in rows if row[0] == queue]) for queue in QUEUES)
 
 
 def _candidates(connection: Connection, queue: str, limit: int) -> tuple[Candidate, ...]:
@@ -185,16 +170,10 @@ def _take_away(connection: Connection, held: moves.Held, max_failures: int) -> b
     stage = connection.execute(select(stages.c.name).where(stages.c.id == held.unit["stage_id"])).scalar_one()
     told = {"state": "expired", "unit": held.unit["name"], "owner": held.unit["owner"], "lost": lost}
     moves.add_event(connection, held.job["id"], "stage", stage, told)
+    count(connection, "lease_expired", 1)
     if lost >= max_failures and not held.job["cancel_requested"]:
         hint = "the worker's log says why (often too little memory); retry when that is mended"
         fail_unit(connection, held, JobError("worker_died", f"stage {stage} lost its worker {lost} times", hint))
         return True
     let_go(connection, held, UtcNow(), failed=True)
     return False
-
-
-def _facts(queue: str, rows: Sequence[Row[tuple[str, str, int, datetime, datetime]]]) -> QueueFacts:
-    counts = {row.state: row.units for row in rows}
-    waits = [(row.now - row.since).total_seconds() for row in rows if row.state in (UnitState.READY, UnitState.SENT)]
-    named = {state.value: counts.get(state, 0) for state in moves.LIVE}
-    return QueueFacts(queue, oldest_seconds=max([0.0, *waits]), **named)

@@ -6,13 +6,14 @@ from sqlalchemy import Engine
 
 from service.infra.settings import Settings
 from service.jobs.dispatch_store import Dispatch
+from service.jobs.facts import Facts
 from service.jobs.job_listing import JobListing
 from service.jobs.job_store import JobRequests
 from service.jobs.unit_store import UnitLeases
 
 
-class JobStore(JobRequests, JobListing, UnitLeases, Dispatch):
-    """One database of jobs, for the API (requests, listing), the workers (leases) and the dispatcher.
+class JobStore(JobRequests, JobListing, UnitLeases, Dispatch, Facts):
+    """One database of jobs, for the API (requests, listing), the workers (leases), the dispatcher and the metrics (facts).
 
     Safe for threads. Every method is one or more short transactions and may raise Unavailable.
     """
@@ -22,3 +23,4 @@ class JobStore(JobRequests, JobListing, UnitLeases, Dispatch):
         JobListing.__init__(self, engine)
         UnitLeases.__init__(self, engine, settings)
         Dispatch.__init__(self, engine, settings)
+        Facts.__init__(self, engine)

@@ -291,3 +291,11 @@ leaders = Table(
     Column("expires", _TIME, nullable=False),
 )
 """One process at a time leads: dispatches and reconciles."""
+
+counters = Table(
+    "counters",
+    METADATA,
+    Column("name", String(40), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+"""What happened how often since the database was made."""

@@ -21,6 +21,7 @@ def upgrade() -> None:
     for create in (
         _audit_log,
         _commits,
+        _counters,
         _leaders,
         _projects,
         _api_keys,
@@ -60,6 +61,7 @@ def downgrade() -> None:
         "api_keys",
         "projects",
         "leaders",
+        "counters",
         "commits",
         "audit_log",
     ):
@@ -111,6 +113,15 @@ def _commits() -> None:
         sa.Column("attempt", sa.String(length=32), nullable=False),
         sa.Column("at", TIME, nullable=False),
         sa.PrimaryKeyConstraint("project", "stage", "key", name="pk_commits"),
+    )
+
+
+def _counters() -> None:
+    op.create_table(
+        "counters",
+        sa.Column("name", sa.String(length=40), nullable=False),
+        sa.Column("value", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_counters"),
     )
 
 
