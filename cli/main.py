@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from safer_engine.errors import InputRefused, Interrupted, SaferError, SpecError
+from service import errors as service
 
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
@@ -26,10 +27,21 @@ _EXIT_CODES: tuple[tuple[type[SaferError], int], ...] = (
     (SpecError, EXIT_USAGE),
     (InputRefused, EXIT_USAGE),
     (Interrupted, EXIT_INTERRUPTED),
+    (service.Unreachable, EXIT_UNREACHABLE),
+    (service.Unavailable, EXIT_UNREACHABLE),
+    (service.Malformed, EXIT_USAGE),
+    (service.RequestInvalid, EXIT_USAGE),
+    (service.NotFound, EXIT_USAGE),
+    (service.Conflict, EXIT_USAGE),
+    (service.NotAuthenticated, EXIT_USAGE),
+    (service.NotAllowed, EXIT_USAGE),
+    (service.SourceNotAllowed, EXIT_USAGE),
+    (service.QuotaExceeded, EXIT_USAGE),
+    (service.TooLarge, EXIT_USAGE),
     (SaferError, EXIT_FAILED),
 )
 
-_COMMANDS = {
+_HERE = {
     "run": ("cli.run", "run_command", "Audit a reward model on a preference dataset."),
     "plan": ("cli.plan", "plan_command", "What `run` would compute, and what it would take; computes nothing."),
     "check": ("cli.check", "check_command", "Preflight alone: what would be refused, dropped or truncated."),
@@ -39,6 +51,27 @@ _COMMANDS = {
     "demo": ("cli.demo", "demo_command", "Plant wrong labels, train a small reward model on them, and find them."),
     "doctor": ("cli.doctor", "doctor_command", "What this machine has, and what is missing."),
 }
+_SERVICE = {
+    "submit": ("cli.submit", "submit_command", "Have a service do an audit or a training; local files are uploaded."),
+    "status": ("cli.status", "status_command", "How a job stands."),
+    "watch": ("cli.watch", "watch_command", "A job's stages as they run, until it ends."),
+    "list": ("cli.list", "list_command", "Jobs, newest first."),
+    "cancel": ("cli.cancel", "cancel_command", "Ask a job to stop."),
+    "retry": ("cli.retry", "retry_command", "Let a failed or cancelled job go on."),
+    "logs": ("cli.logs", "logs_command", "What happened to a job."),
+    "report": ("cli.report", "report_command", "A job's report."),
+    "download": ("cli.download", "download_command", "The files that a job made."),
+    "edits": ("cli.edits", "edits_group", "Recommended edits of a job, and the decisions on them."),
+}
+_OPERATOR = {
+    "up": ("cli.up", "up_command", "Run the whole service on this machine, for yourself."),
+    "serve": ("cli.serve", "serve_command", "Run the API and the dispatcher (production)."),
+    "worker": ("cli.worker", "worker_command", "Run a worker (production)."),
+    "migrate": ("cli.migrate", "migrate_command", "Bring the service's database up to date."),
+    "admin": ("cli.admin", "admin_group", "Keys, jobs and stored artifacts, on the service's machine."),
+}
+_SECTIONS = {"Commands": _HERE, "Commands for a service": _SERVICE, "Commands that run a service": _OPERATOR}
+_COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
 """Command → (module, attribute, one line). The modules import the engine inside their functions."""
 
 
@@ -59,9 +92,10 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in --help, from the table above."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in _COMMANDS.items()])
+        """The lists in --help, from the tables above."""
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, line) for name, (_, _, line) in commands.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

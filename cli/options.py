@@ -54,11 +54,20 @@ def shown_options(function: Function) -> Function:
     return _with_options(function, required=False)
 
 
+def flag_options(function: Function) -> Function:
+    """Add the flags that describe an audit; the function receives them as one dict named `flags`, for `build_from_flags`."""
+    return _added(function, lambda flags: {"flags": flags})
+
+
 def _with_options(function: Function, *, required: bool) -> Function:
+    return _added(function, lambda flags: {"built": build_from_flags(required=required, **flags)})
+
+
+def _added(function: Function, given: Callable[[dict[str, Any]], dict[str, Any]]) -> Function:
     def wrapped(**values: Any) -> Any:
         names = ("model", "dataset", "eval_dataset", "spec_file", "preset", "assignments", "sample", "stratify", "device")
         mine = {name: values.pop(name) for name in (*names, "seed", "no_text", "trust_remote_code")}
-        return function(built=build_from_flags(required=required, **mine), **values)
+        return function(**given(mine), **values)
 
     wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
     wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]

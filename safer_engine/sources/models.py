@@ -91,6 +91,16 @@ def resolve_base(named: str, runtime: RuntimeSpec, cache: Path | None) -> Resolv
     return ResolvedModel(path=found.path, digest=_digest(files, cache), origin=named, revision=found.revision)
 
 
+def files_to_send(folder: Path, *, adapter: bool) -> list[Path]:
+    """The files of a local model, or adapter, that an audit somewhere else needs. Raises ModelRefused as it would there."""
+    if adapter:
+        _check_adapter(folder)
+    else:
+        _check_settings(folder, False)
+        read_weights(folder)
+    return _wanted_files(folder, False)
+
+
 def _find(named: str, code: bool) -> _Folder:
     local = Path(named).expanduser()
     if local.is_dir():

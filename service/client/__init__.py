@@ -4,6 +4,8 @@ Importing this package does not load the HTTP library; making a client does.
 """
 
 from service.client.client import AuditClient, Submission, is_final, job_error
+from service.client.connection import make_error
+from service.client.downloads import target_of
 from service.client.files import UPLOAD_PREFIX, LocalFiles, TransferObserver, files_below, read_files
 
 __all__ = [
@@ -15,5 +17,7 @@ __all__ = [
     "files_below",
     "is_final",
     "job_error",
+    "make_error",
     "read_files",
+    "target_of",
 ]

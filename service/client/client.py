@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,19 +24,18 @@ from service.schemas import (
     EditDetail,
     EditView,
     EventView,
-    ExportView,
     JobSummary,
     JobView,
     Me,
-    Page,
     UploadView,
 )
 
 if TYPE_CHECKING:
     import httpx
 
-_ROUTES = {"audit": "/v1/audits", "train-rm": "/v1/train-rm"}
+_ROUTES = {"audit": "/v1/audits", "train-rm": "/v1/trainings"}
 _PARALLEL = 4
+_PAGE = 100
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,9 @@ class AuditClient:
     ) -> Iterator[JobSummary]:
         """Jobs, newest first, at most `limit`; pages are fetched as they are needed."""
         wanted = [f"{name}={value}" for name, value in (labels or {}).items()]
-        params: dict[str, Any] = {"state": list(states), "kind": kind, "label": wanted}
-        cursor: str | None = None
-        while limit > 0:
-            asked = {**params, "cursor": cursor, "limit": min(limit, 100)}
-            response = self._connection.call("GET", _ROUTES["audit"], params=asked)
-            page = Page[JobSummary].model_validate_json(response.content)
-            yield from page.items[:limit]
-            limit -= len(page.items)
-            cursor = page.next
-            if cursor is None:
-                return
+        params = {"state": list(states), "kind": kind, "label": wanted, "limit": min(limit, _PAGE)}
+        for item in islice(self._pages(_ROUTES["audit"], params), limit):
+            yield JobSummary.model_validate(item)
 
     def cancel(self, job_id: str) -> JobView:
         """Ask a job to stop."""
@@ -138,9 +130,10 @@ class AuditClient:
         """Remove a finished job from lists; its artifacts go with the next garbage collection unless others use them."""
         self._connection.call("DELETE", _job(job_id))
 
-    def events(self, job_id: str, after: int = 0) -> Iterator[EventView]:
-        """What happened to a job, and then what happens, until it ends."""
-        return streams.follow(self._connection, f"{_job(job_id)}/events", after, self._patience)
+    def events(self, job_id: str, *, after: int = 0, follow: bool = True) -> Generator[EventView]:
+        """What happened to a job after an event, and (`follow`) then what happens, until it ends."""
+        path = f"{_job(job_id)}/events{'' if follow else '?follow=false'}"
+        return streams.follow(self._connection, path, after, self._patience)
 
     def artifacts(self, job_id: str) -> list[ArtifactView]:
         """The files that a job has made so far."""
@@ -162,24 +155,27 @@ class AuditClient:
             ArtifactError: what came has another digest than the service said.
             ResourceError: `target` cannot be written.
         """
-        path = f"{_job(job_id)}/artifacts/{quote(artifact.name)}"
+        path = _file(job_id, artifact)
         return downloads.receive(self._connection, path, artifact, target, observer or TransferObserver(), self._patience)
+
+    def read(self, job_id: str, artifact: ArtifactView) -> bytes:
+        """A small file as a whole. Raises ArtifactError where it has another digest than the service said."""
+        return downloads.read(self._connection, _file(job_id, artifact), artifact)
 
     def upload(self, files: LocalFiles, kind: str, observer: TransferObserver | None = None) -> UploadView:
         """Send a model folder or a dataset, unless the service has it. The view's `name` is what a spec calls it."""
         return uploads.send(self._connection, files, kind, observer or TransferObserver(), _PARALLEL)
 
-    def edits(self, job_id: str, *, action: str | None = None, limit: int = 100) -> Iterator[EditView]:
-        """Recommended edits with the decisions on them, most suspicious first."""
-        cursor: str | None = None
-        while limit > 0:
-            asked = {"action": action, "cursor": cursor, "limit": min(limit, 100)}
-            page = Page[EditView].model_validate_json(self._connection.call("GET", f"{_job(job_id)}/edits", params=asked).content)
-            yield from page.items[:limit]
-            limit -= len(page.items)
-            cursor = page.next
-            if cursor is None:
-                return
+    def edits(self, job_id: str, *, actions: Sequence[str] = (), decided: bool | None = None) -> Iterator[EditView]:
+        """Recommended edits with the last decision on each, in the order of the rows.
+
+        Args:
+            actions: only these recommendations; empty for all.
+            decided: only rows with a decision, or without one.
+        """
+        wanted = {"action": list(actions), "decided": decided}
+        for item in self._pages(f"{_job(job_id)}/edits", wanted):
+            yield EditView.model_validate(item)
 
     def edit(self, job_id: str, pair_id: str) -> EditDetail:
         """One edit, with all decisions on it."""
@@ -190,9 +186,22 @@ class AuditClient:
         body = {"action": action, "note": note}
         return EditDetail.model_validate_json(self._connection.call("PATCH", _edit(job_id, pair_id), body=body).content)
 
-    def export_decisions(self, job_id: str) -> ExportView:
-        """Make the decisions so far an immutable artifact, and say which."""
-        return ExportView.model_validate_json(self._connection.call("GET", f"{_job(job_id)}/edits/export").content)
+    def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The items of all pages of a list."""
+        cursor: str | None = None
+        while True:
+            asked = {"limit": _PAGE, **params, "cursor": cursor}
+            page = self._connection.call("GET", path, params=asked).json()
+            yield from page["items"]
+            cursor = page["next"]
+            if cursor is None:
+                return
+
+    def export_decisions(self, job_id: str) -> ArtifactView:
+        """Make the edits with the decisions so far an immutable file of the job, and say which."""
+        with self._connection.stream(f"{_job(job_id)}/edits/export"):
+            pass  # its bytes are got by name, with their digest known
+        return self.artifact(job_id, "decisions.jsonl")
 
 
 def job_error(job: JobView) -> SaferError | None:
@@ -207,6 +216,10 @@ def is_final(job: JobSummary) -> bool:
 
 def _job(job_id: str) -> str:
     return f"/v1/audits/{quote(job_id, safe='')}"
+
+
+def _file(job_id: str, artifact: ArtifactView) -> str:
+    return f"{_job(job_id)}/artifacts/{quote(artifact.name)}"
 
 
 def _edit(job_id: str, pair_id: str) -> str:

@@ -53,6 +53,20 @@ def receive(
     return True
 
 
+def read(connection: Connection, path: str, expected: ArtifactView) -> bytes:
+    """A small file as a whole.
+
+    Raises:
+        Unreachable: the connection broke.
+        ArtifactError: the content is not what the service said.
+    """
+    with connection.stream(path, {"Accept-Encoding": "identity"}) as response:
+        content = response.read()
+    if len(content) != expected.size or hashlib.sha256(content).hexdigest() != expected.digest:
+        raise ArtifactError(f"{expected.name} came with other content than the service promised", "try again")
+    return content
+
+
 def _fill(
     connection: Connection, path: str, expected: ArtifactView, partial: Path, observer: TransferObserver, patience: Patience
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -42,7 +42,7 @@ def messages(lines: Iterable[str]) -> Iterator[Message]:
             last = value
 
 
-def follow(connection: Connection, path: str, after: int, patience: Patience) -> Iterator[EventView]:
+def follow(connection: Connection, path: str, after: int, patience: Patience) -> Generator[EventView]:
     """Events after `after`, as they happen, until the stream says that there will be no more.
 
     A broken connection is taken up again after the last event seen; attempts count only while nothing comes.

@@ -1,0 +1,133 @@
+"""`safer-audit submit`: have a service do an audit, or train a reward model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import build_from_flags, flag_options, json_option, quiet_option
+from cli.output import console, print_json
+from cli.profile import connect
+from safer_engine.errors import SpecError
+
+Document = dict[str, Any]
+_ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify", "no_text": "--no-text"}
+
+
+@click.command("submit")
+@flag_options
+@click.option("--kind", type=click.Choice(["audit", "train-rm"]), default="audit", show_default=True, help="What to do.")
+@click.option("--base", "-b", help="With --kind train-rm: the model to start from; other values with --spec and --set.")
+@click.option("--wait", "wait", flag_value=True, default=False, help="Show its stages until it ends.")
+@click.option("--detach", "wait", flag_value=False, help="Print the job's id and leave (default).")
+@click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first within the project.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="For finding the job again.")
+@click.option("--callback", metavar="URL", help="Is told of the end by a POST.")
+@click.option("--gpu-hours", type=click.FloatRange(0, min_open=True), help="GPU time after which the job fails.")
+@click.option("--idempotency-key", help="The same key and request always give the same job.")
+@json_option
+@quiet_option
+def submit_command(flags: Document, kind: str, base: str | None, wait: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Have a service do an audit, or train a reward model.
+
+    Takes the flags of `run`. Models and datasets on this machine are uploaded, unless the service has them; an interrupted
+    upload goes on when the command is given again. Ctrl-C during --wait leaves the job running.
+    """
+    from cli.inputs import local_inputs, send_inputs
+    from cli.live import outcome_error, wait_for
+
+    document = _audit(flags, base) if kind == "audit" else _training(flags, base)
+    labels = parse_labels(given["labels"])
+    inputs = local_inputs(document)
+    shown = None if quiet or as_json else console(err=True)
+    with connect() as client:
+        if inputs:
+            client.me()  # a key that is refused is refused before gigabytes are read
+        document = send_inputs(client, document, inputs, shown)
+        job = client.submit(_submission(document, kind, labels, given))
+        if shown is not None:
+            shown.print(f"job {job.id}", markup=False)
+        if wait:
+            job = wait_for(client, job.id, shown)
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    elif wait:
+        _tell_end(job.id, kind, job.state == "succeeded")
+    else:
+        _tell_start(job.id, quiet)
+    if wait and (error := outcome_error(job)) is not None:
+        raise error
+
+
+def parse_labels(texts: tuple[str, ...]) -> dict[str, str]:
+    """`KEY=VALUE` texts as a dict. Raises SpecError."""
+    labels = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise SpecError(f"cannot read --label {text!r}", "write KEY=VALUE")
+        labels[name] = value
+    return labels
+
+
+def _submission(document: Document, kind: str, labels: dict[str, str], given: dict[str, Any]) -> Any:
+    from service.client import Submission
+
+    hours = given["gpu_hours"]
+    return Submission(
+        spec=document,
+        kind=kind,
+        priority=given["priority"],
+        labels=labels,
+        callback_url=given["callback"],
+        gpu_seconds_budget=None if hours is None else 3600.0 * hours,
+        idempotency_key=given["idempotency_key"],
+    )
+
+
+def _audit(flags: Document, base: str | None) -> Document:
+    """The audit spec, with the values that were given and no others: defaults are the service's."""
+    if base is not None:
+        raise SpecError("--base belongs to --kind train-rm", "an audit takes --model")
+    return build_from_flags(**flags).spec.model_dump(mode="json", exclude_unset=True)
+
+
+def _training(flags: Document, base: str | None) -> Document:
+    from safer_engine.spec import merge
+    from safer_engine.spec_layers import parse_assignment, parse_source, read_document
+    from safer_engine.train_spec import build_train_spec
+
+    if wrong := [flag for name, flag in _ONLY_AUDIT.items() if flags[name]]:
+        raise SpecError(
+            f"{', '.join(wrong)} belong to an audit", "train-rm takes --base, --dataset, --eval-dataset, --spec, --set"
+        )
+    path: Path | None = flags["spec_file"]
+    document: Document = read_document(path) if path is not None else {}
+    given: Document = {} if base is None else {"base": base}
+    for section, name in (("dataset", "dataset"), ("evaluation", "eval_dataset")):
+        if flags[name]:
+            given[section] = {"source": parse_source(flags[name])}
+    given |= {name: flags[name] for name in ("preset", "seed") if flags[name] is not None}
+    if flags["device"]:
+        given["runtime"] = {"device": flags["device"]}
+    document = merge(document, given)
+    for text in flags["assignments"]:
+        document = merge(document, parse_assignment(text))
+    if "base" not in document or "dataset" not in document:
+        raise SpecError("train-rm needs a base model and a dataset", "give --base and --dataset, or a training spec with --spec")
+    return build_train_spec(document).model_dump(mode="json", exclude_unset=True)
+
+
+def _tell_start(job_id: str, quiet: bool) -> None:
+    click.echo(job_id)
+    if not quiet:
+        click.echo(f"watch it: safer-audit watch {job_id}", err=True)
+
+
+def _tell_end(job_id: str, kind: str, succeeded: bool) -> None:
+    click.echo(job_id)
+    if succeeded:
+        what = f"safer-audit report {job_id} --open" if kind == "audit" else f"safer-audit download {job_id} --out reward-model"
+        click.echo(f"see: {what}", err=True)
