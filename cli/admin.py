@@ -38,7 +38,7 @@ def keys_group() -> None:
 @click.option("--make-project", is_flag=True, help="Make the project if there is none.")
 @json_option
 @click.pass_obj
-def create_key(home: Path | None, project: str, name: str, roles: tuple[str, ...], **given: Any) -> None:
+def create_key(home: Path | None, /, project: str, name: str, roles: tuple[str, ...], **given: Any) -> None:
     """Make a key. Its secret is shown this once: only a keyed hash of it is stored."""
     arguments = ["keys", "create", "--project", project, "--name", name]
     for role in roles:
@@ -179,7 +179,7 @@ def collect_garbage(home: Path | None, dry_run: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @json_option
 @click.pass_obj
-def purge_pairs(home: Path | None, pair_ids: tuple[str, ...], file: Path | None, **given: Any) -> None:
+def purge_pairs(home: Path | None, /, pair_ids: tuple[str, ...], file: Path | None, **given: Any) -> None:
     """Remove everything that holds these pairs, for a person whose data they are."""
     wanted = (
         [*pair_ids, *(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())] if file else [*pair_ids]
