@@ -88,7 +88,7 @@ class UploadStore:
         self._settings = settings
 
     def create(self, project: str, kind: str, files: Sequence[UploadFile], created_by: str) -> UploadRecord:
-        """A new upload, or the project's complete one of the same content. Raises NotFound, QuotaExceeded."""
+        """A new upload, or the project's one of the same content: complete, or under way. Raises NotFound, QuotaExceeded."""
         digest, size = upload_digest(files), sum(file.size for file in files)
         row = {
             "id": new_id(), "project": project, "kind": kind, "state": UploadState.OPEN, "bytes": size, "created": UtcNow(),
@@ -99,7 +99,7 @@ class UploadStore:
             limits = moves.lock_project(connection, project)
             if limits is None:
                 raise NotFound(f"there is no project {project!r}")
-            there = _complete(connection, project, digest)
+            there = _complete(connection, project, digest) or _under_way(connection, project, kind, digest)
             if there is not None:
                 return there
             check_bytes(kept_bytes(connection, project), limits, size)
@@ -179,6 +179,13 @@ def _row(connection: Connection, project: str, upload_id: str) -> RowMapping:
 def _complete(connection: Connection, project: str, digest: str) -> UploadRecord | None:
     done = (uploads.c.project == project) & (uploads.c.digest == digest) & (uploads.c.state == UploadState.COMPLETE)
     row = connection.execute(select(uploads).where(done).order_by(uploads.c.created).limit(1)).mappings().one_or_none()
+    return _upload(row) if row is not None else None
+
+
+def _under_way(connection: Connection, project: str, kind: str, digest: str) -> UploadRecord | None:
+    same = (uploads.c.project == project) & (uploads.c.kind == kind) & (uploads.c.digest == digest)
+    live = (uploads.c.state == UploadState.OPEN) & (uploads.c.expires > UtcNow())
+    row = connection.execute(select(uploads).where(same & live).order_by(uploads.c.created).limit(1)).mappings().one_or_none()
     return _upload(row) if row is not None else None
 
 
