@@ -111,9 +111,18 @@ class Stage(Protocol):
     consumes: ClassVar[tuple[type[Artifact], ...]]
     produces: ClassVar[type[Artifact]]
     reads: ClassVar[tuple[str, ...]]
+    """May be joined by `opens`: what `run` reads of the inputs themselves (see `opened_by`)."""
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
         """Publish payload files into `ctx.work` and return the facts, or say why there is nothing."""
+
+
+INPUT_ROLES = ("model", "dataset", "evaluation", "corpus")
+
+
+def opened_by(stage: Stage) -> tuple[str, ...]:
+    """The inputs (fields of `ResolvedInputs`) whose content a stage reads, beyond their digests: all, where it does not say."""
+    return tuple(getattr(stage, "opens", INPUT_ROLES))
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ from safer_engine.sources.models import resolve_base
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.sources.tokenizers import load_renderer
 from safer_engine.spec import AuditSpec, ModelSpec
-from safer_engine.store import LocalArtifactStore, LocalWork, canonical_json, digest_bytes
+from safer_engine.store import ArtifactStore, LocalArtifactStore, WorkArea, canonical_json, digest_bytes
 from safer_engine.train_spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 STAGE = "train"
 RECORD = "training.json"
 RECORD_VERSION = 1
+MODEL = "model"
 _VERSION = 1
 _CHECKPOINT = "checkpoint.safetensors"
 _SAVING_SHARE = 0.05
@@ -64,7 +65,9 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class _Sources:
+class TrainSources:
+    """What a training reads, found and fingerprinted."""
+
     base: ResolvedModel
     dataset: ResolvedDataset
     evaluation: ResolvedDataset | None
@@ -110,23 +113,41 @@ def train_reward_model(
     started = time.monotonic()
     with store.open_work(STAGE, key) as work:
         watcher.stage_started(STAGE, key)
-        record = _train(spec, sources, store, work, watcher)
-        record = {"record_version": RECORD_VERSION, "key": key, **record}
-        record["timing"] = {"seconds": round(time.monotonic() - started, 1), **record["timing"]}
-        trained = work.scratch / "model"
-        _put_in_place(trained, target, record)
+        record = train_model(spec, sources, store, work, watcher)
+        try:
+            os.replace(work.scratch / MODEL, target)
+        except OSError as error:
+            raise write_failed(target, error) from error
     shutil.rmtree(folder, ignore_errors=True)
     watcher.stage_finished(STAGE, "computed", time.monotonic() - started)
     return TrainResult(target, record, cached=False)
 
 
-def _put_in_place(trained: Path, target: Path, record: dict[str, Any]) -> None:
-    """Complete the model's folder with its record and move it to where it was asked for. Raises ResourceError."""
+def train_model(
+    spec: TrainSpec, sources: TrainSources, store: ArtifactStore, work: WorkArea, observer: Observer
+) -> dict[str, Any]:
+    """Train a model in a work area, from the last checkpoint there; the model's folder is then `work.scratch / MODEL`.
+
+    Args:
+        store: keeps the pairs as they were read.
+
+    Returns:
+        What training.json in that folder says.
+
+    Raises:
+        SaferError: as `train_reward_model`.
+    """
+    started = time.monotonic()
+    record = _train(spec, sources, store, work, observer)
+    key = training_key(spec, sources.base, sources.dataset, sources.evaluation)
+    record = {"record_version": RECORD_VERSION, "key": key, **record}
+    record["timing"] = {"seconds": round(time.monotonic() - started, 1), **record["timing"]}
     try:
-        (trained / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(trained, target)
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        (work.scratch / MODEL / RECORD).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise write_failed(target, error) from error
+        raise write_failed(work.scratch / MODEL, error) from error
+    return record
 
 
 def training_key(
@@ -140,11 +161,11 @@ def training_key(
     return digest_bytes(canonical_json({"version": _VERSION, "spec": dumped, "contents": contents}))
 
 
-def _resolve(spec: TrainSpec, rows: Rows | None, evaluation_rows: Rows | None) -> _Sources:
+def _resolve(spec: TrainSpec, rows: Rows | None, evaluation_rows: Rows | None) -> TrainSources:
     def plain(given: Rows | None) -> list[dict[str, Any]] | None:
         return None if given is None else [dict(row) for row in given]
 
-    return _Sources(
+    return TrainSources(
         base=resolve_base(spec.base, spec.runtime, None),
         dataset=resolve_dataset(spec.dataset, plain(rows)),
         evaluation=resolve_dataset(spec.evaluation, plain(evaluation_rows)) if spec.evaluation else None,
@@ -165,7 +186,7 @@ def _finished(target: Path, key: str) -> dict[str, Any] | None:
     raise SpecError(f"{target} exists and is not a trained model", "choose another --out")
 
 
-def _train(spec: TrainSpec, sources: _Sources, store: LocalArtifactStore, work: LocalWork, observer: Observer) -> dict[str, Any]:
+def _train(spec: TrainSpec, sources: TrainSources, store: ArtifactStore, work: WorkArea, observer: Observer) -> dict[str, Any]:
     """Read the pairs, train, evaluate and save the model into the work area; returns the record."""
     import torch
 
@@ -192,7 +213,7 @@ def _train(spec: TrainSpec, sources: _Sources, store: LocalArtifactStore, work: 
     curve = _run(trainer, work, spec.runtime.checkpoint_seconds, observer)
     seconds = time.monotonic() - began
     model = model.merge_and_unload() if spec.lora and spec.lora.merge else model
-    save_model(model, base, ready, work.scratch / "model")
+    save_model(model, base, ready, work.scratch / MODEL)
     return {
         "spec": spec.model_dump(mode="json", exclude={"runtime"}),
         "base": {"origin": sources.base.origin, "revision": sources.base.revision, "digest": sources.base.digest},
@@ -224,7 +245,7 @@ def optim_settings(spec: TrainSpec, n_parameters: int, device: str) -> OptimSett
     )
 
 
-def _as_audit(spec: TrainSpec, sources: _Sources, ready: BaseTokenizer, work: LocalWork) -> AuditRequest:
+def _as_audit(spec: TrainSpec, sources: TrainSources, ready: BaseTokenizer, work: WorkArea) -> AuditRequest:
     """What an audit of the trained model will read: the datasets, rendered with the tokenizer that is saved with it."""
     from safer_engine.pipeline import AuditRequest
 
@@ -236,7 +257,7 @@ def _as_audit(spec: TrainSpec, sources: _Sources, ready: BaseTokenizer, work: Lo
     return AuditRequest(audit, ResolvedInputs(replace(sources.base, path=start), sources.dataset, sources.evaluation))
 
 
-def _read_evaluation(audit: AuditRequest, read: PairSet, work: LocalWork, observer: Observer) -> _Evaluation | None:
+def _read_evaluation(audit: AuditRequest, read: PairSet, work: WorkArea, observer: Observer) -> _Evaluation | None:
     """The evaluation pairs as an audit will read them; says so when they are few. None where no set was given."""
     import pyarrow as pa
 
@@ -261,7 +282,7 @@ def token_pairs(table: pa.Table) -> TokenPairs:
     return TokenPairs(tuple(table["pair_id"].to_pylist()), sides["chosen"], sides["rejected"])
 
 
-def _run(trainer: RewardTrainer, work: LocalWork, every_seconds: float, observer: Observer) -> list[StepStats]:
+def _run(trainer: RewardTrainer, work: WorkArea, every_seconds: float, observer: Observer) -> list[StepStats]:
     """Train to the end from the last checkpoint, saving one now and then; returns the whole curve."""
     curve = _restore(trainer, work)
     saved, pause = time.monotonic(), every_seconds
@@ -279,7 +300,7 @@ def _run(trainer: RewardTrainer, work: LocalWork, every_seconds: float, observer
     return curve
 
 
-def _checkpoint(trainer: RewardTrainer, curve: list[StepStats], work: LocalWork) -> None:
+def _checkpoint(trainer: RewardTrainer, curve: list[StepStats], work: WorkArea) -> None:
     from safetensors.torch import save_file
 
     state = {name: tensor.contiguous() for name, tensor in trainer.state().items()}
@@ -287,7 +308,7 @@ def _checkpoint(trainer: RewardTrainer, curve: list[StepStats], work: LocalWork)
         save_file(state, path, metadata={"curve": json.dumps([asdict(stats) for stats in curve])})
 
 
-def _restore(trainer: RewardTrainer, work: LocalWork) -> list[StepStats]:
+def _restore(trainer: RewardTrainer, work: WorkArea) -> list[StepStats]:
     from safetensors import safe_open
 
     from safer_engine.science.rm_training import StepStats

@@ -23,6 +23,7 @@ class ActivationsStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet,)
     produces: ClassVar[type[Artifact]] = Activations
     reads: ClassVar[tuple[str, ...]] = ("model", "hook", "causal", "split")
+    opens: ClassVar[tuple[str, ...]] = ("model",)
 
     def parts(self, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:
         """See `PartedStage.parts`: the first shard alone, then several shards each."""

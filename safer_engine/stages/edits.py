@@ -20,6 +20,7 @@ class EditsStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, PairScores)
     produces: ClassVar[type[Artifact]] = Edits
     reads: ClassVar[tuple[str, ...]] = ("edits",)
+    opens: ClassVar[tuple[str, ...]] = ()
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """Recommend an action for each row, within each axis and the budget."""

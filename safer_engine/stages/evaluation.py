@@ -19,6 +19,7 @@ class EvaluationStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet,)
     produces: ClassVar[type[Artifact]] = EvaluationSet
     reads: ClassVar[tuple[str, ...]] = ("model", "evaluation")
+    opens: ClassVar[tuple[str, ...]] = ("model", "evaluation")
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
         """See `Stage.run`. Raises DatasetRefused, ModelRefused, NumericalError, ResourceError, Interrupted."""

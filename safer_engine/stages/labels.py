@@ -22,6 +22,7 @@ class LabelsStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = (Latents,)
     produces: ClassVar[type[Artifact]] = Labels
     reads: ClassVar[tuple[str, ...]] = ("labels", "contexts")
+    opens: ClassVar[tuple[str, ...]] = ()
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`."""

@@ -23,6 +23,7 @@ class LatentsStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, SparseAutoencoder)
     produces: ClassVar[type[Artifact]] = Latents
     reads: ClassVar[tuple[str, ...]] = ("salience", "contexts", "hook")
+    opens: ClassVar[tuple[str, ...]] = ()
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`."""

@@ -18,6 +18,7 @@ class PairScoresStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, Latents, Labels)
     produces: ClassVar[type[Artifact]] = PairScores
     reads: ClassVar[tuple[str, ...]] = ("suspicion",)
+    opens: ClassVar[tuple[str, ...]] = ()
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """Score every pair; signals whose inputs are absent are left out and named in meta."""

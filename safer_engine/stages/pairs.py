@@ -29,6 +29,7 @@ class PairsStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = ()
     produces: ClassVar[type[Artifact]] = PairSet
     reads: ClassVar[tuple[str, ...]] = ("model", "dataset")
+    opens: ClassVar[tuple[str, ...]] = ("model", "dataset")
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`. Raises DatasetRefused or ModelRefused when the pairs can't be read or too few are left."""

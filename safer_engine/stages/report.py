@@ -42,6 +42,7 @@ class ReportStage:
     )
     produces: ClassVar[type[Artifact]] = Report
     reads: ClassVar[tuple[str, ...]] = tuple(name for name in AuditSpec.model_fields if name != "runtime")
+    opens: ClassVar[tuple[str, ...]] = ()
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """Build the report and write its files."""

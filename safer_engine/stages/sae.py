@@ -18,6 +18,7 @@ class SaeStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations)
     produces: ClassVar[type[Artifact]] = SparseAutoencoder
     reads: ClassVar[tuple[str, ...]] = ("sae", "split", "model", "hook")
+    opens: ClassVar[tuple[str, ...]] = ("model", "corpus")
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`. Raises NumericalError, ResourceError, Interrupted; what was trained is kept."""
