@@ -15,8 +15,6 @@ from service.errors import Unreachable
 if TYPE_CHECKING:
     from service.schemas import ArtifactView
 
-_CHUNK = 1 << 18
-
 
 def target_of(folder: Path, name: str) -> Path:
     """Where an artifact's file goes below a folder. Raises ArtifactError for a name that would leave it."""
@@ -98,7 +96,7 @@ def _append(
         if have and not partial_content:
             observer.advance(-have)
         with partial.open("ab" if partial_content else "wb") as file:
-            for chunk in response.iter_raw(_CHUNK):
+            for chunk in response.iter_raw():  # a chunk size would hold back, and lose, what came before a break
                 file.write(chunk)
                 observer.advance(len(chunk))
     if partial.stat().st_size < expected.size:
