@@ -120,9 +120,10 @@ class JobRequests:
             unit = connection.execute(query).mappings().one_or_none()
             if unit is None:
                 return None
-            older = (units.c.priority == unit["priority"]) & (units.c.job_id < job.id)
-            ahead = (units.c.queue == unit["queue"]) & waiting & ((units.c.priority > unit["priority"]) | older)
-            count = connection.execute(select(func.count(units.c.job_id.distinct())).where(ahead)).scalar_one()
+            age = (jobs.c.created < job.created) | ((jobs.c.created == job.created) & (jobs.c.id < job.id))
+            first = (units.c.priority > unit["priority"]) | ((units.c.priority == unit["priority"]) & age)
+            ahead = select(func.count(units.c.job_id.distinct())).join(jobs, jobs.c.id == units.c.job_id)
+            count = connection.execute(ahead.where(units.c.queue == unit["queue"], waiting, first)).scalar_one()
         return int(count) + 1
 
     def request_cancel(self, project: str, job_id: str, actor: str) -> JobRecord:

@@ -17,7 +17,7 @@ from service.jobs.database import migrate, open_database, writing
 from service.jobs.model import JobKind, JobRecord, JobState, Lease, StagePart, StageState
 from service.jobs.requests import Finished, NewJob
 from service.jobs.store import JobStore
-from service.jobs.tables import jobs, units
+from service.jobs.tables import job_labels, jobs, units
 
 _MEMORY = Path("/dev/shm")
 PEPPER = "a pepper of tests"
@@ -81,8 +81,9 @@ class Database:
         return self.get(job)
 
     def backdate(self, job: JobRecord, seconds: float) -> None:
-        """Make a job that much older."""
+        """Make a job that much older than now."""
         self.change(jobs, jobs.c.id == job.id, created=utc_after(-seconds))
+        self.change(job_labels, job_labels.c.job_id == job.id, created=self.get(job).created)
 
 
 @contextmanager
