@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from safer_engine.errors import ArtifactError, SaferError
 from safer_engine.store import ArtifactStore, Manifest
+from service.infra.input_cache import InputCache
 from service.infra.object_space import FolderSpace, ObjectSpace, plain
 from service.infra.settings import Settings
 
@@ -107,7 +108,6 @@ class Stores:
         self._engine = engine
         self.space: ObjectSpace
         if settings.on_s3:
-            from service.infra.input_cache import InputCache
             from service.infra.s3_client import S3Client
             from service.infra.s3_commit import ManifestWriter
 
@@ -137,6 +137,15 @@ class Stores:
         """Projects that keep anything here."""
         found = (self.space.folders(f"{kind}/") for kind in ("manifests", "work", "uploads", "incoming"))
         return sorted({name for names in found for name in names})
+
+    def drop_cached(self, digests: Collection[str]) -> None:
+        """Remove files and uploads from this machine's caches, in use or not."""
+        cache = self.settings.folder / "cache"
+        for folder in (cache / "blobs", cache / "inputs"):
+            if folder.is_dir():
+                kept = InputCache(folder, self.settings.cache_bytes)
+                for digest in digests:
+                    kept.drop(digest)
 
     def readiness(self) -> Readiness:
         """Whether the store answers, and what decides a race of commits."""

@@ -1,0 +1,179 @@
+"""What the database says of artifacts and uploads that may be removed, and what it is told when they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, delete, select, update
+
+from service.jobs import audit_log, moves
+from service.jobs.database import reading, writing
+from service.jobs.model import FINAL_JOB_STATES, JobState, StageState
+from service.jobs.tables import artifact_refs, decisions, jobs, key_locks, stages, units, uploads
+from service.jobs.uploads import UploadState
+
+ACTOR = "retention"
+Place = tuple[str, str]
+"""Stage and cache key of an artifact or a work area."""
+
+
+@dataclass(frozen=True)
+class AffectedJob:
+    """A job that used something that is removed. `live`: it has not ended."""
+
+    id: str
+    kind: str
+    state: str
+    live: bool
+
+
+class RetentionRecords:
+    """The database, as retention needs it. Every method may raise Unavailable."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def in_use(self, project: str) -> frozenset[Place]:
+        """What jobs that have not ended have made, read or compute now."""
+        live = (jobs.c.project == project) & jobs.c.state.not_in(FINAL_JOB_STATES)
+        referred = select(artifact_refs.c.stage, artifact_refs.c.key).join(jobs, jobs.c.id == artifact_refs.c.job_id).where(live)
+        planned = (
+            select(stages.c.name, stages.c.key).join(jobs, jobs.c.id == stages.c.job_id).where(live, stages.c.key.is_not(None))
+        )
+        locked = select(key_locks.c.stage, key_locks.c.key).where(key_locks.c.project == project)
+        with reading(self._engine) as connection:
+            return frozenset((row[0], row[1]) for query in (referred, planned, locked) for row in connection.execute(query))
+
+    def referred(self, project: str) -> frozenset[Place]:
+        """What jobs that were not deleted refer to."""
+        query = select(artifact_refs.c.stage, artifact_refs.c.key).where(artifact_refs.c.project == project)
+        with reading(self._engine) as connection:
+            return frozenset((row[0], row[1]) for row in connection.execute(query))
+
+    @contextmanager
+    def removing(self, project: str, place: Place) -> Iterator[bool]:
+        """Remove an artifact within: nobody claims its key meanwhile. Gives False where a job uses it: leave it then.
+
+        Afterwards no job refers to it, and a failed or cancelled job that is tried again computes it anew.
+        """
+        with writing(self._engine) as connection:
+            free = _lock_key(connection, project, place) and not _is_used(connection, project, place)
+            yield free
+            if free:
+                _forget(connection, project, place)
+            mine = (key_locks.c.project == project) & (key_locks.c.stage == place[0]) & (key_locks.c.key == place[1])
+            connection.execute(delete(key_locks).where(mine, key_locks.c.token == _NOBODYS))
+
+    def jobs_of(self, project: str, places: Iterable[Place], spec_words: Iterable[str] = ()) -> tuple[AffectedJob, ...]:
+        """Jobs that refer to any of the artifacts, or whose spec contains any of the words; oldest first."""
+        wanted, words = set(places), tuple(spec_words)
+        refs = select(artifact_refs.c.stage, artifact_refs.c.key, artifact_refs.c.job_id).where(
+            artifact_refs.c.project == project
+        )
+        query = select(jobs.c.id, jobs.c.kind, jobs.c.state, jobs.c.spec)
+        query = query.where(jobs.c.project == project, jobs.c.deleted.is_(None)).order_by(jobs.c.id)
+        with reading(self._engine) as connection:
+            using = {row.job_id for row in connection.execute(refs) if (row.stage, row.key) in wanted}
+            return tuple(
+                AffectedJob(row.id, row.kind, row.state, row.state not in FINAL_JOB_STATES)
+                for row in connection.execute(query)
+                if row.id in using or any(word in _texts(row.spec) for word in words)
+            )
+
+    def places_of(self, project: str, job_ids: Iterable[str]) -> frozenset[Place]:
+        """What some jobs refer to."""
+        query = select(artifact_refs.c.stage, artifact_refs.c.key, artifact_refs.c.job_id).where(
+            artifact_refs.c.project == project
+        )
+        wanted = set(job_ids)
+        with reading(self._engine) as connection:
+            return frozenset((row.stage, row.key) for row in connection.execute(query) if row.job_id in wanted)
+
+    def words_of_specs(self, project: str, job_ids: Iterable[str], prefix: str) -> frozenset[str]:
+        """The values in the specs of some jobs that begin with `prefix`."""
+        wanted = set(job_ids)
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(jobs.c.id, jobs.c.spec).where(jobs.c.project == project))
+            return frozenset(text for row in rows if row.id in wanted for text in _texts(row.spec) if text.startswith(prefix))
+
+    def uploads(self, project: str, state: UploadState) -> dict[str, str]:
+        """Id → digest of a project's uploads in a state."""
+        query = select(uploads.c.id, uploads.c.digest).where(uploads.c.project == project, uploads.c.state == state)
+        with reading(self._engine) as connection:
+            return {row.id: row.digest or "" for row in connection.execute(query)}
+
+    def dataset_uploads(self, project: str) -> frozenset[str]:
+        """Digests of a project's complete uploads that are datasets."""
+        query = select(uploads.c.digest).where(uploads.c.project == project, uploads.c.kind == "dataset")
+        with reading(self._engine) as connection:
+            return frozenset(connection.execute(query.where(uploads.c.state == UploadState.COMPLETE)).scalars())
+
+    def count_decisions(self, project: str, pair_ids: Iterable[str]) -> int:
+        """How many decisions of reviewers are about these pairs."""
+        with reading(self._engine) as connection:
+            return len(_decisions(connection, project, set(pair_ids)))
+
+    def purged(self, project: str, pair_ids: Iterable[str], digests: Iterable[str], affected: Iterable[AffectedJob]) -> None:
+        """Take out decisions about the pairs and the uploads of these digests; tell the jobs and the audit log."""
+        with writing(self._engine) as connection:
+            rows = _decisions(connection, project, set(pair_ids))
+            for start in range(0, len(rows), _AT_ONCE):
+                connection.execute(delete(decisions).where(decisions.c.id.in_(rows[start : start + _AT_ONCE])))
+            gone = (uploads.c.project == project) & uploads.c.digest.in_(list(digests))
+            connection.execute(update(uploads).where(gone).values(state=UploadState.REMOVED))
+            for job in affected:
+                moves.add_event(connection, job.id, "purged", None, {"decisions": len(rows)})
+            audit_log.append(connection, project, ACTOR, "pairs.purge", project, {"jobs": [job.id for job in affected]})
+
+
+_AT_ONCE = 500
+_NOBODYS = -1
+
+
+def _lock_key(connection: Connection, project: str, place: Place) -> bool:
+    """Take the key until the transaction ends; False where a unit has it. Others that claim it wait for the transaction."""
+    unit = connection.execute(select(units.c.id).limit(1)).scalar()
+    if unit is None:
+        return True  # no job, nobody to keep away
+    row = {"project": project, "stage": place[0], "key": place[1], "unit_id": unit, "token": _NOBODYS}
+    statement = moves.inserting(connection)(key_locks).values(row)
+    taken = statement.on_conflict_do_nothing(index_elements=["project", "stage", "key"]).returning(key_locks.c.key)
+    return connection.execute(taken).first() is not None
+
+
+def _is_used(connection: Connection, project: str, place: Place) -> bool:
+    live = (jobs.c.project == project) & jobs.c.state.not_in(FINAL_JOB_STATES)
+    mine = (artifact_refs.c.project == project) & (artifact_refs.c.stage == place[0]) & (artifact_refs.c.key == place[1])
+    query = select(jobs.c.id).join(artifact_refs, artifact_refs.c.job_id == jobs.c.id).where(live, mine)
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def _forget(connection: Connection, project: str, place: Place) -> None:
+    """No job refers to the artifact any more; one that can be tried again opens that stage anew."""
+    mine = (artifact_refs.c.project == project) & (artifact_refs.c.stage == place[0]) & (artifact_refs.c.key == place[1])
+    connection.execute(delete(artifact_refs).where(mine))
+    again = select(jobs.c.id).where(jobs.c.project == project, jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)))
+    done = (stages.c.name == place[0]) & (stages.c.key == place[1]) & (stages.c.state == StageState.DONE)
+    values = {"state": StageState.PENDING, "key": None, "outcome": None, "content_digest": None, "cost": None}
+    connection.execute(update(stages).where(done, stages.c.job_id.in_(again)).values(values))
+
+
+def _decisions(connection: Connection, project: str, pair_ids: set[str]) -> list[int]:
+    query = select(decisions.c.id, decisions.c.pair_id).join(jobs, jobs.c.id == decisions.c.job_id)
+    rows = connection.execute(query.where(jobs.c.project == project))
+    return [row.id for row in rows if named_by(row.pair_id, pair_ids)]
+
+
+def named_by(pair_id: str, wanted: set[str]) -> bool:
+    """Whether a pair is one of those wanted, or a part (`#n`) of a row that is."""
+    return pair_id in wanted or pair_id.rpartition("#")[0] in wanted
+
+
+def _texts(value: object) -> frozenset[str]:
+    """Every text value of a JSON document."""
+    if isinstance(value, str):
+        return frozenset((value,))
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return frozenset(text for each in inner for text in _texts(each))
