@@ -139,10 +139,16 @@ async def _database(_request: Request, _error: Exception) -> Response:
     return from_error(service.Unavailable("the database cannot be reached", "try again in a few seconds"))
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of a route's errors: those given, and those that any route may answer."""
+Responses = dict[int | str, dict[str, Any]]
+
+
+def responses(*statuses: int, own: Responses | None = None) -> Responses:
+    """What OpenAPI says of a route's errors: those given, and those that any route may answer; `own` goes before them."""
     every = sorted({400, 401, 403, 404, 413, 422, 429, 500, 503, *statuses})
-    return {status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": _PROBLEM}}} for status in every}
+    problems: Responses = {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": _PROBLEM}}} for status in every
+    }
+    return problems | (own or {})
 
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}

@@ -113,12 +113,16 @@ class OpenStreams:
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    @contextmanager
-    def one(self, key_id: str) -> Iterator[None]:
-        """Count a stream while it is open. Raises TooManyRequests."""
+    def require_room(self, key_id: str) -> None:
+        """Raises TooManyRequests where a key has as many open as it may."""
         with self._lock:
             if self._open[key_id] >= STREAMS_PER_KEY:
                 raise TooManyRequests("too many event streams are open", "close some", 5.0)
+
+    @contextmanager
+    def one(self, key_id: str) -> Iterator[None]:
+        """Count a stream while it is open."""
+        with self._lock:
             self._open[key_id] += 1
         try:
             yield
@@ -138,12 +142,14 @@ class Watch:
         state: the job's state; None: it is gone.
         allowed: whether the key still lives.
         stopping: the service ends.
+        follow: False ends the stream after what has happened so far.
     """
 
     events: Callable[[int], tuple[EventRecord, ...]]
     state: Callable[[], JobState | None]
     allowed: Callable[[], bool]
     stopping: threading.Event
+    follow: bool = True
 
 
 async def event_stream(watch: Watch, after: int) -> AsyncIterator[str]:
@@ -165,7 +171,7 @@ async def event_stream(watch: Watch, after: int) -> AsyncIterator[str]:
         if batch:
             told = now
             continue
-        if state is None or state in FINAL_JOB_STATES:
+        if state is None or state in FINAL_JOB_STATES or not watch.follow:
             yield sse("end", {"state": state})
             return
         if now - told >= HEARTBEAT_SECONDS:

@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     )
     metrics_port: int = Field(9464, ge=0, le=65535, description="Port of a worker's /metrics; 0 for none.")
     terminate_seconds: float = Field(30.0, gt=0, description="Time for a checkpoint when a worker is asked to stop.")
+    metrics_public: bool = Field(
+        False, description="Let anyone read the API's /metrics; otherwise this machine itself, and admins of `default`."
+    )
 
     retention_days: float = Field(7.0, gt=0, description="Days that activations and work areas are kept.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line logged.")

@@ -1,0 +1,93 @@
+"""`python -m service`: the API, its pages and the dispatcher in one process. Ends cleanly on SIGTERM and SIGINT.
+
+Exit codes: 0 after a clean stop, 1 when something that is needed is away, 2 when a setting is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import FrameType
+
+import uvicorn
+
+from safer_engine.errors import SaferError
+from service.callbacks import Callbacks
+from service.errors import Unavailable
+from service.http.app import create_app
+from service.http.services import Services, open_services
+from service.infra.logs import configure_logging
+from service.infra.settings import Settings, load_settings
+from service.jobs.callbacks import CallbackStore
+from service.jobs.database import check_version
+from service.jobs.dispatcher import Dispatcher
+
+_STOP_SECONDS = 10
+
+
+class Server(uvicorn.Server):
+    """Tells the streams to end when it is asked to stop: it waits for every open connection."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signal."""
+        self._stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal comes.
+
+    Raises:
+        SaferError: a setting is missing, or the database is away or has another schema.
+    """
+    services = open_services(settings)
+    check_version(services.engine)
+    services.access.ensure_project("default")
+    dispatcher = Dispatcher(services.jobs, services.sender, settings)
+    callbacks = Callbacks(CallbackStore(services.engine), services.outbound, settings)
+    threads = [
+        threading.Thread(target=each.run, args=(services.stopping,), name=type(each).__name__) for each in (dispatcher, callbacks)
+    ]
+    server = Server(_config(settings, services), services.stopping)
+    for thread in threads:
+        thread.start()
+    try:
+        server.run()
+    finally:
+        services.stopping.set()
+        for thread in threads:
+            thread.join(_STOP_SECONDS)
+
+
+def main() -> int:
+    """The process; its exit code."""
+    try:
+        settings = load_settings()
+        configure_logging(settings)
+        serve(settings)
+    except SaferError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return 1 if isinstance(error, Unavailable) else 2
+    return 0
+
+
+def _config(settings: Settings, services: Services) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(settings, services),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=_STOP_SECONDS,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Jobs: submitting, finding, watching, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.responses import Response, StreamingResponse
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from service.errors import NotFound
+from service.http.auth import Submitter, Watcher
+from service.http.errors import Responses, responses
+from service.http.parameters import Cursor, DigestPath, IdempotencyKey, JobId, Labelled, Limit, ServicesDep, labels_of, moment
+from service.http.services import Services
+from service.http.streaming import EVENTS_AT_ONCE, Watch, event_stream
+from service.http.submissions import new_audit, new_training
+from service.http.views import job_view, summary
+from service.jobs.access import Principal
+from service.jobs.model import JobKind, JobRecord, JobState
+from service.jobs.requests import JobQuery, NewJob
+from service.schemas import JobSummary, JobView, Page, SubmitAudit, SubmitTraining
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+_CREATED: Responses = {
+    201: {"description": "The new job."},
+    200: {"model": JobView, "description": "The job of the same request before."},
+}
+_SSE: Responses = {200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+@router.post("/audits", status_code=201, response_model=JobView, responses=responses(409, own=_CREATED))
+def submit_audit(
+    asked: SubmitAudit, who: Submitter, services: ServicesDep, response: Response, key: IdempotencyKey = None
+) -> JobView:
+    """Submit an audit of a reward model."""
+    return _submit(services, who, new_audit(services, who, asked, key), response)
+
+
+@router.post("/trainings", status_code=201, response_model=JobView, responses=responses(409, own=_CREATED))
+def submit_training(
+    asked: SubmitTraining, who: Submitter, services: ServicesDep, response: Response, key: IdempotencyKey = None
+) -> JobView:
+    """Submit the training of a reward model. The job is then one among the audits: watched, cancelled and read there."""
+    return _submit(services, who, new_training(services, who, asked, key), response)
+
+
+class JobFilters(BaseModel):
+    """Which jobs are listed; all conditions hold together."""
+
+    model_config = ConfigDict(extra="forbid")
+    state: Annotated[list[JobState], Field(description="Any of these.", max_length=5)] = []
+    kind: JobKind | None = None
+    label: Labelled = []
+    stage: Annotated[str | None, Field(pattern=r"^[a-z_]{1,40}$", description="The step that is open.")] = None
+    created_from: AwareDatetime | None = None
+    created_before: AwareDatetime | None = None
+    cursor: Cursor = None
+    limit: Limit = 50
+
+    def query(self) -> JobQuery:
+        """The conditions. Raises RequestInvalid."""
+        return JobQuery(
+            states=tuple(dict.fromkeys(self.state)),
+            kind=self.kind,
+            labels=labels_of(self.label),
+            stage=self.stage,
+            created_from=moment(self.created_from, "created_from"),
+            created_before=moment(self.created_before, "created_before"),
+        )
+
+
+@router.get("/audits", response_model=Page[JobSummary], responses=responses())
+def list_audits(who: Watcher, services: ServicesDep, filters: Annotated[JobFilters, Query()]) -> Page[JobSummary]:
+    """The project's jobs, newest first."""
+    return _page(services, who.project, filters.query(), filters.cursor, filters.limit)
+
+
+@router.get("/models/{digest}/audits", response_model=Page[JobSummary], responses=responses())
+def audits_of_model(
+    digest: DigestPath, who: Watcher, services: ServicesDep, cursor: Cursor = None, limit: Limit = 50
+) -> Page[JobSummary]:
+    """Jobs that used a model, by its content digest."""
+    return _page(services, who.project, JobQuery(input_digest=digest), cursor, limit)
+
+
+@router.get("/datasets/{digest}/audits", response_model=Page[JobSummary], responses=responses())
+def audits_of_dataset(
+    digest: DigestPath, who: Watcher, services: ServicesDep, cursor: Cursor = None, limit: Limit = 50
+) -> Page[JobSummary]:
+    """Jobs that used a dataset, by its content digest."""
+    return _page(services, who.project, JobQuery(input_digest=digest), cursor, limit)
+
+
+@router.get("/audits/{job_id}", response_model=JobView, responses=responses())
+def get_audit(job_id: JobId, who: Watcher, services: ServicesDep) -> JobView:
+    """One job: where it stands, and what became of it."""
+    return view_of(services, services.jobs.get(who.project, job_id))
+
+
+def _last_seen(
+    after: Annotated[int, Query(ge=0, le=2**62, description="Events with a larger id only.")] = 0,
+    last: Annotated[
+        str | None, Header(alias="Last-Event-ID", max_length=100, description="As `after`, sent by browsers that come back.")
+    ] = None,
+) -> int:
+    return min(int(last[:20]), 2**62) if last is not None and last.isascii() and last.isdigit() else after
+
+
+@router.get("/audits/{job_id}/events", response_class=StreamingResponse, responses=responses(own=_SSE))
+async def audit_events(
+    job_id: JobId, who: Watcher, services: ServicesDep, after: Annotated[int, Depends(_last_seen)]
+) -> StreamingResponse:
+    """What happens to a job, as server-sent events; ends after `end`, when the job has ended."""
+    await asyncio.to_thread(services.jobs.get, who.project, job_id)
+    watch = Watch(
+        events=lambda since: services.jobs.events(job_id, since, EVENTS_AT_ONCE),
+        state=lambda: _state(services, who, job_id),
+        allowed=lambda: services.access.principal(who.key_id) is not None,
+        stopping=services.stopping,
+    )
+    services.streams.require_room(who.key_id)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_counted(services, who, event_stream(watch, after)), 200, headers, "text/event-stream")
+
+
+@router.post("/audits/{job_id}/cancel", response_model=JobView, responses=responses(409))
+def cancel_audit(job_id: JobId, who: Submitter, services: ServicesDep) -> JobView:
+    """Stop a job. What a worker is at ends within a heartbeat; what was committed stays."""
+    return view_of(services, services.jobs.request_cancel(who.project, job_id, who.key_id))
+
+
+@router.post("/audits/{job_id}/retry", response_model=JobView, responses=responses(409))
+def retry_audit(job_id: JobId, who: Submitter, services: ServicesDep) -> JobView:
+    """Queue a failed or cancelled job again. Steps that are done are not done again."""
+    job = services.jobs.retry(who.project, job_id, who.key_id)
+    services.sender.wake()
+    return view_of(services, job)
+
+
+@router.delete("/audits/{job_id}", status_code=204, response_class=Response, responses=responses(409))
+def delete_audit(job_id: JobId, who: Submitter, services: ServicesDep) -> None:
+    """Remove a job that has ended. Files that no other job uses go with the next collection."""
+    services.jobs.delete(who.project, job_id, who.key_id)
+
+
+def view_of(services: Services, job: JobRecord) -> JobView:
+    """A job in full, with what stands in other tables."""
+    return job_view(job, services.jobs.stages(job.id), services.jobs.queue_position(job))
+
+
+async def _counted(services: Services, who: Principal, stream: AsyncIterator[str]) -> AsyncIterator[str]:
+    with services.streams.one(who.key_id):
+        async for text in stream:
+            yield text
+
+
+def _submit(services: Services, who: Principal, new: NewJob, response: Response) -> JobView:
+    submitted = services.jobs.submit(who.project, new)
+    response.status_code = 201 if submitted.created else 200
+    response.headers["Location"] = f"/v1/audits/{submitted.job.id}"
+    services.sender.wake()
+    return view_of(services, submitted.job)
+
+
+def _page(services: Services, project: str, query: JobQuery, cursor: str | None, limit: int) -> Page[JobSummary]:
+    found = services.jobs.find(project, query, cursor, limit)
+    return Page(items=[summary(job) for job in found.items], next=found.next)
+
+
+def _state(services: Services, who: Principal, job_id: str) -> JobState | None:
+    try:
+        return services.jobs.get(who.project, job_id).state
+    except NotFound:
+        return None

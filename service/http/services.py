@@ -1,0 +1,105 @@
+"""What the handlers work with, made once when the application starts."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from prometheus_client import CollectorRegistry
+from sqlalchemy import Engine
+
+from safer_engine.errors import SpecError
+from service.http.edit_rows import EditOrders
+from service.http.limits import RateLimit
+from service.http.streaming import OpenStreams
+from service.infra.metrics import ArtifactMetrics, HttpMetrics, ServiceCollector
+from service.infra.settings import Settings
+from service.infra.stores import ServiceStore, Stores
+from service.jobs.access import AccessStore
+from service.jobs.attachments import AttachmentStore
+from service.jobs.database import open_database
+from service.jobs.queue import Sender
+from service.jobs.reviews import ReviewStore
+from service.jobs.store import JobStore
+from service.jobs.uploads import UploadStore
+from service.outbound import Outbound
+
+STRANGERS_PER_MINUTE = 60.0
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything behind the API.
+
+    Attributes:
+        rate: requests by API key; strangers: refused requests by address.
+        stopping: set when the process is asked to end: streams close.
+    """
+
+    settings: Settings
+    engine: Engine
+    jobs: JobStore
+    access: AccessStore
+    reviews: ReviewStore
+    uploads: UploadStore
+    attachments: AttachmentStore
+    stores: Stores
+    sender: Sender
+    registry: CollectorRegistry
+    http_metrics: HttpMetrics
+    pepper: bytes
+    outbound: Outbound
+    rate: RateLimit
+    strangers: RateLimit
+    edit_orders: EditOrders = field(default_factory=EditOrders)
+    streams: OpenStreams = field(default_factory=OpenStreams)
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self.sender.close()
+        self.engine.dispose()
+
+    def store(self, project: str) -> ServiceStore:
+        """The artifacts of one project."""
+        return self.stores.project(project)
+
+
+def open_services(settings: Settings) -> Services:
+    """Everything behind the API, for these settings; connects to nothing yet.
+
+    Raises:
+        SpecError: a setting that the API needs is missing or cannot be used.
+    """
+    if settings.secret_pepper is None:
+        raise SpecError("SAFER_SECRET_PEPPER is not set", "set it to 32 random bytes in hex, and keep it: keys depend on it")
+    engine = open_database(settings)
+    registry = CollectorRegistry()
+    artifacts = ArtifactMetrics(registry)
+    jobs = JobStore(engine, settings)
+    registry.register(ServiceCollector(jobs.facts))
+    stores = Stores(settings, engine, artifacts.observe)
+    return Services(
+        settings=settings,
+        engine=engine,
+        jobs=jobs,
+        access=AccessStore(engine, settings),
+        reviews=ReviewStore(engine),
+        uploads=UploadStore(engine, settings),
+        attachments=AttachmentStore(engine),
+        stores=stores,
+        sender=Sender(settings),
+        registry=registry,
+        http_metrics=HttpMetrics(registry),
+        pepper=settings.secret_pepper.get_secret_value().encode(),
+        outbound=Outbound(settings.allowed_networks),
+        rate=RateLimit(settings.requests_per_minute),
+        strangers=RateLimit(STRANGERS_PER_MINUTE),
+    )
+
+
+def services_of(request: Request) -> Services:
+    """The services of the application that handles a request."""
+    services: Services = request.app.state.services
+    return services

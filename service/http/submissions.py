@@ -1,0 +1,96 @@
+"""From what a client sends to a job that may be stored: the spec validated by the engine, its sources allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from safer_engine.spec import PAPER_PRESET, AuditSpec, merge
+from safer_engine.spec_layers import hub_source, problems, with_kinds
+from safer_engine.store import canonical_json, digest_bytes
+from safer_engine.train_spec import PAPER_RECIPE, TrainSpec
+from service.errors import FieldProblem, RequestInvalid
+from service.http.services import Services
+from service.jobs.access import Principal
+from service.jobs.model import JobKind
+from service.jobs.requests import NewJob
+from service.jobs.stage_plan import stages_of
+from service.schemas import SubmitAudit, SubmitTraining
+from service.source_policy import check_audit, check_training, upload_digests
+
+Spec = AuditSpec | TrainSpec
+_DATASETS = ("dataset", "evaluation")
+
+
+def new_audit(services: Services, who: Principal, asked: SubmitAudit, key: str | None) -> NewJob:
+    """An audit to store. Raises RequestInvalid, SourceNotAllowed."""
+    document = asked.spec
+    preset: dict[str, Any] = PAPER_PRESET if document.get("preset") == "paper" else {}
+    spec = validated(AuditSpec, with_kinds(merge(preset, expanded(document))))
+    assert isinstance(spec, AuditSpec)
+    check_audit(spec, services.settings)
+    return _job(services, who, JobKind.AUDIT, asked, spec, key)
+
+
+def new_training(services: Services, who: Principal, asked: SubmitTraining, key: str | None) -> NewJob:
+    """A training to store. Raises RequestInvalid, SourceNotAllowed."""
+    document = asked.spec
+    preset = {"recipe": PAPER_RECIPE} if document.get("preset") == "paper" else {}
+    spec = validated(TrainSpec, merge(preset, expanded(document)))
+    assert isinstance(spec, TrainSpec)
+    check_training(spec, services.settings)
+    return _job(services, who, JobKind.TRAIN_RM, asked, spec, key)
+
+
+def validated(model: type[BaseModel], document: dict[str, Any]) -> BaseModel:
+    """A document as the engine understands it. Raises RequestInvalid with the path of each wrong field."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        found = tuple(FieldProblem(_path(item.path), item.message) for item in problems(error, model))
+        told = "; ".join(f"{item.path}: {item.message}" for item in found[:3])
+        raise RequestInvalid(f"the spec is invalid: {told}", "docs/spec.md describes every key", found) from None
+
+
+def expanded(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with the shorthands `model: NAME` and `dataset: NAME` written out. Nothing is looked for on this machine."""
+    full = dict(document)
+    if isinstance(full.get("model"), str):
+        full["model"] = {"path": full["model"]}
+    for section in _DATASETS:
+        value = full.get(section)
+        if isinstance(value, str):
+            full[section] = {"source": _source(value)}
+        elif isinstance(value, dict) and isinstance(value.get("source"), str):
+            full[section] = {**value, "source": _source(value["source"])}
+    return full
+
+
+def _source(text: str) -> dict[str, Any]:
+    return hub_source(text) or {"kind": "local", "path": text}
+
+
+def _path(path: str) -> str:
+    return f"spec.{path}" if path else "spec"
+
+
+def _job(
+    services: Services, who: Principal, kind: JobKind, asked: SubmitAudit | SubmitTraining, spec: Spec, key: str | None
+) -> NewJob:
+    if asked.callback_url is not None:
+        services.outbound.precheck(asked.callback_url)
+    document = spec.model_dump(mode="json")
+    return NewJob(
+        kind=kind,
+        spec=document,
+        stages=stages_of(kind),
+        priority=asked.priority,
+        labels=asked.labels,
+        callback_url=asked.callback_url,
+        idempotency_key=key,
+        body_digest=digest_bytes(canonical_json([kind, asked.model_dump(mode="json")])),
+        submitted_by=who.key_id,
+        inputs=upload_digests(spec),
+        gpu_seconds_budget=asked.gpu_seconds_budget,
+    )
