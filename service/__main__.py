@@ -5,6 +5,7 @@ Exit codes: 0 after a clean stop, 1 when something that is needed is away, 2 whe
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from types import FrameType
@@ -52,6 +53,8 @@ def serve(settings: Settings) -> None:
     threads = [
         threading.Thread(target=each.run, args=(services.stopping,), name=type(each).__name__) for each in (dispatcher, callbacks)
     ]
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on when it has stopped: by then it is old news
+        signal.signal(number, lambda *_: services.stopping.set())
     server = Server(_config(settings, services), services.stopping)
     for thread in threads:
         thread.start()

@@ -95,5 +95,5 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    for loud in ("botocore", "boto3", "urllib3", "httpx", "httpcore", "uvicorn.access"):
+    for loud in ("alembic", "botocore", "boto3", "urllib3", "httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(loud).setLevel(logging.WARNING)
