@@ -10,7 +10,7 @@ import pytest
 from safer_engine.errors import SpecError
 from service.errors import Conflict, NotFound, QuotaExceeded
 from service.jobs.access import AccessStore, Limits
-from service.jobs.model import JobError, JobKind, JobState, StagePart, StageState, UnitState
+from service.jobs.model import JobError, JobKind, JobRecord, JobState, StagePart, StageState, UnitState
 from service.jobs.requests import Finished, JobQuery, NewJob
 from service.jobs.tables import projects
 from tests.helpers.databases import Database, new_job
@@ -191,7 +191,8 @@ def test_listing_pages_through_everything_once_newest_first(db: Database) -> Non
     jobs = [db.submit(labels={"n": str(n % 2)}) for n in range(7)]
     for age, job in enumerate(reversed(jobs)):
         db.backdate(job, 60.0 * (age // 2))  # some are of the same age to the millisecond, or nearly
-    seen, cursor = [], None
+    seen: list[JobRecord] = []
+    cursor: str | None = None
     while True:
         page = db.store.find("default", cursor=cursor, limit=3)
         seen += page.items
