@@ -125,7 +125,7 @@ def run(
 
 def run_stage(stage: Stage, request: AuditRequest, store: ArtifactStore, found: Found, observer: Observer) -> StoredArtifact:
     """Run one stage, or return what is committed under its key; waits while another process computes the same key."""
-    digests = {kind: _digest(found[kind]) for kind in stage.consumes}
+    digests = {kind: content_digest(found[kind]) for kind in stage.consumes}
     key = stage_key(stage, request, store, digests)
     told = False
     while not store.has(stage.name, key):
@@ -147,7 +147,7 @@ def run_part(stage: Stage, part: str, request: AuditRequest, store: ArtifactStor
     """
     if not isinstance(stage, PartedStage):
         raise ArtifactError(f"stage {stage.name} has no parts")
-    key = stage_key(stage, request, store, {kind: _digest(found[kind]) for kind in stage.consumes})
+    key = stage_key(stage, request, store, {kind: content_digest(found[kind]) for kind in stage.consumes})
     told = False
     while not store.has(stage.name, key):
         try:
@@ -198,7 +198,7 @@ def _compute(
                 stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
                 observer.stage_finished(stage.name, "stopped" if stopped else "failed", measurement.seconds)
                 raise
-        draft = _draft(stage, outcome, request, {k.__name__: _digest(found[k]) for k in stage.consumes})
+        draft = _draft(stage, outcome, request, {k.__name__: content_digest(found[k]) for k in stage.consumes})
         stored: StoredArtifact = store.commit(stage.name, key, work, replace(draft, cost=measurement.cost))
         observer.stage_finished(stage.name, "absent" if isinstance(outcome, Absent) else "computed", measurement.seconds)
         return stored
@@ -222,5 +222,6 @@ def stage_key(stage: Stage, request: AuditRequest, store: ArtifactStore, digests
     return cache_key(stage, request.spec, request.sources, inputs, store.project)
 
 
-def _digest(value: Artifact | Absent) -> str:
+def content_digest(value: Artifact | Absent) -> str:
+    """What stands for an artifact in the keys of stages that consume it."""
     return value.stored.manifest.content_digest if isinstance(value, Artifact) else value.digest
