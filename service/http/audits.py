@@ -17,7 +17,7 @@ from service.http.parameters import Cursor, DigestPath, IdempotencyKey, JobId, L
 from service.http.services import Services
 from service.http.streaming import EVENTS_AT_ONCE, Watch, event_stream
 from service.http.submissions import new_audit, new_training
-from service.http.views import job_view, summary
+from service.http.views import job_view, progress_of, summary
 from service.jobs.access import Principal
 from service.jobs.model import JobKind, JobRecord, JobState
 from service.jobs.requests import JobQuery, NewJob
@@ -118,6 +118,7 @@ async def audit_events(
     watch = Watch(
         events=lambda since: services.jobs.events(job_id, since, EVENTS_AT_ONCE),
         state=lambda: _state(services, who, job_id),
+        progress=lambda: progress_of(services.jobs.stages(job_id)),
         allowed=lambda: services.access.principal(who.key_id) is not None,
         stopping=services.stopping,
     )

@@ -7,9 +7,7 @@ import binascii
 import json
 import math
 import re
-import threading
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,6 @@ from service.errors import Malformed
 
 Line = dict[str, Any]
 SCAN_LINES = 20_000
-_KEPT = 16
 _CURSOR = re.compile(rb"^edits:(\d{1,12})$")
 _SUSPICION = re.compile(rb'"suspicion": (null|[-+.eE0-9]+)')
 """Matches the key only: within a text, both quotes would stand behind a backslash."""
@@ -57,27 +54,6 @@ class EditPage:
 
     lines: list[Line]
     next: str | None
-
-
-class EditOrders:
-    """Where the lines of recently read files begin, most suspicious first: 8 bytes a line, by digest of the file."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[str, array[int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def order(self, path: Path, digest: str) -> array[int]:
-        """The offsets of a file's lines; lines without a suspicion come last, equals in the order of the rows."""
-        with self._lock:
-            if digest in self._known:
-                self._known.move_to_end(digest)
-                return self._known[digest]
-        found = _order(path)
-        with self._lock:
-            self._known[digest] = found
-            while len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-        return found
 
 
 class EditRows:
@@ -134,7 +110,8 @@ class EditRows:
         return int(match[1])
 
 
-def _order(path: Path) -> array[int]:
+def suspicion_order(path: Path) -> array[int]:
+    """Where the lines of a file begin, most suspicious first; those without a suspicion last, equals in the order of the rows."""
     offsets, doubts = array("q"), array("d")
     at = 0
     with path.open("rb") as handle:

@@ -14,7 +14,7 @@ from safer_engine.store import ManifestDraft, canonical_json, digest_bytes
 from service.artifact_names import DECISIONS_NAME, DECISIONS_STAGE
 from service.errors import NotFound
 from service.http.auth import EditReader, Reviewer
-from service.http.edit_rows import EditFilter, EditRows, Line
+from service.http.edit_rows import EditFilter, EditRows, Line, suspicion_order
 from service.http.errors import responses
 from service.http.job_files import job_file
 from service.http.parameters import Cursor, JobId, Limit, ServicesDep
@@ -94,7 +94,7 @@ def edit_rows(services: Services, job: JobRecord) -> Iterator[EditRows]:
     file = job_file(services, job, _EDITS_FILE)
     with closing(services.store(job.project)) as store:
         path = store.read(file.stage, file.key).path(file.file)
-        yield EditRows(path, services.edit_orders.order(path, file.digest))
+        yield EditRows(path, services.edit_orders.get(file.digest, lambda: suspicion_order(path)))
 
 
 def decision_view(decision: Decision | None) -> DecisionView | None:

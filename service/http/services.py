@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -10,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
 from safer_engine.errors import SpecError
-from service.http.edit_rows import EditOrders
 from service.http.limits import RateLimit
+from service.http.recent import Recent
 from service.http.streaming import OpenStreams
 from service.infra.metrics import ArtifactMetrics, HttpMetrics, ServiceCollector
 from service.infra.settings import Settings
@@ -26,6 +27,17 @@ from service.jobs.uploads import UploadStore
 from service.outbound import Outbound
 
 STRANGERS_PER_MINUTE = 60.0
+LOGINS_PER_MINUTE = 10.0
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """What a reviewer reads of a pair. A report cuts long texts; `omitted` counts the characters that are not here."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    omitted: int
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Services:
     """Everything behind the API.
 
     Attributes:
-        rate: requests by API key; strangers: refused requests by address.
+        rate: requests by API key; strangers: refused requests, logins: attempts, by address.
         stopping: set when the process is asked to end: streams close.
     """
 
@@ -52,7 +64,9 @@ class Services:
     outbound: Outbound
     rate: RateLimit
     strangers: RateLimit
-    edit_orders: EditOrders = field(default_factory=EditOrders)
+    logins: RateLimit
+    edit_orders: Recent[array[int]] = field(default_factory=lambda: Recent(16))
+    pair_texts: Recent[dict[str, PairTexts]] = field(default_factory=lambda: Recent(8))
     streams: OpenStreams = field(default_factory=OpenStreams)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -96,6 +110,7 @@ def open_services(settings: Settings) -> Services:
         outbound=Outbound(settings.allowed_networks),
         rate=RateLimit(settings.requests_per_minute),
         strangers=RateLimit(STRANGERS_PER_MINUTE),
+        logins=RateLimit(LOGINS_PER_MINUTE),
     )
 
 

@@ -140,6 +140,7 @@ class Watch:
     Attributes:
         events: the events after an id.
         state: the job's state; None: it is gone.
+        progress: of the open step, as it is shown.
         allowed: whether the key still lives.
         stopping: the service ends.
         follow: False ends the stream after what has happened so far.
@@ -147,6 +148,7 @@ class Watch:
 
     events: Callable[[int], tuple[EventRecord, ...]]
     state: Callable[[], JobState | None]
+    progress: Callable[[], dict[str, Any] | None]
     allowed: Callable[[], bool]
     stopping: threading.Event
     follow: bool = True
@@ -155,12 +157,14 @@ class Watch:
 async def event_stream(watch: Watch, after: int) -> AsyncIterator[str]:
     """Server-sent events from `after` on, to a last one named `end` when the job has ended and all was told.
 
+    In between, `progress` tells how far the open step is, whenever that has changed; it has no id, being no event that is kept.
     A comment goes out in every quiet quarter of a minute, so that proxies and clients know the stream lives. Where the
     service stops, or the key is revoked, the stream just ends: a client goes on elsewhere with its `Last-Event-ID`.
     """
     yield "retry: 2000\n\n"
     clock = asyncio.get_running_loop().time
     told = checked = clock()
+    progress: dict[str, Any] | None = None
     while not watch.stopping.is_set():
         state = await asyncio.to_thread(watch.state)
         batch = await asyncio.to_thread(watch.events, after)

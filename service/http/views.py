@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from service.jobs.model import JobRecord, JobState, StageRecord, StageState
 from service.schemas import ErrorView, JobSummary, JobView, StageView
@@ -47,6 +48,14 @@ def job_view(job: JobRecord, stages: tuple[StageRecord, ...], queue_position: in
         spec=job.spec,
         links=_links(job),
     )
+
+
+def progress_of(stages: tuple[StageRecord, ...]) -> dict[str, Any] | None:
+    """How far the open step is; None where none is open."""
+    current = next((stage for stage in stages if stage.state is StageState.OPEN), None)
+    if current is None:
+        return None
+    return {"stage": current.name, "done": current.done, "total": current.total, "unit": current.unit}
 
 
 def stage_view(stage: StageRecord, now: datetime) -> StageView:

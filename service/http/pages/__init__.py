@@ -1,5 +1,5 @@
-"""Pages for people."""
+"""Pages for people: jobs, a job as it runs, its report, its edits to decide on. They work without scripts, by reloading."""
 
-from fastapi import APIRouter
+from service.http.pages.routes import router
 
-router = APIRouter(include_in_schema=False)
+__all__ = ["router"]
