@@ -109,9 +109,13 @@ def _last_seen(
     return min(int(last[:20]), 2**62) if last is not None and last.isascii() and last.isdigit() else after
 
 
+After = Annotated[int, Depends(_last_seen)]
+Follow = Annotated[bool, Query(description="Go on until the job ends; `false` ends after what has happened so far.")]
+
+
 @router.get("/audits/{job_id}/events", response_class=StreamingResponse, responses=responses(own=_SSE))
 async def audit_events(
-    job_id: JobId, who: Watcher, services: ServicesDep, after: Annotated[int, Depends(_last_seen)]
+    job_id: JobId, who: Watcher, services: ServicesDep, after: After, follow: Follow = True
 ) -> StreamingResponse:
     """What happens to a job, as server-sent events; ends after `end`, when the job has ended."""
     await asyncio.to_thread(services.jobs.get, who.project, job_id)
@@ -121,6 +125,7 @@ async def audit_events(
         progress=lambda: progress_of(services.jobs.stages(job_id)),
         allowed=lambda: services.access.principal(who.key_id) is not None,
         stopping=services.stopping,
+        follow=follow,
     )
     services.streams.require_room(who.key_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -178,7 +178,11 @@ async def event_stream(watch: Watch, after: int) -> AsyncIterator[str]:
         if state is None or state in FINAL_JOB_STATES or not watch.follow:
             yield sse("end", {"state": state})
             return
-        if now - told >= HEARTBEAT_SECONDS:
+        found = await asyncio.to_thread(watch.progress)
+        if found is not None and found != progress:
+            progress, told = found, now
+            yield sse("progress", found)
+        elif now - told >= HEARTBEAT_SECONDS:
             yield ": still here\n\n"
             told = now
         if now - checked >= RECHECK_SECONDS:

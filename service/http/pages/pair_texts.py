@@ -30,5 +30,6 @@ def _read(data: bytes) -> dict[str, PairTexts]:
 
 
 def _texts(pair: dict[str, Any]) -> PairTexts:
-    parts = [pair[name] for name in ("prompt", "chosen", "rejected")]
-    return PairTexts(*(str(part["text"]) for part in parts), omitted=sum(int(part.get("omitted", 0)) for part in parts))
+    prompt, chosen, rejected = (pair[name] for name in ("prompt", "chosen", "rejected"))
+    omitted = sum(int(part.get("omitted", 0)) for part in (prompt, chosen, rejected))
+    return PairTexts(str(prompt["text"]), str(chosen["text"]), str(rejected["text"]), omitted)

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
+from pydantic import ValidationError
 
 from service.errors import NotAllowed, NotFound, RequestInvalid
 from service.http.audits import view_of
 from service.http.auth import allow, authenticate, client_of
-from service.http.edits import decide, decision_view, edit_rows, export_decisions
 from service.http.edit_rows import EditFilter
+from service.http.edits import decide, decision_view, edit_rows, export_decisions
 from service.http.job_files import job_file, job_files
 from service.http.pages.pair_texts import pair_texts
 from service.http.pages.render import STATIC, render, static_file
@@ -125,7 +126,7 @@ def report_page(job_id: JobId, seen: VisitorDep, services: ServicesDep) -> Respo
 
 
 @router.get("/audits/{job_id}/edits")
-def edits_page(  # noqa: PLR0913 - what the page's form can ask for
+def edits_page(
     job_id: JobId,
     seen: VisitorDep,
     services: ServicesDep,
@@ -202,9 +203,11 @@ def _review(services: Services, seen: Visitor, job_id: str, deed: str, fields: d
         export_decisions(services, seen.who, job)
         return RedirectResponse(f"/v1/audits/{job.id}/artifacts/decisions.jsonl", 303)
     action, note = fields.get("action", ""), fields.get("note", "")
-    if action not in _ACTIONS or len(note) > 2000:
-        raise RequestInvalid("the decision cannot be read", "choose one of the buttons; a note has at most 2000 characters")
-    decide(services, seen.who, job, fields.get("pair_id", ""), Decide(action=action, note=note))
+    try:
+        decided = Decide.model_validate({"action": action, "note": note})
+    except ValidationError:
+        raise RequestInvalid("the decision cannot be read", "choose a button; a note has at most 2000 characters") from None
+    decide(services, seen.who, job, fields.get("pair_id", ""), decided)
     back = local_path(fields.get("back", ""))
     if not back.startswith(f"/audits/{job.id}/edits"):
         raise NotAllowed("the form leads elsewhere", "load the page again")
