@@ -36,6 +36,14 @@ class Dispatch:
             found = _candidates(connection, queue, limit)
             return fair_order(found, _shares(connection, queue, found), limit) if found else ()
 
+    def waiting_units(self, queue: str, limit: int) -> tuple[int, ...]:
+        """Ids of the units that a worker may take by itself: those to hand out next, then those whose message is under way."""
+        sent = (units.c.queue == queue) & (units.c.state == UnitState.SENT)
+        query = select(units.c.id).where(sent).order_by(units.c.priority.desc(), units.c.sent_at).limit(limit)
+        with reading(self._engine) as connection:
+            under_way = tuple(connection.execute(query).scalars())
+        return (*self.ready_units(queue, limit), *under_way)[:limit]
+
     def mark_sent(self, unit_id: int) -> bool:
         """Note that a unit's message is about to be sent; a queued job starts with its first.
 

@@ -221,8 +221,10 @@ class JobRequests:
 
 
 def put_inputs(connection: Connection, job_id: str, inputs: Mapping[str, str]) -> None:
-    """Record the digests of a job's inputs, by role; a role told twice keeps the last."""
+    """Record the digests of a job's inputs, by role; a role told twice keeps the last. `role.detail` is no digest."""
     for role, digest in inputs.items():
+        if "." in role:
+            continue
         statement = moves.inserting(connection)(job_inputs).values(job_id=job_id, role=role, digest=digest)
         connection.execute(statement.on_conflict_do_update(index_elements=["job_id", "role"], set_={"digest": digest}))
 

@@ -176,7 +176,9 @@ class JobRecord:
 
     Attributes:
         spec: the document as submitted (never contains a secret).
-        inputs: role (`model`, `dataset`, `evaluation`, `base`) → content digest, once known.
+        inputs: role (`model`, `dataset`, `evaluation`, `corpus`, `base`, `labels`: the rubric; `u:<role>`: the upload) →
+            content digest, once known; and what else is settled once for all stages: `<role>.revision`, `model.dtype`,
+            `sae.dtype`.
         verdict: outcome of a policy, apart from the job's state; None with a reason in `verdict_reason`.
         gpu_seconds: spent so far over all attempts, against `gpu_seconds_budget`.
     """

@@ -1,0 +1,34 @@
+"""`python -m workers`: a worker. With `--once`, one unit from SQL, then the end.
+
+Imported again in every child process, so it imports little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a worker. Returns the exit code: 0 done or stopped, 2 refused, 4 failed."""
+    from safer_engine.errors import SaferError, SpecError
+    from service.errors import Conflict
+    from workers.start import run
+
+    parser = argparse.ArgumentParser(prog="python -m workers", description="Compute the stages of jobs.")
+    parser.add_argument("--queues", help="queues to serve, comma-separated: cpu, gpu (default: SAFER_QUEUES)")
+    parser.add_argument(
+        "--once", action="store_true", help="take one unit that waits, and exit: 0 done or nothing to do, 4 failed"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        return run(options.queues, once=options.once)
+    except SaferError as error:
+        sys.stderr.write(f"error [{error.code}]: {error.message}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))
+        return 2 if isinstance(error, (SpecError, Conflict)) else 4
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

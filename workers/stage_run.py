@@ -1,0 +1,249 @@
+"""One unit, computed: what happens inside a child process, apart from how it is started and watched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from safer_engine.artifacts import ABSENT
+from safer_engine.errors import ArtifactError, Interrupted, ResourceError, WorkBusy
+from safer_engine.labellers.rubric import load_rubric, rubric_digest
+from safer_engine.machine import measured, provenance, resolve_device, resolve_spec
+from safer_engine.pipeline import AuditRequest, content_digest, run_part, run_stage, stage_key
+from safer_engine.preflight import check_evaluation
+from safer_engine.spec import AuditSpec, RuntimeSpec
+from safer_engine.stage import opened_by
+from safer_engine.store import LocalArtifactStore, ManifestDraft, StoredArtifact, WorkArea
+from safer_engine.train_spec import TrainSpec
+from safer_engine.training import MODEL, train_model
+from service.infra.settings import Settings
+from service.infra.stores import ServiceStore, Stores
+from service.jobs.model import JobKind
+from service.jobs.stage_plan import PREPARE, TRAINING
+from service.source_policy import check_audit, check_training
+from workers.hub_cache import hub_in_use, shrink_hub_cache
+from workers.inputs import InputFinder, Names
+from workers.observer import PipeObserver
+from workers.order import Order, audit_spec, engine_stage, found_artifacts
+
+TRAINED = "RewardModel"
+"""Artifact type of a trained reward model: the files of its folder."""
+_FEWEST_TOKENS = 128
+_POLL_SECONDS = 0.5
+_LARGEST_SETTINGS_FILE = 1 << 20
+_PRECISION: dict[str, Literal["bfloat16", "float32"]] = {"cuda": "bfloat16", "cpu": "float32"}
+T = TypeVar("T")
+
+
+def perform(order: Order, settings: Settings, observer: PipeObserver, names: Names) -> dict[str, Any]:
+    """Compute a unit and commit what it makes.
+
+    Returns:
+        outcome, and where an artifact was committed key, content_digest, bytes, cost and meta; `prepare`: inputs.
+
+    Raises:
+        SaferError: see the engine; what was finished is kept in the work area.
+    """
+    stores = _open_stores(settings)
+    with ExitStack() as stack:
+        stack.enter_context(hub_in_use(settings.folder / "cache"))
+        finder = InputFinder(settings, stores, order.project, names, stack)
+        bench = _Bench(order, settings, observer, finder, stores.project(order.project))
+        if order.kind is JobKind.TRAIN_RM:
+            return bench.prepare_training() if order.stage == PREPARE else bench.train()
+        return bench.prepare_audit() if order.stage == PREPARE else bench.audit_stage()
+
+
+def tidy(settings: Settings) -> None:
+    """Bring the hub's cache on this machine under its limit."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    shrink_hub_cache(settings.folder / "cache", Path(HF_HUB_CACHE), settings.cache_bytes)
+
+
+def _open_stores(settings: Settings) -> Stores:
+    if not settings.on_s3:
+        return Stores(settings)
+    from service.jobs.database import open_database
+
+    return Stores(settings, open_database(settings))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Everything that computing one unit takes."""
+
+    order: Order
+    settings: Settings
+    observer: PipeObserver
+    finder: InputFinder
+    store: ServiceStore
+
+    def prepare_audit(self) -> dict[str, Any]:
+        spec = AuditSpec.model_validate(self.order.spec)
+        check_audit(spec, self.settings)
+        spec = self._settled(spec)
+        load_rubric(spec.labels.rubric)
+        sources = self.finder.audit(spec, {})
+        sources = replace(sources, extra={"labels": rubric_digest(spec.labels.rubric)})
+        check_evaluation(AuditRequest(spec, sources), self.store)
+        pins = {"labels": sources.extra["labels"], "model.dtype": spec.model.dtype, "sae.dtype": spec.sae.dtype}
+        for role in ("model", "dataset", "evaluation", "corpus"):
+            found = getattr(sources, role)
+            if found is not None:
+                pins |= _pinned(role, found.digest, found.revision)
+        adapter = sources.model.adapter_path
+        if adapter is not None and "snapshots" in adapter.parts:
+            pins["adapter.revision"] = adapter.name
+        return {"outcome": "computed", "inputs": pins}
+
+    def prepare_training(self) -> dict[str, Any]:
+        spec = TrainSpec.model_validate(self.order.spec)
+        check_training(spec, self.settings)
+        sources = self.finder.training(spec.model_copy(update={"runtime": self._runtime(spec.runtime)}), {})
+        pins: dict[str, str] = {}
+        for role in ("base", "dataset", "evaluation"):
+            found = getattr(sources, role)
+            if found is not None:
+                pins |= _pinned(role, found.digest, found.revision)
+        return {"outcome": "computed", "inputs": pins}
+
+    def audit_stage(self) -> dict[str, Any]:
+        stage = engine_stage(self.order.stage)
+        spec = audit_spec(self.order)
+        check_audit(spec, self.settings)
+        spec = spec.model_copy(update={"runtime": self._runtime(spec.runtime)})
+        request = AuditRequest(spec, self.finder.audit(spec, self.order.pins, opened_by(stage)))
+        found = found_artifacts(stage, self.order, self.store)
+        digests = {kind: content_digest(each) for kind, each in found.items()}
+        self._require_key(stage_key(stage, request, self.store, digests))
+        if self.order.part:
+            self._sparing(request, lambda it: run_part(stage, self.order.part, it, self.store, found, self.observer))
+            return {"outcome": "computed"}
+        stored = self._sparing(request, lambda it: run_stage(stage, it, self.store, found, self.observer))
+        return self._committed(stored)
+
+    def train(self) -> dict[str, Any]:
+        assert self.order.key is not None
+        while not self.store.has(TRAINING, self.order.key):
+            try:
+                with self.store.open_work(TRAINING, self.order.key) as work:
+                    return self._committed(self._train(self.order.key, work))
+            except WorkBusy as busy:
+                if self.observer.cancelled():
+                    raise Interrupted("stopped while waiting for another process") from busy
+                time.sleep(_POLL_SECONDS)
+        self.observer.outcome = "cached"
+        return self._committed(self.store.read(TRAINING, self.order.key))
+
+    def _train(self, key: str, work: WorkArea) -> StoredArtifact:
+        spec = TrainSpec.model_validate(self.order.spec)
+        check_training(spec, self.settings)
+        spec = spec.model_copy(update={"runtime": self._runtime(spec.runtime)})
+        sources = self.finder.training(spec, self.order.pins)
+        with measured() as measurement:
+            record = train_model(spec, sources, LocalArtifactStore(work.scratch / "pairs"), work, self.observer)
+            self._require_key(record["key"])
+            publish_model(work, self.finder.names)
+        draft = ManifestDraft(
+            stage_version=int(record["record_version"]),
+            artifact=TRAINED,
+            meta={name: record[name] for name in ("model", "pairs", "evaluation")},
+            provenance=provenance(spec.runtime.device),
+            cost=measurement.cost,
+        )
+        stored: StoredArtifact = self.store.commit(TRAINING, key, work, draft)
+        return stored
+
+    def _settled(self, spec: AuditSpec) -> AuditSpec:
+        """Precisions decided, for the kind of device that will compute."""
+        kind = self.settings.precision_device
+        runtime = self._runtime(spec.runtime)
+        if kind == "cuda":
+            model = spec.model.model_copy(update={"dtype": _PRECISION[kind]} if spec.model.dtype == "auto" else {})
+            sae = spec.sae.model_copy(update={"dtype": _PRECISION[kind]} if spec.sae.dtype == "auto" else {})
+            return spec.model_copy(update={"model": model, "sae": sae, "runtime": runtime})
+        device = "cpu" if kind == "cpu" else runtime.device
+        return resolve_spec(spec.model_copy(update={"runtime": runtime.model_copy(update={"device": device})}))
+
+    def _runtime(self, asked: RuntimeSpec) -> RuntimeSpec:
+        """How this machine works: its device, and no more threads than it has cores."""
+        import torch
+
+        threads = min(asked.threads or torch.get_num_threads(), os.cpu_count() or 1)
+        torch.set_num_threads(threads)
+        update = {"device": resolve_device(self.settings.device), "threads": threads if asked.threads else None}
+        return asked.model_copy(update=update)
+
+    def _sparing(self, request: AuditRequest, work: Callable[[AuditRequest], T]) -> T:
+        """Do some work; when the GPU's memory does not suffice, again from where it stopped with half the tokens at once."""
+        while True:
+            try:
+                return work(request)
+            except (ResourceError, RuntimeError) as error:
+                tokens = request.spec.runtime.batch_tokens // 2
+                if not _out_of_gpu_memory(error, request.spec.runtime.device):
+                    raise
+                if tokens < _FEWEST_TOKENS:
+                    raise ResourceError(
+                        "the GPU's memory does not suffice, however small the batches", "use a larger GPU, or bfloat16"
+                    ) from error
+            self.observer.note(self.order.stage, f"out of GPU memory: going on with {tokens} tokens at once")
+            _free_gpu_memory()
+            runtime = request.spec.runtime.model_copy(update={"batch_tokens": tokens})
+            request = replace(request, spec=request.spec.model_copy(update={"runtime": runtime}))
+
+    def _require_key(self, key: str) -> None:
+        if key != self.order.key:
+            raise ArtifactError("the cache key differs between a worker and its child", "restart the worker")
+
+    def _committed(self, stored: StoredArtifact) -> dict[str, Any]:
+        manifest = stored.manifest
+        outcome = "absent" if manifest.artifact == ABSENT else "cached" if self.observer.outcome == "cached" else "computed"
+        return {
+            "outcome": outcome,
+            "key": manifest.key,
+            "content_digest": manifest.content_digest,
+            "bytes": sum(entry.size for entry in manifest.files.values()),
+            "cost": manifest.cost.model_dump(mode="json"),
+            "meta": manifest.meta,
+        }
+
+
+def publish_model(work: WorkArea, names: Names) -> None:
+    """Publish the files of a trained model's folder; paths of this machine in its settings become names."""
+    for path in sorted((work.scratch / MODEL).iterdir()):
+        if not path.is_file():
+            raise ArtifactError(f"the trained model has a folder {path.name!r}", "report this base model to the operator")
+        with work.publish(path.name) as target:
+            if path.suffix == ".json" and path.stat().st_size <= _LARGEST_SETTINGS_FILE:
+                target.write_text(names(path.read_text(encoding="utf-8")), encoding="utf-8")
+            else:
+                shutil.copyfile(path, target)
+
+
+def _pinned(role: str, digest: str, revision: str | None) -> dict[str, str]:
+    return {role: digest} | ({f"{role}.revision": revision} if revision else {})
+
+
+def _out_of_gpu_memory(error: Exception, device: str) -> bool:
+    if not device.startswith("cuda"):
+        return False
+    torch = sys.modules.get("torch")
+    return isinstance(error, ResourceError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+
+
+def _free_gpu_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
