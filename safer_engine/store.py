@@ -297,15 +297,18 @@ class LocalArtifactStore:
         return self.root / "manifests" / self.project / stage / f"{key}.json"
 
     def _keep_blob(self, path: Path) -> FileEntry:
-        digest, size = digest_file(path), path.stat().st_size
-        blob = self.root / "blobs" / digest[:2] / digest
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        if not (blob.is_file() and digest_file(blob) == digest):
-            temporary = blob.with_name(f"{digest}.{uuid.uuid4().hex}")
-            os.link(path, temporary)
-            os.replace(temporary, blob)
-            temporary.unlink(missing_ok=True)
-            sync(blob.parent)
+        kept = self.root / "blobs" / f".{uuid.uuid4().hex}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, kept)  # first: whoever shares the work area may publish another file under this name meanwhile
+        try:
+            digest, size = digest_file(kept), kept.stat().st_size
+            blob = kept.parent / digest[:2] / digest
+            blob.parent.mkdir(exist_ok=True)
+            if not (blob.is_file() and digest_file(blob) == digest):
+                os.replace(kept, blob)
+                sync(blob.parent)
+        finally:
+            kept.unlink(missing_ok=True)
         self._verified.add(digest)
         return FileEntry(digest=digest, size=size)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.helpers.rgw import ACCESS_KEY, SECRET_KEY, rgw_server
 from tests.helpers.servers import LOCAL, S3, Postgres, Redis, moto_server, postgres_server, redis_server, s3_bucket, wait_until
 
 
@@ -58,4 +59,12 @@ def s3_moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     server = moto_server(tmp_path_factory.mktemp("moto"))
     server.start()
     yield s3_bucket(f"http://{LOCAL}:{server.port}", "test-access-key", "test-secret-key")
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A bucket on a Ceph gateway; for tests marked full."""
+    server = rgw_server(tmp_path_factory.mktemp("rgw"))
+    yield s3_bucket(server.endpoint, ACCESS_KEY, SECRET_KEY)
     server.stop()

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safer_engine.errors import ArtifactError
@@ -118,11 +120,20 @@ class _Collection:
         if self._stores.s3 is not None and not self._dry:
             count = self._stores.s3.abort_uploads(self._yesterday)
             yield from (Removed("unfinished", "", "multipart upload", "its writer was killed") for _ in range(count))
-        for path in (self._stores.settings.folder / "cache" / "spool").glob("*"):
-            if path.is_file() and path.stat().st_mtime < self._yesterday:
-                yield Removed("unfinished", "", path.name, "its writer was killed", path.stat().st_size)
-                if not self._dry:
-                    path.unlink(missing_ok=True)
+        for path in self._unfinished_files():
+            with suppress(FileNotFoundError):
+                facts = path.stat()
+                if stat.S_ISREG(facts.st_mode) and facts.st_mtime < self._yesterday:
+                    yield Removed("unfinished", "", path.name, "its writer was killed", facts.st_size)
+                    if not self._dry:
+                        path.unlink()
+
+    def _unfinished_files(self) -> Iterator[Path]:
+        """Temporary files on this machine: of parts that came in, and, in a folder, of whatever was being written."""
+        yield from (self._stores.settings.folder / "cache" / "spool").rglob("*")
+        if self._stores.s3 is None:
+            for kind in ("blobs", "manifests", "uploads", "incoming"):
+                yield from (store_folder(self._stores.settings) / kind).rglob(".*")
 
     def blobs(self, gone: frozenset[tuple[str, str]]) -> list[Removed]:
         """Blobs that nothing names. `gone`: project and place of artifacts that count as removed (on a dry run)."""

@@ -38,7 +38,7 @@ LEAST_PART = 5 << 20
 """S3's smallest part, the last one of an object aside."""
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 30.0
 _MOST_PARTS = 10_000
-_MOST_COPIED = 5 << 30
+_COPIED_AT_ONCE = 1 << 30
 
 
 class S3Client:
@@ -164,26 +164,32 @@ class S3Client:
         """See `ObjectSpace.delete`."""
         self.parallel(lambda name: self._call(lambda: self._api.delete_object(**self._at(name)), name), names)
 
-    def copy_parts(self, sources: list[ObjectFacts], tags: dict[str, str], name: str) -> None:
-        """Join objects to one without moving their bytes here. All but the last have at least `LEAST_PART` bytes.
-
-        Args:
-            tags: entity tag of each source as it was read; a source that has changed since is refused.
-        """
+    def join(self, sources: list[ObjectFacts], name: str) -> None:
+        """Join objects to one without moving their bytes here. All but the last have at least `LEAST_PART` bytes."""
         patience = self._patience()
-        if len(sources) == 1 and sources[0].size < _MOST_COPIED:
-            source = sources[0].name
-            given = {"CopySource": self._source(source), "CopySourceIfMatch": tags[source], **self._encryption()}
-            patience.bear(lambda: self._api.copy_object(**self._at(name), **given), name)
-            return
 
         def copy(upload: dict[str, Any], number: int) -> str:
-            source = sources[number].name
-            given = {"CopySource": self._source(source), "CopySourceIfMatch": tags[source], "PartNumber": number + 1}
-            answer = patience.bear(lambda: self._api.upload_part_copy(**upload, **given), name)
+            given = {**upload, "PartNumber": number + 1, "CopySource": self._at(sources[number].name)}
+            answer = patience.bear(lambda: self._api.upload_part_copy(**given), sources[number].name)
             return str(answer["CopyPartResult"]["ETag"])
 
         self._multipart(name, len(sources), copy, {}, patience)
+
+    def copy(self, source: ObjectFacts, name: str) -> None:
+        """Copy an object within the bucket without moving its bytes here."""
+        patience = self._patience()
+        given = {"CopySource": self._at(source.name)}
+        if source.size <= _COPIED_AT_ONCE:
+            patience.bear(lambda: self._api.copy_object(**self._at(name), **given, **self._encryption()), source.name)
+            return
+
+        def piece(upload: dict[str, Any], number: int) -> str:
+            start = number * _COPIED_AT_ONCE
+            part = {"PartNumber": number + 1, "CopySourceRange": f"bytes={start}-{min(start + _COPIED_AT_ONCE, source.size) - 1}"}
+            answer = patience.bear(lambda: self._api.upload_part_copy(**upload, **given, **part), source.name)
+            return str(answer["CopyPartResult"]["ETag"])
+
+        self._multipart(name, -(-source.size // _COPIED_AT_ONCE), piece, {}, patience)
 
     def presigned_get(self, name: str, seconds: int, filename: str, content_type: str) -> str:
         """A URL that gives the object to whoever has it. Never log it."""
@@ -318,9 +324,6 @@ class S3Client:
 
     def _at(self, name: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + name}
-
-    def _source(self, name: str) -> dict[str, str]:
-        return self._at(name)
 
     def _body(self, name: str, data: bytes) -> dict[str, Any]:
         return {**self._at(name), "Body": data, **self._encryption(), **self._checked(data)}

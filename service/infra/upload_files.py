@@ -11,6 +11,7 @@ import hashlib
 import json
 import tempfile
 import unicodedata
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -277,16 +278,20 @@ class UploadFiles:
         return True
 
     def _join_in_s3(self, client: S3Client, parts: list[ObjectFacts], file: UploadFile) -> bool:
-        """As `_join`; the bytes are read here, and joined there from parts that have not changed since."""
-        tags = client.tags(parts[0].name.rpartition("/")[0] + "/")
-        sha = hashlib.sha256()
-        for part in parts:
-            for chunk in client.stream(part.name, 0, part.size):
+        """As `_join`. What is hashed is a copy that the sender cannot reach, whose URLs for the parts may still be good."""
+        staged = f"staged/{self.project}/upload/{uuid.uuid4().hex}"
+        try:
+            client.join(parts, staged)
+            sha = hashlib.sha256()
+            for chunk in client.stream(staged, 0, file.size):
                 sha.update(chunk)
-        if sha.hexdigest() != file.digest:
-            return False
-        client.copy_parts(parts, tags, blob_name(file.digest))
-        return True
+            found = client.facts(staged)
+            if found is None or found.size != file.size or sha.hexdigest() != file.digest:
+                return False
+            client.copy(found, blob_name(file.digest))
+            return True
+        finally:
+            client.delete([staged])
 
     def _parts(self, upload_id: str) -> Iterator[tuple[PartFacts, ObjectFacts]]:
         prefix = self._incoming(upload_id)

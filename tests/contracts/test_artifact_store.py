@@ -1,0 +1,325 @@
+"""What every artifact store keeps: the engine's local one, the service's in a folder, and S3 on two servers."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from safer_engine.errors import ArtifactError, SpecError, WorkBusy
+from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_bytes
+from service.errors import Unavailable
+from tests.helpers.servers import S3
+from tests.helpers.store_world import KEY, OTHER_KEY, World, draft, put
+
+MakeStore = Callable[..., ArtifactStore]
+S3_SERVERS = ["s3_moto", pytest.param("s3_rgw", marks=pytest.mark.full)]
+
+
+@pytest.fixture(params=["engine", "folder", *S3_SERVERS])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    """Makes a store of a project, each call as another process would; S3 also as another machine."""
+    if request.param == "engine":
+        return lambda project="default", machine="one": LocalArtifactStore(tmp_path, project)
+    s3 = None if request.param == "folder" else request.getfixturevalue(request.param)
+    return World(tmp_path, s3, s3_part_bytes=5 << 20).store
+
+
+@pytest.fixture(params=["folder", *S3_SERVERS])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    """A store of the service."""
+    return World(tmp_path, None if request.param == "folder" else request.getfixturevalue(request.param))
+
+
+@pytest.fixture(params=S3_SERVERS)
+def s3_world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    """A store in S3, with parts of the smallest size."""
+    return World(tmp_path, request.getfixturevalue(request.param), s3_part_bytes=5 << 20)
+
+
+def test_a_committed_artifact_is_read_back(make_store: MakeStore) -> None:
+    store = make_store()
+    assert isinstance(store, ArtifactStore)
+    assert not store.has("pairs", KEY)
+    manifest = put(store, {"a.bin": b"hello", "b.bin": b"", "c.bin": b"hello"}, drafted=draft(n=3))
+    for reader in (store, make_store(machine="two")):
+        stored = reader.read("pairs", KEY)
+        assert reader.has("pairs", KEY)
+        assert {name: stored.path(name).read_bytes() for name in manifest.files} == {
+            "a.bin": b"hello",
+            "b.bin": b"",
+            "c.bin": b"hello",
+        }
+        assert stored.manifest == manifest
+    assert manifest.meta == {"n": 3}
+    assert manifest.files["a.bin"].digest == digest_bytes(b"hello")
+    with pytest.raises(ArtifactError, match=r"no file 'd\.bin'"):
+        store.read("pairs", KEY).path("d.bin")
+
+
+def test_no_manifest_means_no_artifact(make_store: MakeStore) -> None:
+    store = make_store()
+    with store.open_work("pairs", KEY) as work, work.publish("a.bin") as path:
+        path.write_bytes(b"x")
+    assert not store.has("pairs", KEY)
+    with pytest.raises(ArtifactError, match="no artifact"):
+        store.read("pairs", KEY)
+
+
+def test_projects_do_not_see_each_other(make_store: MakeStore) -> None:
+    put(make_store("mine"), {"a.bin": b"secret"})
+    assert make_store("mine").has("pairs", KEY)
+    assert not make_store("yours").has("pairs", KEY)
+
+
+def test_the_first_commit_wins(make_store: MakeStore) -> None:
+    first = put(make_store(), {"a.bin": b"first"})
+    again = make_store(machine="two")
+    with again.open_work("pairs", KEY) as work:
+        with work.publish("a.bin") as path:
+            path.write_bytes(b"second")
+        second = again.commit("pairs", KEY, work, draft()).manifest
+    assert second == first
+    assert again.read("pairs", KEY).path("a.bin").read_bytes() == b"first"
+
+
+def test_of_32_commits_at_once_one_wins(make_store: MakeStore) -> None:
+    machines = [make_store(machine=f"m{number}") for number in range(4)]
+
+    def commit(number: int) -> str:
+        store = machines[number % 4]
+        with store.open_work("pairs", KEY, shared=True) as work:
+            with work.publish("a.bin") as path:
+                path.write_bytes(str(number).encode())
+            return str(store.commit("pairs", KEY, work, draft(by=number)).manifest.attempt)
+
+    with ThreadPoolExecutor(32) as pool:
+        attempts = list(pool.map(commit, range(32)))
+    assert len(attempts) == 32
+    assert len(set(attempts)) == 1
+    winner = make_store(machine="reader").read("pairs", KEY)
+    assert winner.manifest.attempt == attempts[0]
+    assert int(winner.path("a.bin").read_bytes()) in range(32)
+
+
+def test_work_goes_on_where_it_was_left(make_store: MakeStore) -> None:
+    first = make_store()
+    with first.open_work("sae", KEY) as work:
+        with work.publish("a.bin") as path:
+            path.write_bytes(b"unit 1")
+        with work.publish("gone.bin") as path:
+            path.write_bytes(b"x")
+        work.remove("gone.bin")
+        for state in (b"step 1", b"step 2"):
+            with work.publish("state", scratch=True) as path:
+                path.write_bytes(state)
+    second = make_store(machine="two")
+    with second.open_work("sae", KEY) as work:
+        assert work.has("a.bin")
+        assert not work.has("gone.bin")
+        assert not work.has("b.bin")
+        assert work.path("a.bin").read_bytes() == b"unit 1"
+        assert (work.scratch / "state").read_bytes() == b"step 2"
+        with work.publish("state", scratch=True) as path:
+            path.write_bytes(b"step 3")
+    with first.open_work("sae", KEY) as work:
+        assert (work.scratch / "state").read_bytes() == b"step 3"
+        assert set(first.commit("sae", KEY, work, draft()).manifest.files) == {"a.bin"}
+    with make_store(machine="three").open_work("sae", KEY) as work:
+        assert not work.has("a.bin")
+        assert list(work.scratch.iterdir()) == []
+
+
+def test_a_failed_write_publishes_nothing(make_store: MakeStore) -> None:
+    store = make_store()
+    with store.open_work("pairs", KEY) as work:
+        for scratch in (False, True):
+            with pytest.raises(ValueError, match="boom"), work.publish("a.bin", scratch=scratch) as path:
+                path.write_bytes(b"half")
+                raise ValueError("boom")
+        assert not work.has("a.bin")
+        assert list(work.scratch.iterdir()) == []
+
+
+def test_a_work_area_is_exclusive_unless_it_is_shared(make_store: MakeStore) -> None:
+    with make_store().open_work("activations", KEY) as _, pytest.raises(WorkBusy):
+        with make_store().open_work("activations", KEY):
+            pass
+    with make_store().open_work("activations", KEY, shared=True), pytest.raises(WorkBusy):
+        with make_store().open_work("activations", KEY):
+            pass
+    with make_store().open_work("activations", KEY), make_store().open_work("activations", OTHER_KEY):
+        pass
+
+
+def test_parts_are_made_side_by_side_and_joined_elsewhere(make_store: MakeStore) -> None:
+    parts = [make_store(machine=name) for name in ("one", "two", "one")]
+
+    def part(number: int) -> None:
+        with parts[number].open_work("activations", KEY, shared=True) as work:
+            for name, scratch in ((f"shard-{number}", False), (f"rewards-{number}", True)):
+                with work.publish(name, scratch=scratch) as path:
+                    path.write_bytes(str(number).encode())
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(part, range(3)))
+    join = make_store(machine="three")
+    with join.open_work("activations", KEY, shared=True) as work:
+        assert all(work.has(f"shard-{number}") for number in range(3))
+        assert b"".join((work.scratch / f"rewards-{number}").read_bytes() for number in range(3)) == b"012"
+        files = join.commit("activations", KEY, work, draft()).manifest.files
+    assert set(files) == {"shard-0", "shard-1", "shard-2"}
+    with make_store(machine="four").open_work("activations", KEY) as work:
+        assert not work.has("shard-0")
+
+
+def test_a_large_file_survives_whole(make_store: MakeStore) -> None:
+    data = bytes(range(256)) * 43_001
+    put(make_store(), {"big.bin": data})
+    assert make_store(machine="two").read("pairs", KEY).path("big.bin").read_bytes() == data
+
+
+def test_ranges_are_streamed(world: World) -> None:
+    data = bytes(range(256)) * 12_000
+    put(world.store(), {"a.bin": data})
+    store = world.store(machine="two")
+    for start, stop in ((0, None), (5, 1_500_000), (len(data) - 1, len(data)), (7, 7), (0, len(data) + 9)):
+        assert b"".join(store.open_range("pairs", KEY, "a.bin", start, stop)) == data[start:stop]
+    with pytest.raises(ArtifactError):
+        b"".join(store.open_range("pairs", KEY, "b.bin"))
+    with pytest.raises(ArtifactError):
+        b"".join(store.open_range("pairs", OTHER_KEY, "a.bin"))
+
+
+def test_listing_usage_and_removal(world: World) -> None:
+    store = world.store()
+    put(store, {"a.bin": b"12345"})
+    put(store, {"b.bin": b"123", "c.bin": b"4567"}, OTHER_KEY, "sae")
+    with store.open_work("latents", KEY) as work, work.publish("state", scratch=True) as path:
+        path.write_bytes(b"123456")
+    put(world.store("other"), {"a.bin": b"12345"})
+    assert {(each.stage, each.key) for each in store.committed()} == {("pairs", KEY), ("sae", OTHER_KEY)}
+    usage = store.usage()
+    assert (usage.artifacts, usage.artifact_bytes, usage.stages) == (2, 12, {"pairs": 5, "sae": 7})
+    assert usage.work_bytes >= 6
+    assert [(area.stage, area.key) for area in store.work_areas()] == [("latents", KEY)]
+    assert store.remove_work("latents", KEY)
+    assert list(store.work_areas()) == []
+    assert store.delete("pairs", KEY)
+    assert not store.delete("pairs", KEY)
+    assert not store.has("pairs", KEY)
+    assert world.store("other").read("pairs", KEY).path("a.bin").read_bytes() == b"12345"
+    assert world.stores().projects() == ["default", "other"]
+    put(store, {"a.bin": b"anew"})
+    assert store.read("pairs", KEY).path("a.bin").read_bytes() == b"anew"
+
+
+def test_work_that_is_held_is_not_removed(world: World) -> None:
+    with world.store().open_work("sae", KEY):
+        assert not world.store().remove_work("sae", KEY)
+    assert world.store().remove_work("sae", KEY)
+
+
+@pytest.mark.parametrize("name", ["../default", "a/b", "", ".", "a\0b", "x" * 101])
+def test_names_lead_nowhere_else(world: World, name: str) -> None:
+    store = world.store()
+    with pytest.raises(SpecError):
+        world.store(name)
+    for call in (store.has, store.read, store.manifest, store.delete):
+        with pytest.raises(SpecError):
+            call(name, KEY)
+        with pytest.raises(SpecError):
+            call("pairs", name)
+
+
+def test_readiness_says_what_decides(world: World) -> None:
+    found = world.stores().readiness()
+    assert found.ok
+    assert found.exclusive == ("conditional-put" if world.settings().on_s3 else "link")
+
+
+def test_a_store_that_cannot_be_used_is_not_ready(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    wrong = (
+        {"s3_endpoint": "http://127.0.0.1:9", "s3_deadline_seconds": 1}
+        if world.settings().on_s3
+        else {"store_url": str(tmp_path / "file")}
+    )
+    found = world.stores(**wrong).readiness()
+    assert not found.ok
+    assert found.detail
+
+
+def test_presigned_urls_give_the_file_for_a_while(s3_world: World) -> None:
+    put(s3_world.store(), {"report.html": b"<p>hello"})
+    url = s3_world.store().presigned("pairs", KEY, "report.html", "text/html")
+    assert url is not None
+    with urllib.request.urlopen(url) as answer:
+        assert answer.read() == b"<p>hello"
+        assert answer.headers["Content-Type"] == "text/html"
+        assert answer.headers["Content-Disposition"] == 'attachment; filename="report.html"'
+    assert s3_world.stores(presign=False).project("default").presigned("pairs", KEY, "report.html") is None
+
+
+@pytest.mark.full
+def test_a_real_server_refuses_a_presigned_url_that_was_changed(s3_rgw: S3, tmp_path: Path) -> None:
+    world = World(tmp_path, s3_rgw)
+    put(world.store(), {"a.bin": b"1"})
+    url = world.store().presigned("pairs", KEY, "a.bin")
+    assert url is not None
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(url.replace("X-Amz-Expires=300", "X-Amz-Expires=301"))
+
+
+def test_damage_in_the_bucket_is_found(s3_world: World) -> None:
+    manifest = put(s3_world.store(), {"a.bin": b"right", "b.bin": b"short"})
+    space = s3_world.stores().space
+    blobs = {name: f"blobs/{entry.digest[:2]}/{entry.digest}" for name, entry in manifest.files.items()}
+    space.put(blobs["a.bin"], b"wrong")
+    space.put(blobs["b.bin"], b"shor")
+    stored = s3_world.store(machine="two").read("pairs", KEY)
+    for name in blobs:
+        with pytest.raises(ArtifactError, match="damaged"):
+            stored.path(name)
+    kept = s3_world.folder / "two" / "cache" / "blobs"
+    assert [path for path in kept.iterdir() if not path.name.startswith(".")] == []
+    space.put(blobs["a.bin"], b"right")
+    assert stored.path("a.bin").read_bytes() == b"right"
+    space.delete([blobs["b.bin"]])
+    with pytest.raises(ArtifactError, match="missing"):
+        stored.path("b.bin")
+    space.put(f"manifests/default/sae/{KEY}.json", b"{half")
+    with pytest.raises(ArtifactError, match="manifest"):
+        s3_world.store().read("sae", KEY)
+
+
+def test_damage_in_the_cache_is_found_and_mended(s3_world: World) -> None:
+    manifest = put(s3_world.store(), {"a.bin": b"right"})
+    path = s3_world.store(machine="two").read("pairs", KEY).path("a.bin")
+    facts = path.stat()
+    path.write_bytes(b"wrong")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    with pytest.raises(ArtifactError, match="on this machine"):
+        s3_world.store(machine="two").read("pairs", KEY).path("a.bin")
+    assert s3_world.store(machine="two").read("pairs", KEY).path("a.bin").read_bytes() == b"right"
+    path.write_bytes(b"torn")
+    assert s3_world.store(machine="two").read("pairs", KEY).path("a.bin").read_bytes() == b"right"
+    assert manifest.files["a.bin"].size == 5
+
+
+def test_a_payload_that_vanished_is_not_committed(s3_world: World) -> None:
+    store = s3_world.store()
+    with store.open_work("pairs", KEY) as work:
+        with work.publish("a.bin") as path:
+            path.write_bytes(b"x")
+        digest = digest_bytes(b"x")
+        s3_world.stores().space.delete([f"blobs/{digest[:2]}/{digest}"])
+        with pytest.raises(Unavailable, match=r"a\.bin"):
+            store.commit("pairs", KEY, work, draft())
+        assert not work.has("a.bin")
+    assert not store.has("pairs", KEY)
