@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ _NETWORK_FILE_SYSTEMS = (
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gpfs", "lustre", "nfs"),
     *("nfs4", "smb3", "smbfs"),
 )
+_SQLITE_PASSES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _MOUNTS = Path("/proc/self/mounts")
 
 
@@ -62,7 +64,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """One transaction that only reads; on SQLite it waits for no writer. Raises Unavailable as `writing` does."""
-    with _reachable(), engine.execution_options(**{_READ_ONLY: True}).begin() as connection:
+    with _reachable(), engine.connect() as connection, connection.execution_options(**{_READ_ONLY: True}).begin():
         yield connection
 
 
@@ -161,14 +163,18 @@ def _prepare_postgresql(connection: DBAPIConnection, _: ConnectionPoolEntry) -> 
 def _reachable() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        raise Unavailable(f"the database cannot be used now ({_cause(error)})", "try again shortly") from error
+    except PoolTimeout as error:
+        raise Unavailable("every connection to the database is in use", "try again shortly") from error
     except DBAPIError as error:
-        if error.connection_invalidated:
-            raise Unavailable(f"the connection to the database broke ({_cause(error)})", "try again shortly") from error
-        raise
+        if not _passes(error):
+            raise
+        cause = getattr(error.orig, "sqlite_errorname", type(error.orig).__name__)
+        raise Unavailable(f"the database cannot be used now ({cause})", "try again shortly") from error
 
 
-def _cause(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    return type(cause).__name__
+def _passes(error: DBAPIError) -> bool:
+    """Whether it is the database's state, not the statement, that is wrong."""
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return isinstance(error, OperationalError) and (code is None or code & 0xFF in _SQLITE_PASSES)
