@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -49,6 +50,7 @@ class Child:
         self.program = program
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
+        self.hopeless = False
         self._started = 0.0
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
@@ -159,14 +161,22 @@ class Supervisor:
                 continue
             if child.due(now):
                 child.start()
-                self._tell(f"{name}: started again")
             elif (name, child.starts) not in self._mourned:
                 self._mourned.add((name, child.starts))
-                self._tell(f"{name} ended ({ending(child.code)}); starting it again in {child.pause:.1f} s{last_line(child)}")
+                self._mourn(name, child)
         if now - self._rotated > 60:
             self._rotated = now
             for child in self.children.values():
                 child.rotate()
+
+    def _mourn(self, name: str, child: Child) -> None:
+        """Tell of an end and of the next start; of ends that go on and on only once."""
+        again = f"starting it again in {child.pause:.1f} s"
+        if child.pause < _LONGEST_PAUSE / 2:
+            self._tell(f"{name} ended ({ending(child.code or 0)}), {again}{last_line(child)}")
+        elif not child.hopeless:
+            self._tell(f"{name} ends whenever it is started; it is still tried twice a minute, see {child.program.log}")
+        child.hopeless = child.pause >= _LONGEST_PAUSE / 2
 
     def stop(self, give_up: Callable[[], bool]) -> list[str]:
         """Stop every child, the last started first, each when the one before has ended. Returns those that had to be killed."""
@@ -191,4 +201,10 @@ def ending(code: int) -> str:
 def last_line(child: Child) -> str:
     """The last line a child wrote, as an addition to a message; empty where it wrote nothing."""
     lines = child.said().splitlines()
-    return f": {lines[-1][:300]}" if lines else ""
+    if not lines:
+        return ""
+    try:
+        line = json.loads(lines[-1])["message"]
+    except (ValueError, KeyError, TypeError):
+        line = lines[-1]
+    return f": {str(line)[:300]}"

@@ -53,8 +53,7 @@ def test_what_ends_is_started_again_with_growing_pauses(tmp_path: Path) -> None:
         supervisor.watch()
         assert child.starts == starts + 1
     assert pauses[0] < pauses[1] < pauses[2]
-    assert "child ended (exit code 3); starting it again in 0.5 s: no luck" in told
-    assert "child: started again" in told
+    assert told[0] == "child ended (exit code 3), starting it again in 0.5 s: no luck"
 
 
 def test_stopping_goes_backwards_and_kills_only_what_does_not_listen(tmp_path: Path) -> None:
