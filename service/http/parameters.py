@@ -11,9 +11,9 @@ from pydantic import AwareDatetime, Field
 
 from service.errors import FieldProblem, NotFound, RequestInvalid
 from service.http.services import Services, services_of
+from service.jobs.ids import is_id
 from service.schemas import LabelName, LabelValue
 
-_ID = re.compile(r"^[0-9A-Z]{26}$")
 _LABEL = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._/-]{0,62})=(?P<value>.{0,200})$", re.DOTALL)
 
 ServicesDep = Annotated[Services, Depends(services_of)]
@@ -33,7 +33,7 @@ IdempotencyKey = Annotated[
 
 def known_id(value: str, what: str) -> str:
     """An id that may exist. Raises NotFound for what cannot be one."""
-    if not _ID.match(value):
+    if not is_id(value):
         raise NotFound(f"there is no {what} {value[:40]!r}")
     return value
 

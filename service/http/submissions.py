@@ -10,7 +10,7 @@ from safer_engine.spec import PAPER_PRESET, AuditSpec, merge
 from safer_engine.spec_layers import hub_source, problems, with_kinds
 from safer_engine.store import canonical_json, digest_bytes
 from safer_engine.train_spec import PAPER_RECIPE, TrainSpec
-from service.errors import FieldProblem, RequestInvalid
+from service.errors import FieldProblem, RequestInvalid, SourceNotAllowed
 from service.http.services import Services
 from service.jobs.access import Principal
 from service.jobs.model import JobKind
@@ -80,6 +80,10 @@ def _job(
 ) -> NewJob:
     if asked.callback_url is not None:
         services.outbound.precheck(asked.callback_url)
+    inputs = upload_digests(spec)
+    for digest in inputs.values():
+        if services.uploads.find(who.project, digest) is None:
+            raise SourceNotAllowed(f"the project has no upload:{digest}", "upload the files first: POST /v1/uploads")
     document = spec.model_dump(mode="json")
     return NewJob(
         kind=kind,
@@ -91,6 +95,6 @@ def _job(
         idempotency_key=key,
         body_digest=digest_bytes(canonical_json([kind, asked.model_dump(mode="json")])),
         submitted_by=who.key_id,
-        inputs=upload_digests(spec),
+        inputs=inputs,
         gpu_seconds_budget=asked.gpu_seconds_budget,
     )

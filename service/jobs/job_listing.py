@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Engine, Select, and_, exists, or_, select
 
 from safer_engine.errors import SpecError
 from service.jobs.database import reading
+from service.jobs.ids import is_id
 from service.jobs.model import JobRecord, JobState, StageState
 from service.jobs.records import job_of
 from service.jobs.requests import JobQuery, Page
@@ -96,8 +97,8 @@ def _read(cursor: str) -> _Place:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
         at, job_id = text.split("|")
         created = datetime.fromisoformat(at)
-    except (binascii.Error, ValueError) as error:
-        raise SpecError("the cursor is not one that a page of this listing gave", "start again without a cursor") from error
-    if created.tzinfo is None:
-        raise SpecError("the cursor is not one that a page of this listing gave", "start again without a cursor")
-    return _Place(created, job_id)
+        if created.tzinfo is not None and is_id(job_id):
+            return _Place(created.astimezone(UTC), job_id)
+    except (binascii.Error, ValueError, OverflowError):
+        pass
+    raise SpecError("the cursor is not one that a page of this listing gave", "start again without a cursor")
