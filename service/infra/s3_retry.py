@@ -22,10 +22,9 @@ from service.errors import Unavailable
 from service.infra.object_space import ObjectMissing
 
 T = TypeVar("T")
-_PASSING_CODES = frozenset(
-    ("SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "InternalError", "ServiceUnavailable", "OperationAborted")
-)
-_PASSING_CODES |= {"ConditionalRequestConflict", "ThrottlingException", "Throttling", "RequestLimitExceeded"}
+_PASSING_STATUSES = (409, 429)
+"""409: another conditional request for the same object was under way."""
+_PASSING_CODES = frozenset(("RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling", "RequestLimitExceeded"))
 _BROKEN = (HTTPClientError, ResponseStreamingError, IncompleteReadError, ReadTimeoutError)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -52,7 +51,7 @@ def may_pass(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, ClientError):
         status = status_of(error)
-        return (status >= 500 and status != 501) or status == 429 or code_of(error) in _PASSING_CODES
+        return (status >= 500 and status != 501) or status in _PASSING_STATUSES or code_of(error) in _PASSING_CODES
     return isinstance(error, _BROKEN)
 
 
