@@ -33,7 +33,7 @@ _ANY_HOST = frozenset(("/healthz", "/readyz", "/metrics"))
 """Asked by probes and scrapers under whatever address they use; they tell nothing that a name could protect."""
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with `no-referrer` browsers post forms as from nowhere (`Origin: null`)
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
