@@ -18,7 +18,7 @@ from service.http.app import create_app
 from service.http.services import Services, open_services
 from service.jobs.access import Principal, Role
 from service.jobs.database import migrate
-from service.jobs.model import FINAL_JOB_STATES, JobKind, JobRecord, Lease
+from service.jobs.model import FINAL_JOB_STATES, JobKind, JobRecord, Lease, StagePart
 from service.jobs.requests import Finished, NewJob
 from service.jobs.stage_plan import stages_of
 from tests.helpers.databases import memory_folder, settings_for
@@ -37,7 +37,8 @@ def edit_line(pair_id: str, action: str, suspicion: float | None, **given: Any) 
     line = {
         "pair_id": pair_id, "content_digest": digest_bytes(pair_id.encode()), "group": "g", "axis": "safety", "status": "scored",
         "reason": None, "action": action, "suspicion": suspicion, "suspicion_kind": "rank" if suspicion is not None else None,
-        "signals": {"latents": 0.5}, "pair_score": 0.1, "reward_margin": -0.2, "evidence": [{"latent_id": 3, "contribution": -1.5}],
+        "signals": {"latents": 0.5}, "pair_score": 0.1, "reward_margin": -0.2,
+        "evidence": [{"latent_id": 3, "contribution": -1.5}],
     }  # fmt: skip
     return line | given
 
@@ -88,6 +89,11 @@ class HttpWorld:
         """A queued job."""
         spec = TRAINING if kind is JobKind.TRAIN_RM else SPEC
         return self.services.jobs.submit(project, NewJob(kind, spec, stages_of(kind), **given)).job
+
+    def finished(self, project: str = "default", **given: Any) -> JobRecord:
+        """An audit that has ended, of just the stages that have payloads."""
+        stages = tuple(StagePart(name, "cpu") for name in payloads())
+        return self.finish(self.services.jobs.submit(project, NewJob(JobKind.AUDIT, SPEC, stages, **given)).job)
 
     def lease(self, job: JobRecord) -> Lease:
         """The open unit of a job, in the hands of a worker."""

@@ -239,7 +239,12 @@ def test_events_of_a_running_job_come_as_they_happen(world: HttpWorld, monkeypat
     monkeypatch.setattr(streaming, "HEARTBEAT_SECONDS", 0.02)
     job = world.submit(kind=JobKind.TRAIN_RM)
     lease = world.lease(job)
-    worker = threading.Timer(0.4, lambda: (world.services.jobs.progress(lease, 1, 4, "steps"), world.services.jobs.fail(lease, JobError("x", "y"))))  # fmt: skip
+
+    def work() -> None:
+        world.services.jobs.progress(lease, 1, 4, "steps")
+        world.services.jobs.fail(lease, JobError("x", "y"))
+
+    worker = threading.Timer(0.4, work)
     worker.start()
     text = world.client("submit").get(f"/v1/audits/{job.id}/events").text
     worker.join()
