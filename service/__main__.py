@@ -22,6 +22,7 @@ from service.infra.settings import Settings, load_settings
 from service.jobs.callbacks import CallbackStore
 from service.jobs.database import check_version
 from service.jobs.dispatcher import Dispatcher
+from service.jobs.job_log import JobLogs
 
 _STOP_SECONDS = 10
 
@@ -48,7 +49,8 @@ def serve(settings: Settings) -> None:
     services = open_services(settings)
     check_version(services.engine)
     services.access.ensure_project("default")
-    dispatcher = Dispatcher(services.jobs, services.sender, settings)
+    logs = JobLogs(services.engine, services.jobs, services.stores)
+    dispatcher = Dispatcher(services.jobs, services.sender, settings, logs.write_missing)
     callbacks = Callbacks(CallbackStore(services.engine), services.outbound, settings)
     threads = [
         threading.Thread(target=each.run, args=(services.stopping,), name=type(each).__name__) for each in (dispatcher, callbacks)
