@@ -94,10 +94,12 @@ class Dispatch:
             *((units.c.sends <= sends, units.c.sent_at < utc_after(-pause * sends)) for sends in range(1, _LONGEST_RESEND)),
             else_=units.c.sent_at < utc_after(-pause * _LONGEST_RESEND),
         )  # fmt: skip
-        where = (units.c.state == UnitState.SENT) & late
+        # What another transaction is changing is left to it: waiting for rows in no order could be waiting in a circle.
+        lost = select(units.c.id).where(units.c.state == UnitState.SENT, late).limit(_ROUND).with_for_update(skip_locked=True)
         with writing(self._engine) as connection:
             values = {"sent_at": UtcNow(), "sends": units.c.sends + 1}
-            found = connection.execute(update(units).where(where).values(values).returning(units.c.id, units.c.queue))
+            again = update(units).where(units.c.id.in_(lost), units.c.state == UnitState.SENT).values(values)
+            found = connection.execute(again.returning(units.c.id, units.c.queue))
             messages = tuple(Message(unit_id, queue) for unit_id, queue in found)
             count(connection, "messages_resent", len(messages))
             return messages
@@ -115,7 +117,9 @@ class Dispatch:
                 .correlate(units)
                 .exists()
             )
-            return moves.move_units(connection, ~locked, (UnitState.PARKED,), UnitState.READY, ready_at=UtcNow())
+            found = select(units.c.id).where(units.c.state == UnitState.PARKED, ~locked).with_for_update(skip_locked=True)
+            orphans = connection.execute(found).scalars().all()
+            return moves.move_units(connection, units.c.id.in_(orphans), (UnitState.PARKED,), UnitState.READY, ready_at=UtcNow())
 
     def lead(self, name: str, holder: str, seconds: float) -> bool:
         """Become or stay the leader for so many seconds; False while another is."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,9 +19,12 @@ from service.jobs import database as module
 from service.jobs.clock import UtcDateTime, UtcNow, utc_after
 from service.jobs.database import file_system, open_database, reading, writing
 from service.jobs.ids import new_id
+from service.jobs.model import JobState
+from service.jobs.requests import Finished, Reconciled
 from service.jobs.store import JobStore
 from service.jobs.tables import audit_log
 from tests.helpers.databases import database, settings_for
+from tests.helpers.servers import postgres_server, wait_until
 
 MOUNTS = """\
 /dev/root / ext4 rw 0 0
@@ -144,6 +149,49 @@ def test_a_naive_time_is_refused(tmp_path: Path) -> None:
     with database(settings_for(tmp_path)) as db, pytest.raises(Exception, match="without a time zone"):
         with reading(db.engine) as connection:
             connection.execute(select(audit_log).where(audit_log.c.at > datetime(2026, 1, 1)))
+
+
+@pytest.mark.parametrize("hours", [-1.0, 1.0])
+def test_a_process_whose_clock_is_off_leases_by_the_databases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float
+) -> None:
+    real = time.time
+    with database(settings_for(tmp_path)) as db:
+        monkeypatch.setattr(time, "time", lambda: real() + 3600.0 * hours)
+        monkeypatch.setattr(time, "time_ns", lambda: int((real() + 3600.0 * hours) * 1e9))
+        job = db.submit()
+        lease = db.take()
+        monkeypatch.undo()
+        assert db.store.reconcile() == Reconciled()
+        (unit,) = db.store.units(job.id)
+        assert unit.lease_expires is not None
+        left = unit.lease_expires - datetime.now(UTC)
+        assert timedelta(0) < left <= timedelta(seconds=db.settings.lease_seconds + 0.01)
+        assert abs(db.get(job).created - datetime.now(UTC)) < timedelta(minutes=1)
+        assert db.store.heartbeat(lease).held
+
+
+@pytest.mark.full
+def test_the_store_goes_on_after_postgresql_was_restarted(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    server = postgres_server(tmp_path_factory.mktemp("restarted"))
+    server.start()
+    try:
+        wait_until(server.answers, "PostgreSQL answers")
+        with database(settings_for(tmp_path, server.fresh("jobs"))) as db:
+            job = db.submit("prepare", "pairs")
+            lease = db.take()
+            server.stop(signal.SIGINT)
+            for ask in (lambda: db.store.heartbeat(lease), db.submit, db.store.reconcile):
+                with pytest.raises(Unavailable):
+                    ask()
+            assert db.store.facts() is None
+            server.start()
+            wait_until(server.answers, "PostgreSQL answers")
+            assert db.store.heartbeat(lease).held
+            db.store.finish(lease, Finished())
+            assert db.run(job).state is JobState.SUCCEEDED
+    finally:
+        server.stop()
 
 
 def test_ids_sort_by_time_and_differ() -> None:
