@@ -13,7 +13,7 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     """Run a worker. Returns the exit code: 0 done or stopped, 2 refused, 4 failed."""
     from safer_engine.errors import SaferError, SpecError
-    from service.errors import Conflict
+    from service.errors import SchemaMismatch
     from workers.start import run
 
     parser = argparse.ArgumentParser(prog="python -m workers", description="Compute the stages of jobs.")
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         return run(options.queues, once=options.once)
     except SaferError as error:
         sys.stderr.write(f"error [{error.code}]: {error.message}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))
-        return 2 if isinstance(error, (SpecError, Conflict)) else 4
+        return 2 if isinstance(error, (SpecError, SchemaMismatch)) else 4
 
 
 if __name__ == "__main__":

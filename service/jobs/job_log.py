@@ -101,5 +101,5 @@ def log_key(job: JobRecord) -> str:
 
 
 def _line(event: EventRecord) -> str:
-    found = {"at": event.at.isoformat(), "kind": event.kind, "stage": event.stage, **event.data}
+    found = {"at": event.at.isoformat(), "event": event.kind, "stage": event.stage, **event.data}
     return json.dumps({name: value for name, value in found.items() if value is not None}, ensure_ascii=False)

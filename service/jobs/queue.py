@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -121,7 +121,7 @@ def redis_url(broker: str) -> str:
     if parts.scheme != "redis+socket":
         return broker
     query = "&".join(item.replace("virtual_host=", "db=") for item in parts.query.split("&") if item)
-    return urlunsplit(("unix", parts.netloc, parts.path, query, ""))
+    return f"unix://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
 
 
 def _away(error: Exception) -> Unavailable:

@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,13 @@ class Workplace:
 
     def __init__(self, folder: Path, **given: object) -> None:
         self.folder = folder
-        self.given: dict[str, object] = {"secret_pepper": "a pepper of tests", **FAST, "home": folder / "home", "device": "cpu", **given}
+        self.given: dict[str, object] = {
+            "secret_pepper": "a pepper of tests",
+            **FAST,
+            "home": folder / "home",
+            "device": "cpu",
+            **given,
+        }
         self.settings: Settings = load_settings(**self.given)
         self.engine = open_database(self.settings)
         migrate(self.engine)
@@ -145,41 +150,37 @@ class Workplace:
 
 def stop_group(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, seconds: float = 20.0) -> int:
     """Signal a process and its children; its exit code."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, how)
-    except ProcessLookupError:
-        pass
     return process.wait(seconds)
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes below a process, all generations."""
-    found: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        found.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    below, look = [], [pid]
-    while look:
-        more = found.get(look.pop(), [])
-        below += more
-        look += more
-    return below
+    """Processes that a process has started and that are there still."""
+    try:
+        return [int(each) for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()]
+    except OSError:
+        return []
 
 
-def working_child(parent: int) -> int | None:
+def working_child(worker: int) -> int | None:
     """The process that computes a stage for a worker, if there is one just now."""
-    for pid in children_of(parent):
+    for server in children_of(worker):
         try:
-            parents = [each for each in children_of(parent) if pid in children_of(each)]
-            forked = any("forkserver" in Path(f"/proc/{each}/cmdline").read_text() for each in parents)
+            command = Path(f"/proc/{server}/cmdline").read_text()
         except OSError:
             continue
-        if forked:
-            return pid
+        if "forkserver" in command:
+            return next(iter(children_of(server)), None)
     return None
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def material(folder: Path, pairs: int = 40) -> dict[str, Path]:
@@ -198,11 +199,6 @@ def audit_of(workplace: Workplace, files: Mapping[str, Path], **sections: Any) -
         "evaluation": {"source": {"kind": "local", "path": workplace.upload(files["evaluation"])}},
         **sections,
     }
-
-
-def seconds_since(began: float) -> float:
-    """Elapsed time."""
-    return time.monotonic() - began
 
 
 def _text(value: object) -> str:
