@@ -131,7 +131,7 @@ def _json_messages(text: str) -> Any:
         return None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets thousands deep are text
         return None
     spoken = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
     return value if spoken and all({"role", "content"} <= item.keys() for item in value) else None

@@ -138,8 +138,10 @@ def parse_pku(row: Row, label: Label) -> list[Sides]:
 
 
 def parse_helpsteer3(row: Row, label: Label) -> list[Sides]:
-    """`context, response1, response2, overall_preference`: −3 (the first is much better) … 3 (the second is)."""
+    """`context, response1, response2, overall_preference`: −3 (the first is much better) … 3 (the second is), whole numbers."""
     preference = _number(row["overall_preference"])
+    if abs(preference) > 3 or preference != int(preference):
+        raise MalformedCell(f"overall_preference is {preference:g}, not a whole number from -3 to 3")
     if preference == 0:
         raise NoPreference
     first, second = text_cell(row["response1"]), text_cell(row["response2"])
@@ -164,7 +166,7 @@ def parse_scored(row: Row, label: Label) -> list[Sides]:
         raise NoPreference
     best, worst = values.index(max(values)), values.index(min(values))
     sides = split_sides(row["prompt"], responses[best], responses[worst])
-    return [replace(sides, strength=values[best] - values[worst])]
+    return [replace(sides, strength=_difference(values[best], values[worst]))]
 
 
 def parse_winner(row: Row, winner: Winner | None) -> list[Sides]:
@@ -247,14 +249,24 @@ def _number(cell: Any) -> float:
         value = float(cell)
     except ValueError:
         raise MalformedCell(f"{str(cell)[:40]!r} where a number is expected") from None
+    except OverflowError:
+        raise MalformedCell("a number beyond all measure") from None
     if not math.isfinite(value):
         raise MalformedCell(f"{value} where a number is expected")
     return value
 
 
+def _difference(larger: float, smaller: float) -> float:
+    """A difference of scores; those whose difference is not finite are no scores."""
+    found = larger - smaller
+    if not math.isfinite(found):
+        raise MalformedCell("scores whose difference is beyond all measure")
+    return found
+
+
 def _strength(row: Row) -> float | None:
     if row.get("score_chosen") is not None and row.get("score_rejected") is not None:
-        return _number(row["score_chosen"]) - _number(row["score_rejected"])
+        return _difference(_number(row["score_chosen"]), _number(row["score_rejected"]))
     for name in ("strength", "margin"):
         if row.get(name) not in (None, ""):
             return _number(row[name])

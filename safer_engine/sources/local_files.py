@@ -93,6 +93,8 @@ def _parsed(line: str, path: Path, number: int) -> Any:
         return json.loads(line)
     except ValueError as error:
         raise DatasetRefused(f"{path}, line {number}: not JSON ({error})", "each line must be one JSON object") from error
+    except RecursionError:
+        raise DatasetRefused(f"{path}, line {number}: nested too deeply to be read", "rows must be flat objects") from None
 
 
 def _read_json(path: Path) -> Rows:
@@ -107,6 +109,8 @@ def _read_json(path: Path) -> Rows:
         return
     except ValueError as error:
         raise DatasetRefused(f"{path}: not JSON ({error})", "check the file") from error
+    except RecursionError:
+        raise DatasetRefused(f"{path}: nested too deeply to be read", "give a list of flat objects") from None
     if isinstance(document, dict):
         document = document.get("data", [document])
     if not isinstance(document, list):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from safer_engine.errors import DatasetRefused
 from safer_engine.science.drops import Drop
 from safer_engine.science.messages import Message
 from safer_engine.science.pair_formats import Layout, PreferenceRow, project, read_pairs, recognise
 from safer_engine.science.row_layouts import Label
+from safer_engine.science.winners import Winners
 
 Row = dict[str, Any]
 SYSTEM, ASK, ANSWER, MORE = (
@@ -192,6 +196,9 @@ TRL: Row = {"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad."}
         ({**TRL, "margin": "big"}, "'big' where a number"),
         ({**TRL, "margin": float("nan")}, "nan where a number"),
         ({**TRL, "margin": True}, "bool where a number"),
+        ({**TRL, "margin": 10**400}, "beyond all measure"),
+        ({**TRL, "score_chosen": 1e308, "score_rejected": -1e308}, "beyond all measure"),
+        ({**TRL, "annotators": [-(10**400)]}, "beyond all measure"),
         ({**TRL, "annotators": 3}, "must be a list"),
         ({**TRL, "annotators": [0.5]}, "whole numbers"),
         ({**TRL, "chosen": "half \ud83d"}, "valid Unicode"),
@@ -212,7 +219,11 @@ def test_malformed_rows_are_dropped_one_by_one(row: Row, words: str) -> None:
         ("scored", {"prompt": "p", "responses": ["a"], "scores": [1]}),
         ("scored", {"prompt": "p", "responses": "ab", "scores": [1, 2]}),
         ("scored", {"prompt": "p", "responses": ["a", "b"], "scores": [1, None]}),
+        ("scored", {"prompt": "p", "responses": ["a", "b"], "scores": [10**400, 1]}),
+        ("scored", {"prompt": "p", "responses": ["a", "b"], "scores": [1e308, -1e308]}),
         ("helpsteer3", {**HELP, "overall_preference": "much"}),
+        ("helpsteer3", {**HELP, "overall_preference": -9}),
+        ("helpsteer3", {**HELP, "overall_preference": -1.5}),
         ("rmbench", {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c"]}),
         ("rewardbench", {"prompt": "p", "chosen": ["a"] * 40, "rejected": ["b"] * 40}),
         ("anthropic", {"chosen": "no turns", "rejected": "\n\nHuman: x\n\nAssistant: y"}),
@@ -220,6 +231,42 @@ def test_malformed_rows_are_dropped_one_by_one(row: Row, words: str) -> None:
 )
 def test_malformed_rows_of_particular_layouts(layout: str, row: Row) -> None:
     assert [pair.reason for pair in read(row, format=layout)] == [Drop.MALFORMED]
+
+
+NUMBERS = st.one_of(
+    st.integers(), st.integers(min_value=10**300, max_value=10**500).flatmap(lambda n: st.sampled_from([n, -n])), st.floats(),
+    st.booleans(), st.none(), st.integers().map(str), st.sampled_from(["1e999", "nan", "∞", "9" * 400, "", " 3 "]),
+)  # fmt: skip
+NUMBERED: list[tuple[str, Row]] = [
+    ("trl", {**TRL, "margin": 0}),
+    ("trl", {**TRL, "score_chosen": 0, "score_rejected": 0}),
+    ("trl", {**TRL, "id": 0, "group": 0, "item": 0, "axis": 0}),
+    ("pku-saferlhf", {"prompt": "p", "response_0": "a", "response_1": "b", "safer_response_id": 0}),
+    ("helpsteer3", {**HELP, "overall_preference": 0}),
+    ("scored", {"prompt": "p", "response_a": "x", "response_b": "y", "score_a": 0, "score_b": 0}),
+    ("winner", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": 0}),
+]
+
+
+@given(data=st.data(), annotators=st.none() | st.lists(NUMBERS, max_size=3), case=st.sampled_from(NUMBERED))
+def test_any_number_gives_a_pair_or_a_reason(data: st.DataObject, annotators: Any, case: tuple[str, Row]) -> None:
+    layout, shape = case
+    row = {name: cell if isinstance(cell, (str, list)) else data.draw(NUMBERS, name) for name, cell in shape.items()}
+    winners = Winners(numbers={"0": "a", "1": "b"})
+    try:
+        found = list(read_pairs([{**row, "annotators": annotators}], Layout(layout, {}, "safer", winners)))
+    except DatasetRefused:  # a number that the first rows of a winner column did not have
+        assert layout == "winner"
+        return
+    assert len(found) == 1
+    assert (found[0].reason is None) == bool(found[0].chosen)
+    assert found[0].strength is None or math.isfinite(found[0].strength)
+    assert layout != "helpsteer3" or found[0].strength in (None, 1, 2, 3)
+
+
+def test_a_text_of_brackets_is_text() -> None:
+    deep = "[" * 100_000
+    assert flat(read({**TRL, "chosen": deep})[0])[1] == f"a:{deep}"
 
 
 def test_tool_turns_keep_their_fields() -> None:
