@@ -140,8 +140,9 @@ def _report(result: EditResult, as_json: bool, *, undone: bool) -> None:
     else:
         click.echo(f"{result.out}: {kept:,} of {result.n_rows:,} rows, {result.dropped:,} dropped, {result.flipped:,} flipped")
     for action, count in sorted(result.left.items()):
-        how = "for a person to decide" if action == "review" else f"not applied; give --action drop,{action}"
-        click.echo(f"  {count:,} rows marked {action} are left as they are: {how}")
+        how = "for a person to decide" if action == "review" else "not applied; give --action drop,flip"
+        rows = "1 row marked {} is left as it is" if count == 1 else f"{count:,} rows marked {{}} are left as they are"
+        click.echo(f"  {rows.format(action)}: {how}")
     if result.removed is None:
         return
     click.echo(f"  as they were: {result.removed}")

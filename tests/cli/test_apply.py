@@ -30,8 +30,8 @@ def test_apply_and_undo(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert apply(place) == 0
     said = capsys.readouterr().out
     assert "4 of 6 rows, 2 dropped, 0 flipped" in said
-    assert "1 rows marked flip are left as they are: not applied; give --action drop,flip" in said
-    assert "1 rows marked review" in said
+    assert "1 row marked flip is left as it is: not applied; give --action drop,flip" in said
+    assert "1 row marked review is left" in said
     assert len((place / "clean.jsonl").read_text().splitlines()) == 4
     assert run_main(["apply", "--undo", "--out", str(place / "clean.jsonl")]) == 0
     assert "restored, 6 rows" in capsys.readouterr().out
@@ -45,6 +45,11 @@ def test_json_output_and_flips(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert said["removed"] == str(place / "clean.removed.jsonl")
     assert run_main(["apply", "--undo", "--out", str(place / "clean.jsonl"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] is None
+
+
+def test_flips_alone_leave_the_drops(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert apply(place, "--action", "flip") == 0
+    assert "2 rows marked drop are left as they are: not applied; give --action drop,flip" in capsys.readouterr().out
 
 
 def test_nothing_to_do_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
