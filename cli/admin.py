@@ -167,9 +167,8 @@ def collect_garbage(home: Path | None, dry_run: bool, as_json: bool) -> None:
     answer = ask(["store", "gc", *(["--dry-run"] if dry_run else [])], home)
     if as_json:
         print_json(answer)
-        return
-    rows = [(line["what"], line["count"], size(line["bytes"])) for line in answer["items"]]
-    console().print(table("Would be removed" if dry_run else "Removed", ("what", ">count", ">size"), rows))
+    else:
+        _show_removed(answer)
 
 
 @store_group.command("purge")
@@ -181,18 +180,33 @@ def collect_garbage(home: Path | None, dry_run: bool, as_json: bool) -> None:
 @click.pass_obj
 def purge_pairs(home: Path | None, /, pair_ids: tuple[str, ...], file: Path | None, **given: Any) -> None:
     """Remove everything that holds these pairs, for a person whose data they are."""
-    wanted = (
-        [*pair_ids, *(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())] if file else [*pair_ids]
-    )
+    wanted = [*pair_ids, *(file.read_text("utf-8").splitlines() if file else [])]
     if not wanted:
         raise click.UsageError("name pairs, or a file of them with --file")
-    arguments = ["store", "purge", "--project", given["project"], *(["--dry-run"] if given["dry_run"] else []), "--", *wanted]
-    answer = ask(arguments, home)
+    arguments = ["store", "purge", "--project", given["project"], *(["--dry-run"] if given["dry_run"] else [])]
+    answer = ask(arguments, home, "\n".join(wanted))
     if given["as_json"]:
         print_json(answer)
         return
-    rows = [(line["what"], line["count"], size(line["bytes"])) for line in answer["items"]]
-    console().print(table("Would be removed" if given["dry_run"] else "Removed", ("what", ">count", ">size"), rows))
+    _show_removed(answer)
+    click.echo(f"decisions about them: {answer['decisions']}; jobs concerned: {len(answer['jobs'])}")
+    for job in answer["jobs"]:
+        click.echo(f"  {job['id']}{' (not over: cancel it first)' if job['live'] else ''}")
+
+
+def _show_removed(answer: dict[str, Any]) -> None:
+    """Counts and bytes by kind and reason."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for item in answer["items"]:
+        line = sums.setdefault((item["kind"], item["reason"]), [0, 0])
+        line[0] += 1
+        line[1] += item["size"]
+    rows = [(kind, reason, count, size(total) if total else "") for (kind, reason), (count, total) in sorted(sums.items())]
+    title = "Would be removed" if answer["dry_run"] else "Removed"
+    if rows:
+        console().print(table(title, ("what", "why", ">count", ">size"), rows))
+    else:
+        click.echo(f"{title}: nothing")
 
 
 def _day(text: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from service.errors import Unreachable
 
 if TYPE_CHECKING:
     from service.client import AuditClient
-    from service.schemas import JobView, StageView
+    from service.schemas import EventView, JobView, StageView
 
 _POLL_SECONDS = 1.0
 _AWAY_SECONDS = 120.0
@@ -46,6 +46,7 @@ def wait_for(client: AuditClient, job_id: str, shown: Console | None) -> JobView
                 else:
                     away_since = None
                     display.update(job)
+                    display.notes(client.events(job_id, after=display.seen, follow=False))
                     if is_final(job):
                         return job
                 time.sleep(_POLL_SECONDS)
@@ -67,7 +68,7 @@ def outcome_error(job: JobView) -> SaferError | None:
 
 
 class JobDisplay:
-    """Shows what changed since the last look. `shown`: None shows nothing."""
+    """Shows what changed since the last look. `shown`: None shows nothing. `seen`: id of the last event."""
 
     def __init__(self, shown: Console | None) -> None:
         self._shown = shown
@@ -83,6 +84,7 @@ class JobDisplay:
         self._told: dict[str, str] = {}
         self._last_line = 0.0
         self._said = ""
+        self.seen = 0
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -98,6 +100,13 @@ class JobDisplay:
         if self._shown is not None and line != self._said:
             self._said = line
             self._shown.print(line, markup=False, style="yellow" if self._bars else None)
+
+    def notes(self, events: Iterable[EventView]) -> None:
+        """Show what workers noted; of other events only remember that they were seen."""
+        for event in events:
+            self.seen = event.id
+            if event.kind == "note" and self._shown is not None:
+                self._shown.print(f"[{event.stage}] {event.data.get('message', '')}", markup=False, style="yellow")
 
     def update(self, job: JobView) -> None:
         """Show a job as it stands."""
@@ -154,8 +163,9 @@ def waiting_line(job: JobView) -> str:
     if job.cancel_requested:
         return "stopping"
     if job.queue_position is not None:
-        ahead = job.queue_position
-        return f"waiting for a worker, {ahead} ahead" if ahead else "waiting for a worker, next in line"
+        return (
+            f"waiting for a worker, place {job.queue_position} in the queue" if job.queue_position > 1 else "waiting for a worker"
+        )
     return ""
 
 

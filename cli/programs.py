@@ -27,12 +27,12 @@ def become(module: str, arguments: list[str], environment: Mapping[str, str] | N
     os.execve(sys.executable, command, {**os.environ, **(environment or {})})  # noqa: S606 - our own module, no shell
 
 
-def ask(arguments: list[str], home: Path | None) -> Any:
-    """What `python -m service.manage` answers. Raises the SaferError it names."""
+def ask(arguments: list[str], home: Path | None, told: str = "") -> Any:
+    """What `python -m service.manage` answers; `told` goes to its standard input. Raises the SaferError it names."""
     require(_SERVICE)
     environment = {**os.environ, **({} if home is None else {"SAFER_HOME": str(home)})}
     command = [sys.executable, "-m", "service.manage", *arguments]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - as above
+    done = subprocess.run(command, env=environment, input=told, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - as above
     try:
         answer = json.loads(done.stdout)
     except ValueError:
@@ -53,5 +53,5 @@ def require(packages: tuple[str, ...]) -> None:
         )
 
 
-def _error(told: Mapping[str, str]) -> SaferError:
-    return make_error(told["code"], told["message"], told.get("hint", ""))
+def _error(said: Mapping[str, str]) -> SaferError:
+    return make_error(said["code"], said["message"], said.get("hint", ""))

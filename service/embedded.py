@@ -30,7 +30,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from safer_engine.errors import ResourceError, SpecError
+from safer_engine.errors import SpecError
 from service.errors import Conflict
 
 PEPPER_FILE = "pepper"
@@ -157,14 +157,14 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def require_free(host: str, port: int) -> None:
-    """Raises ResourceError naming the port where somebody listens on it, or it may not be taken."""
+    """Raises Conflict naming the port where somebody listens on it, or it may not be taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ResourceError(
+            raise Conflict(
                 f"port {port} of {host} cannot be taken: {error.strerror}", "choose another with --port (0 takes any free one)"
             ) from None
 

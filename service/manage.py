@@ -22,7 +22,10 @@ from sqlalchemy import Engine, make_url
 
 from safer_engine.errors import SaferError, SpecError
 from service.embedded import PEPPER_FILE, kept_pepper
+from service.infra.purge import purge
+from service.infra.retention import gc
 from service.infra.settings import Settings, load_settings
+from service.infra.stores import Stores
 from service.jobs.access import DEFAULT_PROJECT, AccessStore, Role
 from service.jobs.database import check_version, migrate, open_database
 from service.jobs.model import JobKind, JobState
@@ -121,6 +124,23 @@ def _reconcile(engine: Engine, settings: Settings, _given: argparse.Namespace) -
     return _dict(JobStore(engine, settings).reconcile())
 
 
+def _collect(engine: Engine, settings: Settings, given: argparse.Namespace) -> Any:
+    collected = gc(Stores(settings, engine), engine, given.dry_run)
+    return {"dry_run": collected.dry_run, "items": [_dict(item) for item in collected.removed]}
+
+
+def _purge(engine: Engine, settings: Settings, given: argparse.Namespace) -> Any:
+    """Ids come by standard input, one a line: there may be many, and they do not belong in a list of processes."""
+    wanted = [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]
+    purged = purge(Stores(settings, engine), engine, given.project, wanted, given.dry_run)
+    return {
+        "dry_run": purged.dry_run,
+        "items": [_dict(item) for item in purged.removed],
+        "jobs": [_dict(job) for job in purged.jobs],
+        "decisions": purged.decisions,
+    }
+
+
 def actor() -> str:
     """Who is at the keyboard, for the audit log."""
     try:
@@ -160,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     groups.add_parser("projects").set_defaults(act=_list_projects)
     _key_commands(groups.add_parser("keys").add_subparsers(required=True))
     _job_commands(groups.add_parser("jobs").add_subparsers(required=True))
+    _store_commands(groups.add_parser("store").add_subparsers(required=True))
     return parser
 
 
@@ -181,6 +202,13 @@ def _job_commands(commands: Any) -> None:
     _project_of(commands.add_parser("requeue"), _requeue_job).add_argument("id")
     _project_of(commands.add_parser("cancel"), _cancel_job).add_argument("id")
     commands.add_parser("reconcile").set_defaults(act=_reconcile)
+
+
+def _store_commands(commands: Any) -> None:
+    collecting = commands.add_parser("gc")
+    collecting.add_argument("--dry-run", action="store_true")
+    collecting.set_defaults(act=_collect)
+    _project_of(commands.add_parser("purge"), _purge).add_argument("--dry-run", action="store_true")
 
 
 def _project_of(command: argparse.ArgumentParser, act: Callable[..., Any]) -> argparse.ArgumentParser:

@@ -148,7 +148,7 @@ class JobView(JobSummary):
     stage: str | None = Field(description="The step that is open; null before and after.")
     progress: float | None = Field(description="Share of the open step that is done, in [0, 1]; null where not known.")
     eta_seconds: float | None = Field(description="Until the open step ends, at its own pace so far; null where not known.")
-    queue_position: int | None = Field(description="Units ahead of this job's, from 0; null when it is not waiting.")
+    queue_position: int | None = Field(description="Its place in the queue, 1 being next; null when it is not waiting.")
     stages: list[StageView]
     inputs: dict[str, str] = Field(description="Role → content digest, once known.")
     verdict_reason: str
