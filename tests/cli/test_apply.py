@@ -57,7 +57,7 @@ def test_nothing_to_do_is_said(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert apply(place) == 0
     said = capsys.readouterr().out
     assert "nothing is to be done" in said
-    assert "1 rows marked review" in said
+    assert "1 row marked review" in said
     assert "undo" not in said
     assert (place / "clean.jsonl").read_bytes() == (place / "data.jsonl").read_bytes()
     assert run_main(["apply", "--undo", "--out", str(place / "clean.jsonl")]) == 0
