@@ -20,6 +20,7 @@ from service.errors import SourceNotAllowed, Unavailable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
 _MAX_URL = 2000
 
 
@@ -89,6 +90,8 @@ class Outbound:
             return True
         if inner is not None:
             return self.permits(inner)
+        if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
+            return False
         return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
     def post(self, url: str, document: dict[str, Any]) -> int:

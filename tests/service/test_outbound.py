@@ -1,0 +1,215 @@
+"""Requests to addresses that clients name: which pass, and where they really go."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.callbacks import Callbacks, callback_document
+from service.errors import SourceNotAllowed, Unavailable
+from service.jobs.callbacks import CallbackStore
+from service.jobs.model import JobError, JobState
+from service.outbound import Outbound
+from tests.helpers.databases import Database, database, memory_folder, settings_for
+
+LOOPBACK = ("127.0.0.0/8",)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+     "255.255.255.255", "240.0.0.1", "192.0.2.1", "::", "::1", "fe80::1", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
+     "2002:7f00:1::", "2001:db8::1", "fec0::1", "::127.0.0.1", "198.18.0.1"],
+)  # fmt: skip
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not Outbound().permits(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_addresses_that_are(address: str) -> None:
+    assert Outbound().permits(ipaddress.ip_address(address))
+
+
+def test_the_operator_may_allow_a_network() -> None:
+    allowed = Outbound(("10.0.0.0/8", "fd00::/8"))
+    assert allowed.permits(ipaddress.ip_address("10.200.0.1"))
+    assert allowed.permits(ipaddress.ip_address("::ffff:10.0.0.1"))
+    assert allowed.permits(ipaddress.ip_address("fd12::1"))
+    assert not allowed.permits(ipaddress.ip_address("192.168.0.1"))
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://example.com/", "file:///etc/passwd", "http://", "http:///x", "//example.com", "http://a:b@example.com/", "http://example.com:99999/",
+            "http://exa mple.com/", "http://example.com/\r\nX: 1", "http://[::1", "gopher://x/", "http://@example.com/", "http://ex\u00e4mple.com/",
+            "http://example.com/" + "a" * 2000],
+)  # fmt: skip
+def test_urls_that_are_none(url: str) -> None:
+    for check in (Outbound().check, Outbound().precheck):
+        with pytest.raises(SourceNotAllowed):
+            check(url)
+
+
+@pytest.mark.parametrize("host", ["localhost", "a.localhost", "0x7f.1", "2130706433", "127.1", "[::ffff:127.0.0.1]", "0"])
+def test_other_ways_to_write_this_machine(host: str) -> None:
+    with pytest.raises(SourceNotAllowed):
+        Outbound().precheck(f"http://{host}/")
+
+
+def test_names_are_looked_up_when_connecting_only() -> None:
+    Outbound().precheck("https://a-name-that-is-not-there.invalid/hook")
+
+
+class Receiver:
+    """A server that keeps what it is sent, and answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, dict[str, str], Any]] = []
+        self.answers: list[int] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.got.append((self.path, dict(self.headers), json.loads(body)))
+                self.send_response(outer.answers.pop(0) if outer.answers else 200)
+                self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+
+
+@contextmanager
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    thread = threading.Thread(target=made.server.serve_forever)
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()
+
+
+def test_it_connects_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiver() as there:
+        asked: list[str] = []
+        real = socket.getaddrinfo
+
+        def answers_otherwise_later(host: str, *args: Any, **kwargs: Any) -> Any:
+            asked.append(host)
+            target = "127.0.0.1" if asked.count(host) == 1 else "127.0.0.9"
+            return real(target if host == "hook.example" else host, *args, **kwargs)
+
+        monkeypatch.setattr(socket, "getaddrinfo", answers_otherwise_later)
+        status = Outbound(LOOPBACK).post(f"http://hook.example:{there.port}/a?b=c", {"x": "é"})
+        path, headers, body = there.got[0]
+        assert (status, path, body, headers["Host"]) == (200, "/a?b=c", {"x": "é"}, f"hook.example:{there.port}")
+        assert asked.count("hook.example") == 1
+        with pytest.raises(SourceNotAllowed):
+            Outbound().post(f"http://127.0.0.1:{there.port}/", {})
+        assert len(there.got) == 1
+
+
+def test_one_bad_address_among_several_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_given: found)
+    with pytest.raises(SourceNotAllowed):
+        Outbound().check("http://two.example/")
+
+
+def test_redirects_are_not_followed() -> None:
+    with receiver() as there:
+        there.answers = [307]
+        assert Outbound(LOOPBACK).post(f"http://127.0.0.1:{there.port}/", {}) == 307
+        assert len(there.got) == 1
+
+
+def test_who_does_not_answer_is_away() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(Unavailable):
+            Outbound(LOOPBACK, seconds=0.1).post(f"http://127.0.0.1:{silent.getsockname()[1]}/", {})
+    with pytest.raises(Unavailable):
+        Outbound(LOOPBACK).post("http://127.0.0.1:1/", {})
+    with pytest.raises(Unavailable):
+        Outbound().post("http://a-name-that-is-not-there.invalid/", {})
+
+
+@pytest.fixture
+def world() -> Iterator[Database]:
+    with memory_folder() as folder, database(settings_for(Path(folder))) as made:
+        yield made
+
+
+def failed_job(world: Database, url: str) -> str:
+    job = world.submit("prepare", callback_url=url, labels={"team": "a"})
+    world.store.fail(world.take(), JobError("dataset_refused", "row 3 says: a text of the dataset", "mend it"))
+    return job.id
+
+
+def test_a_callback_tells_the_end_and_no_text(world: Database) -> None:
+    with receiver() as there:
+        job_id = failed_job(world, f"http://127.0.0.1:{there.port}/hook")
+        sender = Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), world.settings)
+        assert sender.step() == 1
+        assert sender.step() == 0
+        ((_, _, body),) = there.got
+    assert (body["job"], body["state"], body["error"], body["labels"]) == (job_id, "failed", "dataset_refused", {"team": "a"})
+    assert "text of the dataset" not in json.dumps(body)
+    assert set(body) == {"job", "attempt", "kind", "state", "labels", "error", "verdict", "finished", "url"}
+
+
+def test_a_callback_that_was_refused_or_not_answered_is_tried_again(world: Database) -> None:
+    with receiver() as there:
+        there.answers = [500, 302]
+        failed_job(world, f"http://127.0.0.1:{there.port}/hook")
+        sender = Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), world.settings)
+        tried = []
+        for _ in range(4):
+            tried.append(sender.step())
+            make_due(world)
+        assert (tried, len(there.got)) == ([1, 1, 1, 0], 3)
+
+
+def test_a_callback_to_a_forbidden_address_is_given_up(world: Database) -> None:
+    failed_job(world, "http://127.0.0.1:9/hook")
+    sender = Callbacks(CallbackStore(world.engine), Outbound(), world.settings)
+    assert sender.step() == 1
+    make_due(world)
+    assert sender.step() == 0
+
+
+def test_the_sender_stops_when_told(world: Database) -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=Callbacks(CallbackStore(world.engine), Outbound(), world.settings).run, args=(stop,))
+    thread.start()
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_links_lead_to_the_public_address(world: Database) -> None:
+    job = world.run(world.submit("prepare"))
+    assert job.state is JobState.SUCCEEDED
+    assert callback_document(job, "https://audit.example/")["url"] == f"https://audit.example/v1/audits/{job.id}"
+
+
+def make_due(world: Database) -> None:
+    from service.jobs.clock import utc_after
+    from service.jobs.tables import jobs
+
+    world.change(jobs, jobs.c.callback_url.is_not(None), callback_at=utc_after(-1.0))
