@@ -16,14 +16,17 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safer_engine.errors import SaferError
+from service.errors import ServiceError
 from service.http import administration, artifacts, audits, edits, operations, pages, uploads
 from service.http.auth import check_host
-from service.http.errors import add_handlers, from_error, internal
+from service.http.errors import FAULT, TELL, add_handlers, from_error, internal
 from service.http.limits import Intake
+from service.http.pages.render import render
 from service.http.services import Services, open_services
 from service.infra.settings import Settings
 from service.schemas import Problem
@@ -120,7 +123,7 @@ class Surround:
             _LOG.exception("a request failed: %s %s", scope["method"], _route(scope))
             if started:
                 raise
-            await internal()(scope, receive, send_out)
+            await _fault(scope)(scope, receive, send_out)
         finally:
             self.services.http_metrics.observe(_route(scope), scope["method"], status, time.perf_counter() - began)
 
@@ -129,6 +132,13 @@ def _route(scope: Scope) -> str | None:
     """The template of the route that matched."""
     path: str | None = getattr(scope.get("route"), "path", None)
     return path
+
+
+def _fault(scope: Scope) -> Response:
+    """The answer to an error that nobody foresaw: a page where a page was asked for."""
+    if scope["path"].startswith("/v1/"):
+        return internal()
+    return render("error.html.j2", {"error": ServiceError(FAULT, TELL), "visitor": None}, 500)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from typing import Any
 
 from safer_engine.errors import ArtifactError
 from service.errors import Malformed
+from service.schemas import EditView
 
 Line = dict[str, Any]
 SCAN_LINES = 20_000
+_FIELDS = EditView.model_fields.keys() - {"decision"}
 _CURSOR = re.compile(rb"^edits:(\d{1,12})$")
 _SUSPICION = re.compile(rb'"suspicion": (null|[-+.eE0-9]+)')
 """Matches the key only: within a text, both quotes would stand behind a backslash."""
@@ -132,6 +134,6 @@ def _parsed(raw: bytes) -> Line:
         line = json.loads(raw)
     except ValueError:
         line = None
-    if not isinstance(line, dict) or "pair_id" not in line:
+    if not isinstance(line, dict) or not line.keys() >= _FIELDS:
         raise ArtifactError("edits.jsonl holds a line that is none")
     return line

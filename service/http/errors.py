@@ -47,7 +47,7 @@ STATUS: dict[type[SaferError], int] = {
 }
 _FOUND_BY_ROUTER = {404: "not_found", 405: "method_not_allowed", 400: "malformed", 415: "media_type"}
 _MAX_PROBLEMS = 50
-_FAULT, _TELL = "the service failed on this request", "tell the operator; the service's log says more"
+FAULT, TELL = "the service failed on this request", "tell the operator; the service's log says more"
 
 
 def status_of(error: SaferError) -> int:
@@ -77,7 +77,7 @@ def from_error(error: SaferError) -> JSONResponse:
     """The response to an error raised on purpose. Of a fault of the service only the code is told: the rest is for its log."""
     status = status_of(error)
     if status == 500:
-        return respond(problem(500, error.code, _FAULT, _TELL))
+        return respond(problem(500, error.code, FAULT, TELL))
     headers: dict[str, str] = {}
     if isinstance(error, service.TooManyRequests):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -101,7 +101,7 @@ def from_error(error: SaferError) -> JSONResponse:
 
 def internal() -> JSONResponse:
     """The response to an error that nobody foresaw: what it was stands in the service's log."""
-    return respond(problem(500, "internal", _FAULT, _TELL))
+    return respond(problem(500, "internal", FAULT, TELL))
 
 
 def add_handlers(app: FastAPI) -> None:
