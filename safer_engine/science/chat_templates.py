@@ -2,23 +2,22 @@
 
 The response is found by rendering the same prompt with a placeholder as response: what the template writes before and
 after the placeholder is its frame. Templates come with models and run as code, so a rendering may fail, and one that
-never ends is stopped when a tokenizer is first looked at.
+takes more work or memory than any sensible one is refused, whenever that shows.
 """
 
 from __future__ import annotations
 
-import itertools
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safer_engine.errors import ModelRefused
 from safer_engine.science.drops import Drop, SideDropped
 from safer_engine.science.messages import Message
+from safer_engine.science.template_costs import TemplateOverrun
+
+if TYPE_CHECKING:
+    from safer_engine.science.template_sandbox import ChatTemplate
 
 PROBE_PROMPT = (Message("user", "How many are there?"),)
 PROBE_RESPONSE = "There are forty two of them"
@@ -26,13 +25,6 @@ PROBE_RESPONSE = "There are forty two of them"
 
 _Outcome = TypeVar("_Outcome")
 _PLACEHOLDERS = ("Qzx7placeholder7xzQ", "Wvk3otherwords3kvW")
-_TEMPLATE_STEPS = 1_000_000
-"""Lines a chat template may run to write the probes; real ones run some hundreds."""
-_FIXED_DATE = (
-    ("%-d", "26"), ("%d", "26"), ("%e", "26"), ("%-m", "7"), ("%m", "07"), ("%B", "July"), ("%b", "Jul"), ("%Y", "2024"),
-    ("%y", "24"), ("%A", "Friday"), ("%a", "Fri"), ("%j", "208"), ("%H", "00"), ("%M", "00"), ("%S", "00"),
-)  # fmt: skip
-"""What a template that prints today's date is given: a rendering must not depend on the day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,66 +44,52 @@ class Frame:
     after: str
 
 
-class _EndlessTemplate(RuntimeError):
-    """A chat template took more steps than any sensible one."""
-
-
-@contextmanager
-def _bounded_steps(limit: int = _TEMPLATE_STEPS) -> Iterator[None]:
-    """Raise _EndlessTemplate in a chat template that runs more than `limit` of its lines inside the block.
-
-    Lines are counted by a trace function of this thread, so nothing is left running. What one line does (joining a text
-    to itself over and over) is not bounded.
-    """
-    steps = itertools.count(1)
-
-    def count(frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
-        if frame.f_code.co_filename != "<template>":
-            return None
-        if next(steps) > limit:
-            raise _EndlessTemplate(f"it does not end within {limit:,} steps")
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What a template can raise beside jinja2's own errors (RecursionError is a RuntimeError)."""
+_LONGEST_REASON = 300
+_REPAIR = "repair chat_template in the model's tokenizer, or remove it for plain text"
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, open_turn: bool = False) -> str | SideDropped:
-    """A conversation as its chat template writes it."""
+def load_template(tokenizer: Any) -> ChatTemplate:
+    """A tokenizer's chat template. Raises ModelRefused when it can't be used."""
+    from jinja2 import TemplateError
+
+    from safer_engine.science.template_sandbox import ChatTemplate
+
+    try:
+        return ChatTemplate(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
+    except TemplateOverrun as error:
+        raise _overrun(error) from error
+    except (TemplateError, SyntaxError, *_FAILURES) as error:
+        raise ModelRefused(f"the chat template can't be read: {_said(error)}", _REPAIR) from error
+
+
+def _overrun(error: TemplateOverrun) -> ModelRefused:
+    return ModelRefused(f"the chat template {error}", _REPAIR)
+
+
+def _said(error: BaseException) -> str:
+    from jinja2 import TemplateError
+
+    said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+    return said if len(said) <= _LONGEST_REASON else said[:_LONGEST_REASON] + "…"
+
+
+def _render(template: ChatTemplate, messages: Sequence[Message], *, open_turn: bool = False) -> str | SideDropped:
+    """A conversation as its chat template writes it. Raises ModelRefused for one that takes too much work or memory."""
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(
-            [message.as_dict() for message in messages],
-            tokenize=False,
-            add_generation_prompt=open_turn,
-            chat_template=_dated(tokenizer.get_chat_template()),
-        )
+        return template.render([message.as_dict() for message in messages], open_turn=open_turn)
+    except TemplateOverrun as error:
+        raise _overrun(error) from error
     except (TemplateError, *_FAILURES) as error:
-        said = str(error) if isinstance(error, (TemplateError, _EndlessTemplate)) else f"{type(error).__name__}: {error}"
-        return SideDropped(Drop.UNRENDERABLE, f"the chat template refuses the conversation: {said}")
-    return str(text)
+        return SideDropped(Drop.UNRENDERABLE, f"the chat template refuses the conversation: {_said(error)}")
 
 
-def _dated(template: str) -> str:
-    """The template with its clock stopped."""
-    if "strftime_now" not in template:
-        return template
-    replaced = "".join(f"|replace({code!r}, {value!r})" for code, value in _FIXED_DATE)
-    return "{%- macro strftime_now(format) -%}{{- format" + replaced + " -}}{%- endmacro -%}" + template
-
-
-def frame_of(tokenizer: Any, prompt: Sequence[Message], placeholder: str = _PLACEHOLDERS[0]) -> Frame | SideDropped:
+def frame_of(template: ChatTemplate, prompt: Sequence[Message], placeholder: str = _PLACEHOLDERS[0]) -> Frame | SideDropped:
     """What the template writes round a response to `prompt`, or why it can't be told."""
-    text = _render(tokenizer, [*prompt, Message("assistant", placeholder)])
+    text = _render(template, [*prompt, Message("assistant", placeholder)])
     if isinstance(text, SideDropped):
         return text
     if text.count(placeholder) != 1:
@@ -120,13 +98,13 @@ def frame_of(tokenizer: Any, prompt: Sequence[Message], placeholder: str = _PLAC
     return Frame(before, after)
 
 
-def place(tokenizer: Any, prompt: Sequence[Message], response: str, frame: Frame) -> Layout | SideDropped:
+def place(template: ChatTemplate, prompt: Sequence[Message], response: str, frame: Frame) -> Layout | SideDropped:
     """Render a conversation and find its response: what stands between what the template writes round a placeholder.
 
     Where the template writes something else round this response (reasoning that it formats anew), the response begins
     where the opened assistant turn ends, provided that everything from there on is the response but for white space.
     """
-    text = _render(tokenizer, [*prompt, Message("assistant", response)])
+    text = _render(template, [*prompt, Message("assistant", response)])
     if isinstance(text, SideDropped):
         return text
     stop = len(text) - len(frame.after)
@@ -134,7 +112,7 @@ def place(tokenizer: Any, prompt: Sequence[Message], response: str, frame: Frame
         written = text[len(frame.before) : stop]
         if written.strip() and (written in response or written.strip() == response.strip()):
             return Layout(text, len(frame.before), stop)
-    opened = _render(tokenizer, prompt, open_turn=True)
+    opened = _render(template, prompt, open_turn=True)
     if isinstance(opened, str) and text.startswith(opened) and text.endswith(frame.after):
         start = len(opened)
         if squeezed(text[start:stop]) == squeezed(response):
@@ -147,23 +125,17 @@ def squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _probed(probe: Callable[[], _Outcome | SideDropped]) -> _Outcome:
-    """A rendering that must come out, in a bounded number of steps. Raises ModelRefused."""
-    with _bounded_steps():  # once for each: an exception raised while tracing ends the tracing
-        outcome = probe()
+def _probed(outcome: _Outcome | SideDropped) -> _Outcome:
+    """What must come out. Raises ModelRefused."""
     if isinstance(outcome, SideDropped):
-        raise ModelRefused(outcome.detail, "repair chat_template in the model's tokenizer, or remove it for plain text")
+        raise ModelRefused(outcome.detail, _REPAIR)
     return outcome
 
 
-def check_template(tokenizer: Any) -> str:
+def check_template(template: ChatTemplate) -> str:
     """A short conversation as the template writes it. Raises ModelRefused when responses can't be located in it."""
-    probes = [partial(frame_of, tokenizer, PROBE_PROMPT, placeholder) for placeholder in _PLACEHOLDERS]
-    frames = [_probed(probe) for probe in probes]
-    text = _probed(partial(_render, tokenizer, [*PROBE_PROMPT, Message("assistant", PROBE_RESPONSE)]))
+    frames = [_probed(frame_of(template, PROBE_PROMPT, placeholder)) for placeholder in _PLACEHOLDERS]
+    text = _probed(_render(template, [*PROBE_PROMPT, Message("assistant", PROBE_RESPONSE)]))
     if frames[0] != frames[1]:
-        raise ModelRefused(
-            "what the chat template writes round a response depends on the response",
-            "repair chat_template in the model's tokenizer, or remove it for plain text",
-        )
+        raise ModelRefused("what the chat template writes round a response depends on the response", _REPAIR)
     return str(text)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,15 @@ from safer_engine.science.chat_templates import (
     Layout,
     check_template,
     frame_of,
+    load_template,
     place,
     squeezed,
 )
 from safer_engine.science.drops import Drop, SideDropped
 from safer_engine.science.messages import Message, role_marked
+
+if TYPE_CHECKING:
+    from safer_engine.science.template_sandbox import ChatTemplate
 
 Truncation = Literal["left", "right", "drop"]
 Messages = Sequence[Message]
@@ -69,6 +73,7 @@ class Renderer:
         template: which rule (see the module).
         prefix, suffix: token ids put before and after the tokens of the text.
         special_ids: ids that count as special tokens.
+        chat: the chat template, if there is one.
     """
 
     tokenizer: Any
@@ -78,6 +83,7 @@ class Renderer:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     special_ids: frozenset[int]
+    chat: ChatTemplate | None = None
 
     def side(self, prompt: Messages, response: str) -> RenderedSide:
         """Render one side. Raises SideDropped when the model can't read it."""
@@ -99,13 +105,13 @@ class Renderer:
     ) -> Layout | SideDropped:
         if not response.strip():
             return SideDropped(Drop.EMPTY_SIDE, "the response is empty")
-        if self.template == "plain":
+        if self.chat is None:
             before = f"{role_marked(prompt)}\n\nAssistant: " if prompt else ""
             return Layout(before + response, len(before), len(before) + len(response))
         if prompt not in frames:
-            frames[prompt] = frame_of(self.tokenizer, prompt)
+            frames[prompt] = frame_of(self.chat, prompt)
         frame = frames[prompt]
-        return frame if isinstance(frame, SideDropped) else place(self.tokenizer, prompt, response, frame)
+        return frame if isinstance(frame, SideDropped) else place(self.chat, prompt, response, frame)
 
     def _cut(self, layout: Layout, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> RenderedSide | SideDropped:
         """Find the response's tokens and fit all tokens into the limit."""
@@ -178,14 +184,15 @@ def make_renderer(
             "save one beside the model: AutoTokenizer.from_pretrained(…).save_pretrained(folder) writes tokenizer.json",
         )
     template: Literal["chat", "plain"] = "chat" if tokenizer.chat_template else "plain"
+    chat = load_template(tokenizer) if tokenizer.chat_template else None
     special = frozenset(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    probe = check_template(tokenizer) if template == "chat" else PROBE_RESPONSE
+    probe = check_template(chat) if chat is not None else PROBE_RESPONSE
     written = _encode(tokenizer, [probe])[0][0].tolist()
     add = not special.intersection(written) if (template, add_special_tokens) == ("chat", "auto") else bool(add_special_tokens)
     prefix, suffix = _added_tokens(tokenizer, written) if add else ((), ())
     if add and template == "plain" and not suffix and _wants_end_token(tokenizer):
         suffix = (int(tokenizer.eos_token_id),)
-    renderer = Renderer(tokenizer, max_length, truncation, template, prefix, suffix, special)
+    renderer = Renderer(tokenizer, max_length, truncation, template, prefix, suffix, special, chat)
     _check_tokens(renderer)
     return renderer
 
