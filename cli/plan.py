@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 @store_option
 @json_option
 def plan_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
-    """What `run` with the same flags would compute, and what it would take. Computes nothing."""
+    """What `run` with the same flags would compute, and what it would take. Computes nothing.
+
+    Exits with 2 where `run` would refuse, as far as that can be told without loading the model; `check` tells it all.
+    """
     from safer_engine import api
     from safer_engine.planning import estimate
+    from safer_engine.refusals import refuse_early
     from safer_engine.store import LocalArtifactStore
 
     request = api.prepare(built.spec)
     kept = LocalArtifactStore(store or api.default_store())
+    refuse_early(request, kept)
     expected = estimate(request, kept)
     if as_json:
         stages = [dataclasses.asdict(stage) for stage in expected.stages.values()]
@@ -39,9 +44,9 @@ def plan_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
 def _print(expected: AuditEstimate) -> None:
     shown, load, estimates = console(), expected.workload, list(expected.stages.values())
     about = "" if load.exact else " (extrapolated from the first rows)"
+    positions = f"{'' if load.positions_exact else 'about '}{load.positions:,} positions"
     shown.print(
-        f"{load.n_pairs:,} pairs, {load.n_eval:,} evaluation pairs, {load.tokens:,} tokens, {load.positions:,} positions{about}",
-        markup=False,
+        f"{load.n_pairs:,} pairs, {load.n_eval:,} evaluation pairs, {load.tokens:,} tokens, {positions}{about}", markup=False
     )
     on_gpu = any(e.gpu_bytes for e in estimates)
     columns = ["stage", "state", ">time", "rate", ">disk", ">memory"] + ([">GPU memory"] if on_gpu else [])

@@ -21,6 +21,7 @@ from safer_engine.pipeline import AuditRequest, Found, OnArtifact
 from safer_engine.planning import AuditEstimate, estimate, record_rates
 from safer_engine.preflight import check_evaluation
 from safer_engine.publishing import publishing, require_writable, withdraw
+from safer_engine.refusals import refuse_early
 from safer_engine.report.interim import write_stopped
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.write import REPORT_FILES, SAE_FILES
@@ -172,6 +173,7 @@ def _make_ready(request: AuditRequest, store: ArtifactStore, out: Path | None) -
         import torch
 
         torch.set_num_threads(request.spec.runtime.threads)
+    refuse_early(request, store)
     check_evaluation(request, store)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BATCH_PAIRS = 256
 PROMPT_KEY_BYTES = 16
 """Size of a key of `science.pairs.prompt_keys`."""
+_MANY_DROPPED = 0.1
 _MOST_BAD = 0.5
 _EXAMPLES = 3
 _STRATA: dict[str, Literal["axis", "subset"]] = {"axis": "axis", "subset": "subset"}
@@ -216,6 +217,12 @@ def refuse_too_few(counts: dict[str, Any], minimum: int) -> None:
 def drops(dropped: dict[str, int]) -> str:
     """Counts of dropped pairs as a phrase."""
     return ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "nothing was dropped"
+
+
+def unusable(n_in: int, n_kept: int, dropped: Mapping[str, int]) -> int:
+    """Pairs that could not be used, where they are more than a tenth of those that were read; else 0. A sample drops none."""
+    lost = n_in - n_kept - dropped.get("sampled_out", 0)
+    return lost if lost > _MANY_DROPPED * n_in else 0
 
 
 def refuse_one_group(counts: dict[str, Any]) -> None:

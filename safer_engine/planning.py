@@ -16,7 +16,7 @@ from safer_engine.artifacts import Artifact
 from safer_engine.cost import Planned, planned_total
 from safer_engine.pipeline import AuditRequest, Found, StagePlan, plan
 from safer_engine.rates import MATMUL, machine_flops, rate_name, read_rates, remember_rates
-from safer_engine.science.sae_budget import training_size
+from safer_engine.science.sae_budget import sae_width, training_size
 from safer_engine.spec import AuditSpec
 from safer_engine.store import ArtifactStore
 
@@ -39,8 +39,9 @@ class Workload:
 
     Attributes:
         tokens: over both sides of all pairs, evaluation included; tokens_eval: of evaluation pairs alone.
-        positions: those that are kept.
-        exact: whether they were counted, or extrapolated from a sample of rows.
+        positions: those of the audited pairs that are kept.
+        exact: whether pairs and tokens were counted, or extrapolated from a sample of rows.
+        positions_exact: whether the positions were counted (by `activations`), or are a usual share of the tokens.
     """
 
     n_pairs: int
@@ -49,6 +50,12 @@ class Workload:
     tokens_eval: int
     positions: int
     exact: bool
+    positions_exact: bool
+
+    @property
+    def per_text(self) -> float:
+        """Mean tokens of a text."""
+        return self.tokens / max(2 * (self.n_pairs + self.n_eval), 1)
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def estimate(request: AuditRequest, store: ArtifactStore) -> AuditEstimate:
 def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize, rate: float) -> Estimate:
     """An estimate from a rate, in units of the stage's work a second, that nobody measured."""
     work = _work(stage.name, spec, load, size)
-    memory, gpu = _memory(stage.name, spec, size)
+    memory, gpu = _memory(stage.name, spec, load, size)
     computing = stage.state == "compute"
     return Estimate(
         stage=stage.name,
@@ -205,23 +212,20 @@ def model_size(folder: Path) -> ModelSize | None:
 
 def _workload(request: AuditRequest, store: ArtifactStore, planned: Mapping[str, StagePlan]) -> Workload:
     """Pairs and tokens: counted where their stage was run, else extrapolated from the first rows."""
-    from safer_engine.workload import dataset_size
+    from safer_engine.workload import dataset_size, kept_positions
 
     pairs = dataset_size(request, "dataset", store, planned["pairs"], _SAMPLE_ROWS)
     apart = dataset_size(request, "evaluation", store, planned["evaluation"], _SAMPLE_ROWS)
+    counted = kept_positions(store, planned["activations"])
     return Workload(
         n_pairs=pairs.n_pairs,
         n_eval=apart.n_pairs,
         tokens=pairs.tokens + apart.tokens,
         tokens_eval=apart.tokens,
-        positions=int(pairs.tokens * _share_kept(request.spec)),
+        positions=int(pairs.tokens * _share_kept(request.spec)) if counted is None else counted,
         exact=pairs.exact and apart.exact,
+        positions_exact=counted is not None,
     )
-
-
-def sae_width(spec: AuditSpec, d_in: int) -> int:
-    """d_sae of a spec."""
-    return spec.sae.d_sae or spec.sae.expansion * d_in
 
 
 def _share_kept(spec: AuditSpec) -> float:
@@ -230,7 +234,7 @@ def _share_kept(spec: AuditSpec) -> float:
 
 
 def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float:
-    dense = 2.0 * size.d_in * sae_width(spec, size.d_in)
+    dense = 2.0 * size.d_in * sae_width(spec.sae, size.d_in)
     if stage in ("activations", "evaluation"):
         return 2.0 * size.body_parameters * (load.tokens_eval if stage == "evaluation" else load.tokens - load.tokens_eval)
     if stage == "sae":
@@ -239,7 +243,7 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
     if stage == "latents":
         return 1.5 * dense * load.positions
     if stage == "labels":
-        return float(min(spec.salience.candidates, sae_width(spec, size.d_in)))
+        return float(min(spec.salience.candidates, sae_width(spec.sae, size.d_in)))
     return float(load.n_pairs) if stage in _ROWS_PER_SECOND else 0.0
 
 
@@ -253,15 +257,14 @@ def _assumed_rate(stage: str, spec: AuditSpec, flops: float | None) -> float:
 
 def _disk(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> int:
     width = _BYTES.get(spec.model.dtype, 4)
-    per_text = load.tokens / max(2 * (load.n_pairs + load.n_eval), 1)
     bytes_of = {
         "pairs": (load.tokens - load.tokens_eval) * 24,
         "evaluation": load.tokens_eval * 24 + load.n_eval * 64,
         "activations": load.positions * (size.d_in * width + 10)
-        + 2 * min(spec.causal.pairs, load.n_pairs) * per_text * size.d_in * width
+        + 2 * min(spec.causal.pairs, load.n_pairs) * load.per_text * size.d_in * width
         + load.n_pairs * size.d_in * 8,
-        "sae": 2 * size.d_in * sae_width(spec, size.d_in) * 4,
-        "latents": 2 * load.n_pairs * min(per_text * spec.sae.k, sae_width(spec, size.d_in)) * 8,
+        "sae": 2 * size.d_in * sae_width(spec.sae, size.d_in) * 4,
+        "latents": 2 * load.n_pairs * min(load.per_text * spec.sae.k, sae_width(spec.sae, size.d_in)) * 8,
         "pair_scores": load.n_pairs * 400,
         "edits": load.n_pairs * 700,
         "report": 3e6 + load.n_pairs * 300,
@@ -269,17 +272,18 @@ def _disk(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> int:
     return int(bytes_of.get(stage, 1e5))
 
 
-def _memory(stage: str, spec: AuditSpec, size: ModelSize) -> tuple[int, int | None]:
+def _memory(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> tuple[int, int | None]:
     """Peak main memory and, on CUDA, GPU memory of a stage."""
     width = _BYTES.get(spec.model.dtype, 4)
     forward = size.parameters * width + spec.runtime.batch_tokens * size.d_in * width * 24
     working = {
         "activations": forward,
         "evaluation": forward,
-        "sae": sae_width(spec, size.d_in) * size.d_in * 4 * 8 + spec.sae.batch * sae_width(spec, size.d_in) * 6,
-        "latents": sae_width(spec, size.d_in) * size.d_in * 8 + spec.sae.batch * sae_width(spec, size.d_in) * 6,
+        "sae": sae_width(spec.sae, size.d_in) * size.d_in * 4 * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
+        "latents": sae_width(spec.sae, size.d_in) * size.d_in * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
     }.get(stage, 0)
-    shard = spec.runtime.shard_pairs * 2 * spec.model.max_length / 4 * size.d_in * width if working else 0
+    texts = 2 * min(spec.runtime.shard_pairs, load.n_pairs)
+    shard = texts * load.per_text * _share_kept(spec) * size.d_in * width if working else 0
     if working and spec.runtime.device.startswith("cuda"):
         return int(_BASE_BYTES * 3 + shard), int(working)
     return int(_BASE_BYTES + working + shard), None

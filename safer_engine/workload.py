@@ -50,6 +50,13 @@ def dataset_size(
         return _sampled(request, source, spec, n_rows)
 
 
+def kept_positions(store: ArtifactStore, stage: StagePlan) -> int | None:
+    """Positions that the stage `activations` kept; None where it is still to be run."""
+    if stage.state != "cached" or stage.key is None:
+        return None
+    return int(store.read(stage.name, stage.key).manifest.meta["n_positions"])
+
+
 def _sampled(request: AuditRequest, source: ResolvedDataset, spec: DatasetSpec, n_rows: int) -> DatasetSize:
     from safer_engine.sources.tokenizers import load_renderer
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import email.utils
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import httpx
 
 from safer_engine.errors import LabellerError, SpecError
 from safer_engine.labellers.base import Candidate, Labelling, LatentLabel, Progress, Window
+from safer_engine.labellers.endpoint_key import endpoint_key
 from safer_engine.labellers.prompts import UNCLEAR, Prompt, Unparsed, build_prompt, parse_answer
 from safer_engine.labellers.rubric import Rubric
 from safer_engine.spec import ChatApiLabeller as ChatApiSpec
@@ -30,7 +30,6 @@ _MISCONFIGURED = frozenset({401, 403, 404, 405})
 _MAX_BODY = 1 << 20
 _MAX_FAILURES_IN_A_ROW = 3
 _CHARACTERS_PER_TOKEN = 3
-_HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 
 
 class Answers(Protocol):
@@ -99,7 +98,7 @@ class ChatApiLabeller:
         self.rubric = rubric
         self._answers = answers
         self._patience = patience or Patience()
-        self._url = _endpoint(spec.base_url)
+        self._url = chat_address(spec.base_url)
 
     @property
     def name(self) -> str:
@@ -191,16 +190,8 @@ class ChatApiLabeller:
             return response.status_code, _retry_after(response.headers.get("retry-after")), bytes(body)
 
     def _headers(self) -> dict[str, str]:
-        name = self.spec.api_key_env
-        if name is None:
-            return {}
-        key = os.environ.get(name, "").strip()
-        if not key:
-            hint = "set it, or set labels.labeller.api_key_env to null for an endpoint without a key"
-            raise LabellerError(f"the environment variable {name} holds no key", hint)
-        if not _HEADER_VALUE.fullmatch(key):
-            raise LabellerError(f"the environment variable {name} holds characters that no key has", "set it anew")
-        return {"Authorization": f"Bearer {key}"}
+        key = endpoint_key(self.spec)
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
 
     def _read(self, body: bytes, prompt: Prompt, ledger: _Ledger) -> str | None:
         """The answer's text and its price; None where the body is no chat completion."""
@@ -229,7 +220,7 @@ class _TooSlow(Exception):
     """An answer that took longer, or was longer, than is waited for."""
 
 
-def _endpoint(base_url: str) -> str:
+def chat_address(base_url: str) -> str:
     """The chat address of a base URL. Raises SpecError when it is none, or carries credentials."""
     try:
         parts = urlsplit(base_url)

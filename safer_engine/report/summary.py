@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from safer_engine.pair_tables import unusable
 from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.text import (
     NARROW_SPACE,
@@ -23,7 +24,6 @@ from safer_engine.report.text import (
 )
 
 _SMALL_GROUPS = 100
-_MANY_DROPPED = 0.1
 _MANY_DEAD = 0.3
 _LENGTH_SKEW = 0.15
 _MANY_UNLABELLED = 0.2
@@ -240,8 +240,8 @@ def _about_data(report: ReportDocument) -> list[Caution]:
     if data is None:
         return []
     found = []
-    dropped = data.health.n_in - data.health.n_kept - data.health.dropped.get("sampled_out", 0)
-    if data.health.n_in and dropped / data.health.n_in > _MANY_DROPPED:
+    dropped = unusable(data.health.n_in, data.health.n_kept, data.health.dropped)
+    if dropped:
         found.append(_care(f"{count(dropped)} of {count(data.health.n_in)} pairs could not be used: see data health."))
     if data.n_groups < _SMALL_GROUPS:
         found.append(_care(f"There are only {count(data.n_groups)} groups: intervals are wide, and salience is unsure."))
@@ -295,7 +295,7 @@ def _about_rewards(report: ReportDocument) -> list[Caution]:
     if report.evaluation is not None and not report.evaluation.too_few:
         tested = overall(report.evaluation.groups).accuracy
         if audited.estimate - tested.estimate > _LEARNT_GAP:
-            gap = percent(audited.estimate - tested.estimate, 0)
+            gap = f"{count(100 * (audited.estimate - tested.estimate))} percentage points"
             text = f"Accuracy on the audited pairs is {gap} above that on evaluation pairs: margins have learnt the labels,"
             found.append(_care(f"{text} wrong ones too."))
     return found

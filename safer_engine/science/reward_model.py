@@ -142,18 +142,6 @@ class RewardModel:
         return outputs_BN @ torch.tensor(self.info.weights, dtype=torch.float64, device=head_BH.device)
 
 
-def hook_layer(n_blocks: int, layer: int | None, depth: float) -> int:
-    """The hook's block, 1-based: `layer`, or round(depth · n_blocks), at least 1, where none is given.
-
-    Raises:
-        ModelRefused: the model has no such block.
-    """
-    chosen = max(1, round(depth * n_blocks)) if layer is None else layer
-    if not 1 <= chosen <= n_blocks:
-        raise ModelRefused(f"hook.layer is {layer}, but the model has {n_blocks} blocks", f"choose 1 … {n_blocks}")
-    return chosen
-
-
 def residual_of(output: Any) -> Tensor:
     """The residual stream in what a block returns (a tensor, or a tuple that begins with it)."""
     value = output[0] if isinstance(output, tuple) else output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from safer_engine.errors import NumericalError
+from safer_engine.errors import NumericalError, SpecError
 from safer_engine.spec import SaeSpec
 
 _SMALLEST_BATCH = 512
@@ -19,6 +19,17 @@ class TrainingSize:
 
     batch: int
     steps: int
+
+
+def sae_width(spec: SaeSpec, d_in: int) -> int:
+    """Number of latents for inputs of width d_in."""
+    return spec.d_sae or spec.expansion * d_in
+
+
+def refuse_too_many_active(spec: SaeSpec, d_sae: int) -> None:
+    """Raise SpecError when more latents are to be active than there are."""
+    if spec.k > d_sae:
+        raise SpecError(f"sae.k is {spec.k}, more than the SAE's {d_sae} latents", f"set sae.k to at most {d_sae}")
 
 
 def training_size(spec: SaeSpec, n_positions: int) -> TrainingSize:

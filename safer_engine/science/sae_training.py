@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from safer_engine.errors import ArtifactError, NumericalError, SpecError
+from safer_engine.errors import ArtifactError, NumericalError
 from safer_engine.science.sae import Normalisation, Sae, SaeShape, normalise
-from safer_engine.science.sae_budget import default_lr, training_size
+from safer_engine.science.sae_budget import default_lr, refuse_too_many_active, sae_width, training_size
 from safer_engine.science.sae_gradients import StepOutcome, StepSettings, Weights, step_gradients
 from safer_engine.science.topk import block_rows
 from safer_engine.spec import SaeSpec
@@ -80,9 +80,8 @@ def plan_training(spec: SaeSpec, normalisation: Normalisation, d_in: int, n_posi
     Raises NumericalError when there is no position to train on, SpecError when k is larger than the number of latents.
     """
     size = training_size(spec, n_positions)
-    d_sae = spec.d_sae or spec.expansion * d_in
-    if spec.k > d_sae:
-        raise SpecError(f"sae.k is {spec.k}, more than the SAE's {d_sae} latents", f"set sae.k to at most {d_sae}")
+    d_sae = sae_width(spec, d_in)
+    refuse_too_many_active(spec, d_sae)
     shape = SaeShape(spec.kind, d_in, d_sae, spec.k, spec.relu, normalisation)
     on_gpu = torch.device(device).type == "cuda"
     matmul: Literal["float32", "bfloat16"] = spec.dtype if spec.dtype != "auto" else ("bfloat16" if on_gpu else "float32")

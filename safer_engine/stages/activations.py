@@ -56,8 +56,8 @@ class ActivationsStage:
 
 def _loaded(ctx: StageContext, n_pairs: int) -> ActivationPass:
     from safer_engine.activation_pass import ActivationPass
+    from safer_engine.science.hook_place import hook_layer
     from safer_engine.science.hooks import check_layer
-    from safer_engine.science.reward_model import hook_layer
     from safer_engine.sources.model_loading import load_reward_model
 
     rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)

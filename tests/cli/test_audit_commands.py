@@ -94,6 +94,19 @@ def test_check_counts_what_is_dropped_and_why(material: Path, tmp_path: Path, ca
     assert facts["warnings"] == []
 
 
+def test_check_warns_of_pairs_that_cannot_be_used(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = (material / "rows.jsonl").open().readlines()[:KEPT]
+    (tmp_path / "half.jsonl").write_text("".join([*good, *('{"prompt": "p", "chosen": 1, "rejected": 2}\n' for _ in good)]))
+    asked = ["check", "-m", str(material / "rm"), "-d", str(tmp_path / "half.jsonl"), "--store", str(tmp_path / "s")]
+    assert run_main([*asked, "--device", "cpu", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith("36 of 72 pairs could not be used (dropped: malformed 36)")
+    assert run_main([*asked, "--device", "cpu"]) == 0
+    assert "warning: 36 of 72 pairs" in " ".join(capsys.readouterr().out.split())
+    assert run_main([*asked, "--device", "cpu", "--sample", "30", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 1
+
+
 def test_too_few_pairs_say_how_to_lower_the_limit(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "few.jsonl").write_text("".join((material / "rows.jsonl").open().readlines()[:5]))
     few = ["-m", str(material / "rm"), "-d", str(tmp_path / "few.jsonl"), "--store", str(tmp_path / "s"), "--device", "cpu"]
@@ -155,6 +168,9 @@ def test_plan_of_a_finished_audit_has_nothing_left(finished: Path, material: Pat
     assert run_main(["plan", *flags(material, material / "store"), *SMALL, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["workload"]["exact"]
+    assert facts["workload"]["positions_exact"]
+    (manifest,) = (material / "store" / "manifests").glob("*/activations/*.json")
+    assert facts["workload"]["positions"] == json.loads(manifest.read_text())["meta"]["n_positions"]
     assert (facts["workload"]["n_pairs"], facts["workload"]["n_eval"]) == (KEPT, 0)
     assert [stage["seconds"] for stage in facts["stages"]] == [None] * len(STAGES)
     assert (finished / "report.json").is_file()

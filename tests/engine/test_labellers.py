@@ -456,13 +456,13 @@ class TestChatApi:
         monkeypatch.delenv("LABEL_KEY")
         if value is not None:
             monkeypatch.setenv("LABEL_KEY", value)
-        with ChatEndpoint() as endpoint, pytest.raises(LabellerError, match="LABEL_KEY holds no key"):
+        with ChatEndpoint() as endpoint, pytest.raises(SpecError, match="LABEL_KEY holds none"):
             chat(endpoint, rubric).label([candidate(1, REFUSAL)], [], quiet)
         assert endpoint.asked == []
 
     def test_a_key_that_no_header_can_hold_is_not_shown(self, rubric: Rubric, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LABEL_KEY", f"{KEY}\nX-Other: 1")
-        with ChatEndpoint() as endpoint, pytest.raises(LabellerError, match="LABEL_KEY") as caught:
+        with ChatEndpoint() as endpoint, pytest.raises(SpecError, match="LABEL_KEY") as caught:
             chat(endpoint, rubric).label([candidate(1, REFUSAL)], [], quiet)
         chain = [caught.value, caught.value.__cause__, caught.value.__context__]
         assert all(KEY not in repr(error) for error in chain)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -217,16 +216,28 @@ def test_check_counts_and_warns_of_evaluation_pairs(material: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("hook.layer=9", "there is no block 9|the model has 3 blocks"),
+        ("hook.layer=9", "hook.layer is 9, but the model has 3 blocks"),
         ("sae.k=999", "sae.k is 999, more than the SAE's 256 latents"),
         ("labels.rubric=nowhere.yaml", "there is no rubric 'nowhere.yaml'"),
+        ("labels.labeller={kind: chat_api, base_url: 'http://127.0.0.1:9/v1', model: m, api_key_env: NO_KEY}", "set NO_KEY, or"),
+        ("labels.labeller={kind: chat_api, base_url: 'ftp://host/v1', model: m}", "no http"),
     ],
 )
-def test_check_refuses_what_run_would(
-    setting: str, said: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["plan", "check", "run"])
+def test_plan_and_check_and_run_refuse_the_same(
+    command: str, setting: str, said: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(["check", *_flags(material, tmp_path), "--set", setting]) == 2
-    assert re.search(said, capsys.readouterr().err)
+    store, out = tmp_path / "store", ["--out", str(tmp_path / "out")] if command == "run" else []
+    assert run_main([command, *_flags(material, store), *out, "--set", setting]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (store / "manifests").exists()
+
+
+def test_memory_follows_from_the_texts_and_not_from_the_limit(request_: AuditRequest, tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    longer = request_.spec.model_copy(update={"model": request_.spec.model.model_copy(update={"max_length": 999_999})})
+    usual, wide = estimate(request_, store), estimate(AuditRequest(longer, request_.sources), store)
+    assert wide.total.peak_memory_bytes == usual.total.peak_memory_bytes
 
 
 def test_check_reads_the_rubric(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

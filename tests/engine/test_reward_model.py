@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from safer_engine.errors import ModelRefused
-from safer_engine.science.reward_model import LoadFacts, find_blocks, hook_layer, inspect, residual_of
+from safer_engine.science.hook_place import hook_layer
+from safer_engine.science.reward_model import LoadFacts, find_blocks, inspect, residual_of
 from safer_engine.spec import PAPER_PRESET
 from tests.helpers.tiny_model import DECODERS, ENCODERS, load_tiny, token_sequences
 
