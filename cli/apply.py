@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.options import NamedPath
 from safer_engine.errors import SpecError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _dataset_options(function: Any) -> Any:
 @click.option("--edits", type=click.Path(path_type=Path), help="The edits.jsonl of an audit.")
 @click.option("--dataset", "-d", help="The dataset that was audited: file, folder or folder#split.")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, help="The edited dataset; with --undo: what to restore."
+    "--out", "-o", type=NamedPath(path_type=Path), required=True, help="The edited dataset; with --undo: what to restore."
 )
 @click.option("--action", "actions", default="drop", show_default=True, help="What to carry out: drop, flip or drop,flip.")
 @click.option("--budget", help="Cut each axis anew at this share, e.g. 4% or 0.04, instead of taking the recommended actions.")

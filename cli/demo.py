@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.options import NamedPath
 from cli.output import TerminalObserver, console, table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _SHOWN = 5
 
 @click.command("demo")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), default=Path("safer-demo"), help="Folder for data, model and report."
+    "--out", "-o", type=NamedPath(path_type=Path), default=Path("safer-demo"), help="Folder for data, model and report."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Another seed gives other data.")
 def demo_command(out: Path, seed: int) -> None:

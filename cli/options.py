@@ -34,9 +34,20 @@ _AUDIT_OPTIONS = (
     ),
 )
 
+
+class NamedPath(click.Path):
+    """A path that must have a name: an empty one, of a shell variable that is not set, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.Path`."""
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 store_option = click.option(
     "--store",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     envvar="SAFER_AUDIT_STORE",
     help="Artifact store; default ~/.cache/safer-audit/store.",
 )

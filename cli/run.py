@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import audit_options, json_option, quiet_option, store_option
+from cli.options import NamedPath, audit_options, json_option, quiet_option, store_option
 from cli.output import QuietObserver, TerminalObserver, console, duration, print_json, size, table
 from safer_engine.cost import Planned, planned_total
-from safer_engine.errors import SpecError
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
@@ -24,23 +23,25 @@ _SHOWN = 8
 @click.command("run")
 @audit_options
 @store_option
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder for the report; default audits/MODEL-DATASET.")
+@click.option("--out", "-o", type=NamedPath(path_type=Path), help="Folder for the report; default audits/MODEL-DATASET.")
 @json_option
 @quiet_option
 def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json: bool, quiet: bool) -> None:
     """Audit a reward model on a preference dataset and write the report.
 
-    Interrupted or killed, the same command goes on from the last finished unit of work; a second run computes nothing.
+    Interrupted or killed, the same command goes on from the last finished unit of work; a second run computes nothing. In --out
+    only files that an earlier audit wrote are replaced: one that you changed, such as edits.jsonl, stays or is kept as NAME.bak,
+    and a folder that holds a file of yours under such a name is refused.
     """
     from safer_engine import api
+    from safer_engine.out_folder import OutFolder
     from safer_engine.planning import estimate
     from safer_engine.report.interim import interim_reports
     from safer_engine.store import LocalArtifactStore
 
     request = api.prepare(built.spec)
     target = out or default_out(built)
-    if target.exists() and not target.is_dir():
-        raise SpecError(f"--out {target} is a file", "name a folder")
+    OutFolder(target).check(request.spec)
     kept = LocalArtifactStore(store or api.default_store())
     expected = estimate(request, kept)
     shown = console(err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import json_option, quiet_option
+from cli.options import NamedPath, json_option, quiet_option
 from cli.output import TerminalObserver, console, duration, print_json, table
 from safer_engine.events import NullObserver
 from safer_engine.spec import merge
@@ -22,7 +22,7 @@ _RECIPE = ("epochs", "lr", "batch", "max_length", "dtype")
 @click.command("train-rm")
 @click.option("--base", "-b", required=True, help="Encoder or decoder to start from: folder or hub id, org/name@revision.")
 @click.option("--dataset", "-d", required=True, help="Preference dataset: file, save_to_disk folder or hub id.")
-@click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True, help="Model folder to make.")
+@click.option("--out", "-o", type=NamedPath(path_type=Path, file_okay=False), required=True, help="Model folder to make.")
 @click.option("--eval-dataset", "-e", help="Preference dataset that only measures.")
 @click.option("--preset", type=click.Choice(["default", "paper"]), help="Where values not given come from.")
 @click.option("--lora", is_flag=True, help="Train low-rank adapters only, merged into the model at the end.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from safer_engine import pipeline
 from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
 from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError
-from safer_engine.events import Observer
+from safer_engine.events import NullObserver, Observer
 from safer_engine.labellers.rubric import load_rubric, rubric_digest
 from safer_engine.machine import resolve_spec
+from safer_engine.out_folder import EDITS_FILE, OutFolder
 from safer_engine.pipeline import AuditRequest, Found, OnArtifact
 from safer_engine.planning import AuditEstimate, estimate, record_rates
 from safer_engine.preflight import check_evaluation
-from safer_engine.publishing import publishing, require_writable, withdraw
+from safer_engine.publishing import require_writable
 from safer_engine.refusals import refuse_early
 from safer_engine.report.interim import write_stopped
 from safer_engine.report.model import ReportDocument
@@ -117,6 +117,8 @@ def audit(
     built = _spec_of(spec, document, rows, evaluation_rows)
     request = prepare(built, rows, evaluation_rows)
     kept = store if isinstance(store, ArtifactStore) else LocalArtifactStore(store or default_store())
+    if out is not None and not str(out):
+        raise SpecError("out is empty", "name a folder, or leave it out")
     folder = Path(out) if out is not None else None
     return run_request(request, kept, folder, observer, expected=estimate(request, kept))
 
@@ -135,11 +137,13 @@ def run_request(
         expected: what it would take. The report shows it beside what it took, and the next estimate is made from the rates.
 
     Raises:
-        SpecError: `out` or the store's folder cannot be made or written; nothing was computed then.
+        SpecError: `out` or the store's folder cannot be made or written, or `out` holds files that no audit wrote; nothing was
+            computed then.
         DatasetRefused: the evaluation set cannot be read; nothing was computed then.
         SaferError: see `pipeline.run`.
     """
-    _make_ready(request, store, out)
+    folder = None if out is None else OutFolder(out, lambda message: (observer or NullObserver()).note("report", message))
+    _make_ready(request, store, folder)
     if expected is not None:
         request = replace(request, planned=expected.planned)
     so_far: Found = {}
@@ -152,23 +156,24 @@ def run_request(
     try:
         found = pipeline.run(request, store, observer, keep)
     except SaferError as error:
-        if out is not None:
+        if folder is not None:
             with suppress(SaferError, OSError, ValueError, LookupError, TypeError):  # the audit's own error is what counts
-                write_stopped(request, so_far, out, error)
+                write_stopped(request, so_far, folder, error)
         raise
     if expected is not None:
         record_rates(store, expected, found, request.spec)
-    if out is not None:
-        export(found, out)
+    if folder is not None:
+        export(found, folder)
     return AuditReport(found, out)
 
 
-def _make_ready(request: AuditRequest, store: ArtifactStore, out: Path | None) -> None:
-    """What can be refused before anything is computed, and the number of threads. Raises SpecError, DatasetRefused."""
+def _make_ready(request: AuditRequest, store: ArtifactStore, out: OutFolder | None) -> None:
+    """What can be refused before anything is computed, and the number of threads. Raises SpecError, InputRefused."""
+    if out is not None:
+        out.check(request.spec)
+        require_writable(out.root, "the report's folder")
     if isinstance(store, LocalArtifactStore):
         require_writable(store.root, "the artifact store's folder")
-    if out is not None:
-        require_writable(out, "the report's folder")
     if request.spec.runtime.threads is not None:
         import torch
 
@@ -195,23 +200,24 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
     return AuditRequest(resolved, sources)
 
 
-def export(found: Found, out: Path) -> None:
+def export(found: Found, out: OutFolder) -> None:
     """Copy the files a person or a script reads into `out`, each replaced atomically; one that this audit lacks is removed.
+
+    Files that a person made or changed there are kept (see `OutFolder`).
 
     Raises:
         ResourceError: a file cannot be written; all that was computed is in the store.
     """
     wanted: list[tuple[type[Artifact], str, str]] = [(Report, name, name) for name in REPORT_FILES]
-    wanted += [(Edits, "edits.jsonl", "edits.jsonl")]
+    wanted += [(Edits, EDITS_FILE, EDITS_FILE)]
     wanted += [(SparseAutoencoder, name, f"sae/{name}") for name in SAE_FILES]
     try:
         for kind, name, target in wanted:
             artifact = found.get(kind)
             if isinstance(artifact, Artifact) and artifact.has(name):
-                with publishing(out / target) as path:
-                    shutil.copyfile(artifact.path(name), path)
+                out.copy(target, artifact.path(name), artifact.stored.manifest.files[name].digest)
             else:
-                withdraw(out / target)
+                out.withdraw(target)
     except ResourceError as error:
         raise ResourceError(error.message, f"{error.hint}; the audit is finished and kept: {_ELSEWHERE}") from error
 

@@ -37,6 +37,7 @@ FILES = {
     "features.parquet",
     "pair_scores.parquet",
     "sae",
+    ".safer-audit.json",
 }
 
 

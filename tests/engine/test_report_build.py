@@ -27,6 +27,7 @@ from safer_engine.artifacts import (
 )
 from safer_engine.errors import ArtifactError, NumericalError, ResourceError, SaferError
 from safer_engine.events import NullObserver
+from safer_engine.out_folder import RECORD, OutFolder
 from safer_engine.pipeline import AuditRequest
 from safer_engine.report.build import STAGE_ARTIFACTS, ReportRequest, build_report
 from safer_engine.report.columns import by_id, histogram, scalars
@@ -402,24 +403,25 @@ def _no_context() -> Any:
 def test_an_interim_report_replaces_files_and_leaves_none_behind(tmp_path: Path, audit: FakeAudit) -> None:
     found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations, EvaluationSet)}
     out = tmp_path / "out"
-    write_interim(AuditRequest(audit.spec, audit.sources), found, out)
-    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "report.md", "evaluation.jsonl"}
+    write_interim(AuditRequest(audit.spec, audit.sources), found, OutFolder(out))
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "report.md", "evaluation.jsonl", RECORD}
     assert "Audit in progress: stage 4 of 10" in (out / "report.html").read_text()
-    write_interim(AuditRequest(audit.spec, audit.sources), {**audit.found}, out)
+    write_interim(AuditRequest(audit.spec, audit.sources), {**audit.found}, OutFolder(out))
     assert "Audit in progress" not in (out / "report.html").read_text()
     assert (out / "pair_scores.parquet").is_file()
-    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [RECORD]
 
 
 def test_an_interim_report_removes_the_files_of_an_older_audit(tmp_path: Path, audit: FakeAudit) -> None:
-    older = ("edits.jsonl", "features.parquet", "pair_scores.parquet", "evaluation.jsonl", "sae/sae.json", "mine.txt")
-    (tmp_path / "sae").mkdir()
-    for name in older:
-        (tmp_path / name).write_text("older")
+    folder = OutFolder(tmp_path)
+    for name in ("edits.jsonl", "features.parquet", "pair_scores.parquet", "evaluation.jsonl", "sae/sae.json"):
+        with folder.publish(name) as path:
+            path.write_text("older")
+    (tmp_path / "mine.txt").write_text("older")
     found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations, EvaluationSet)}
-    write_interim(AuditRequest(audit.spec, audit.sources), found, tmp_path)
+    write_interim(AuditRequest(audit.spec, audit.sources), found, folder)
     kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert kept == {"report.json", "report.html", "report.md", "evaluation.jsonl", "mine.txt"}
+    assert kept == {"report.json", "report.html", "report.md", "evaluation.jsonl", "mine.txt", RECORD}
     assert (tmp_path / "evaluation.jsonl").read_text() != "older"
 
 
@@ -427,10 +429,10 @@ def test_a_stopped_audit_says_where_and_why(tmp_path: Path, audit: FakeAudit) ->
     request = AuditRequest(audit.spec, audit.sources)
     found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations, EvaluationSet)}
     error = ResourceError("the disk is <full>", "free 3 GB")
-    write_stopped(request, found, tmp_path, error)
+    write_stopped(request, found, OutFolder(tmp_path), error)
     assert not list(tmp_path.iterdir())
-    write_interim(request, found, tmp_path)
-    write_stopped(request, found, tmp_path, error)
+    write_interim(request, found, OutFolder(tmp_path))
+    write_stopped(request, found, OutFolder(tmp_path), error)
     page = (tmp_path / "report.html").read_text()
     assert "Stopped at sae:</strong> the disk is &lt;full&gt;. free 3 GB" in page
     assert "Audit in progress" not in page
@@ -438,9 +440,9 @@ def test_a_stopped_audit_says_where_and_why(tmp_path: Path, audit: FakeAudit) ->
     progress = json.loads((tmp_path / "report.json").read_text())["provenance"]["progress"]
     expected = {"done": 3, "total": 10, "following": "sae", "stopped": "the disk is <full>. free 3 GB"}
     assert progress == expected
-    write_interim(request, audit.found, tmp_path)
+    write_interim(request, audit.found, OutFolder(tmp_path))
     finished = (tmp_path / "report.html").read_text()
-    write_stopped(request, found, tmp_path, error)
+    write_stopped(request, found, OutFolder(tmp_path), error)
     assert (tmp_path / "report.html").read_text() == finished
 
 
