@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, delete, select, update
 from service.jobs import audit_log, moves
 from service.jobs.database import reading, writing
 from service.jobs.model import FINAL_JOB_STATES, JobState, StageState
-from service.jobs.tables import artifact_refs, decisions, jobs, key_locks, stages, units, uploads
+from service.jobs.tables import artifact_refs, commits, decisions, jobs, key_locks, stages, units, uploads
 from service.jobs.uploads import UploadState
 
 ACTOR = "retention"
@@ -154,6 +154,8 @@ def _forget(connection: Connection, project: str, place: Place) -> None:
     """No job refers to the artifact any more; one that can be tried again opens that stage anew."""
     mine = (artifact_refs.c.project == project) & (artifact_refs.c.stage == place[0]) & (artifact_refs.c.key == place[1])
     connection.execute(delete(artifact_refs).where(mine))
+    first = (commits.c.project == project) & (commits.c.stage == place[0]) & (commits.c.key == place[1])
+    connection.execute(delete(commits).where(first))
     again = select(jobs.c.id).where(jobs.c.project == project, jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)))
     done = (stages.c.name == place[0]) & (stages.c.key == place[1]) & (stages.c.state == StageState.DONE)
     values = {"state": StageState.PENDING, "key": None, "outcome": None, "content_digest": None, "cost": None}

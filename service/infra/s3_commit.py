@@ -65,13 +65,8 @@ class ManifestWriter:
             self._client.delete([staged])
         raise Unavailable(f"the commit of {manifest.stage} could not be settled", "try again")
 
-    def forget(self, project: str, stage: str, key: str) -> None:
-        """Let a key whose manifest was removed be committed anew."""
-        if self._engine is not None:
-            self._forget(project, stage, key, None)
-
     def _settle(self, name: str, manifest: Manifest) -> bool:
-        """Put the winner's manifest in place; False when the row is left from an artifact that was removed."""
+        """Put the winner's manifest in place; False when the row was left from an artifact that was removed: it is now gone."""
         winner = self._first(manifest)
         if winner is None:
             return False
@@ -79,7 +74,7 @@ class ManifestWriter:
             self._client.put(name, self._client.get(_staged_name(manifest, winner)))
         except ObjectMissing:
             if self._client.facts(name) is None:
-                self._forget(manifest.project, manifest.stage, manifest.key, winner)
+                self._forget(manifest, winner)
                 return False
         return True
 
@@ -103,16 +98,16 @@ class ManifestWriter:
                 found = connection.execute(select(commits.c.attempt).where(*(commits.c[k] == v for k, v in key.items())))
                 return found.scalar()
 
-    def _forget(self, project: str, stage: str, key: str, attempt: str | None) -> None:
+    def _forget(self, manifest: Manifest, attempt: str) -> None:
         from sqlalchemy import delete
 
         from service.jobs.database import writing
         from service.jobs.tables import commits
 
         assert self._engine is not None
-        row = delete(commits).where(commits.c.project == project, commits.c.stage == stage, commits.c.key == key)
+        key = (commits.c.project == manifest.project) & (commits.c.stage == manifest.stage) & (commits.c.key == manifest.key)
         with writing(self._engine) as connection:
-            connection.execute(row if attempt is None else row.where(commits.c.attempt == attempt))
+            connection.execute(delete(commits).where(key, commits.c.attempt == attempt))
 
 
 def _staged_name(manifest: Manifest, attempt: str) -> str:

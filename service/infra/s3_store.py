@@ -128,7 +128,6 @@ class S3ArtifactStore:
         name = self._manifest_name(stage, key)
         there = self._client.facts(name) is not None
         self._client.delete([name])
-        self._writer.forget(self.project, stage, key)
         return there
 
     def committed(self) -> Iterator[Committed]:

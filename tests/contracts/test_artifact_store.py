@@ -22,24 +22,24 @@ S3_SERVERS = ["s3_moto", pytest.param("s3_rgw", marks=pytest.mark.full)]
 
 
 @pytest.fixture(params=["engine", "folder", *S3_SERVERS])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+def make_store(request: pytest.FixtureRequest, folder: Path) -> MakeStore:
     """Makes a store of a project, each call as another process would; S3 also as another machine."""
     if request.param == "engine":
-        return lambda project="default", machine="one": LocalArtifactStore(tmp_path, project)
+        return lambda project="default", machine="one": LocalArtifactStore(folder, project)
     s3 = None if request.param == "folder" else request.getfixturevalue(request.param)
-    return World(tmp_path, s3, s3_part_bytes=5 << 20).store
+    return World(folder, s3, s3_part_bytes=5 << 20).store
 
 
 @pytest.fixture(params=["folder", *S3_SERVERS])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+def world(request: pytest.FixtureRequest, folder: Path) -> World:
     """A store of the service."""
-    return World(tmp_path, None if request.param == "folder" else request.getfixturevalue(request.param))
+    return World(folder, None if request.param == "folder" else request.getfixturevalue(request.param))
 
 
 @pytest.fixture(params=S3_SERVERS)
-def s3_world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+def s3_world(request: pytest.FixtureRequest, folder: Path) -> World:
     """A store in S3, with parts of the smallest size."""
-    return World(tmp_path, request.getfixturevalue(request.param), s3_part_bytes=5 << 20)
+    return World(folder, request.getfixturevalue(request.param), s3_part_bytes=5 << 20)
 
 
 def test_a_committed_artifact_is_read_back(make_store: MakeStore) -> None:
@@ -267,8 +267,8 @@ def test_presigned_urls_give_the_file_for_a_while(s3_world: World) -> None:
 
 
 @pytest.mark.full
-def test_a_real_server_refuses_a_presigned_url_that_was_changed(s3_rgw: S3, tmp_path: Path) -> None:
-    world = World(tmp_path, s3_rgw)
+def test_a_real_server_refuses_a_presigned_url_that_was_changed(s3_rgw: S3, folder: Path) -> None:
+    world = World(folder, s3_rgw)
     put(world.store(), {"a.bin": b"1"})
     url = world.store().presigned("pairs", KEY, "a.bin")
     assert url is not None

@@ -28,6 +28,7 @@ class World:
         self.folder = folder
         place = {"store_url": str(folder / "store")} if s3 is None else s3.settings(fresh_prefix())
         self._given = {**place, **given}
+        self._stores: dict[str, Stores] = {}
 
     def settings(self, machine: str = "one", **given: Any) -> Settings:
         """Settings of a machine."""
@@ -38,8 +39,14 @@ class World:
         return Stores(self.settings(machine, **given), engine)
 
     def store(self, project: str = "default", machine: str = "one") -> ServiceStore:
-        """The store of a project."""
-        return self.stores(machine).project(project)
+        """The store of a project; a machine has one client."""
+        if machine not in self._stores:
+            self._stores[machine] = self.stores(machine)
+        return self._stores[machine].project(project)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For child processes: clients stay behind."""
+        return {**vars(self), "_stores": {}}
 
 
 def draft(kind: str = "PairSet", inputs: Mapping[str, str] | None = None, **meta: Any) -> ManifestDraft:

@@ -17,6 +17,7 @@ from safer_engine.errors import ArtifactError
 from service.errors import Unavailable
 from service.infra.logs import configure_logging
 from service.infra.stores import Stores
+from tests.helpers.databases import memory_folder
 from tests.helpers.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.helpers.servers import S3, wait_until
 from tests.helpers.store_world import KEY, World, draft, put
@@ -28,15 +29,21 @@ PARTS = 5 << 20
 
 
 @pytest.fixture
+def folder() -> Iterator[Path]:
+    with memory_folder() as path:
+        yield path
+
+
+@pytest.fixture
 def proxy(s3_moto: S3) -> Iterator[FaultProxy]:
     with fault_proxy(s3_moto.endpoint) as running:
         yield running
 
 
 @pytest.fixture
-def world(tmp_path: Path, s3_moto: S3, proxy: FaultProxy) -> World:
+def world(folder: Path, s3_moto: S3, proxy: FaultProxy) -> World:
     """Machines reach the bucket through the proxy; `direct` does not."""
-    return World(tmp_path, s3_moto, s3_endpoint=proxy.url, s3_part_bytes=PARTS, s3_deadline_seconds=20)
+    return World(folder, s3_moto, s3_endpoint=proxy.url, s3_part_bytes=PARTS, s3_deadline_seconds=20)
 
 
 def direct(world: World, s3: S3) -> Stores:
