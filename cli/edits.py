@@ -96,11 +96,11 @@ def decide_edit(job_id: str, pair_id: str, action: str, note: str, as_json: bool
 @click.pass_obj
 def export_edits(job_id: str, out: Path | None, as_json: bool) -> None:
     """Make the decisions so far a file of the job that never changes."""
-    from cli.transfers import fetch
+    from cli.transfers import fetch, into
 
     with connect() as client:
         export = client.export_decisions(job_id)
-        path = fetch(client, job_id, [export], out, None)[0].resolve() if out else None
+        path = fetch(client, job_id, into(out, [export]), None)[0].resolve() if out else None
     if as_json:
         print_json({**export.model_dump(mode="json"), "path": None if path is None else str(path)})
         return

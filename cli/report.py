@@ -21,21 +21,19 @@ def report_command(job_id: str, show: bool, out: Path | None, as_json: bool) -> 
     """A job's report: saved as a page that needs nothing else, and its path printed."""
     from cli.transfers import fetch
 
-    folder, name = _place(job_id, out)
+    target = _place(job_id, out)
     with connect() as client:
         wanted = client.artifact(job_id, "report.json" if as_json else "report.html")
         if as_json:
             click.echo(json.dumps(json.loads(client.read(job_id, wanted)), indent=2, ensure_ascii=False))
             return
-        (path,) = fetch(client, job_id, [wanted.model_copy(update={"name": name})], folder, None)
+        (path,) = fetch(client, job_id, [(wanted, target)], None)
     click.echo(str(path.resolve()))
     if show and not webbrowser.open(path.resolve().as_uri()):
         console(err=True).print("no browser could be started; open the file above", markup=False)
 
 
-def _place(job_id: str, out: Path | None) -> tuple[Path, str]:
-    if out is None:
-        return Path("audits") / job_id, "report.html"
-    if out.suffix in (".html", ".htm"):
-        return out.parent, out.name
-    return out, "report.html"
+def _place(job_id: str, out: Path | None) -> Path:
+    if out is not None and out.suffix in (".html", ".htm"):
+        return out
+    return (out or Path("audits") / job_id) / "report.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,25 @@ if TYPE_CHECKING:
     from service.schemas import ArtifactView
 
 
-def fetch(client: AuditClient, job_id: str, wanted: list[ArtifactView], folder: Path, shown: Console | None) -> list[Path]:
-    """Download files into a folder, each under its name; one that is there already is left.
+Wanted = tuple["ArtifactView", Path]
+
+
+def into(folder: Path, artifacts: Iterable[ArtifactView]) -> list[Wanted]:
+    """Files of a job, each to go below a folder under its name. Raises ArtifactError for a name that would leave it."""
+    return [(artifact, target_of(folder, artifact.name)) for artifact in artifacts]
+
+
+def fetch(client: AuditClient, job_id: str, wanted: list[Wanted], shown: Console | None) -> list[Path]:
+    """Download files; one that is there already is left.
 
     Raises:
         Interrupted: Ctrl-C; the same command goes on where it stopped.
     """
-    targets = [target_of(folder, artifact.name) for artifact in wanted]
     try:
-        for artifact, target in zip(wanted, targets, strict=True):
+        for artifact, target in wanted:
             with showing_transfer(shown, artifact.name) as observer:
                 observer.begin("receiving", artifact.size)
                 client.download(job_id, artifact, target, observer)
     except KeyboardInterrupt:
         raise Interrupted("the download was stopped", "the same command goes on where it stopped") from None
-    return targets
+    return [target for _, target in wanted]
