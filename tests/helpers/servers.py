@@ -36,7 +36,7 @@ def missing(name: str) -> NoReturn:
     pytest.skip(f"{name} is not installed")
 
 
-def wait_until(check: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+def wait_until(check: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
     """Poll until `check` holds."""
     end = time.monotonic() + seconds
     while not check():
@@ -63,7 +63,7 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
-    def start(self, seconds: float = 30.0) -> None:
+    def start(self, seconds: float = 120.0) -> None:
         """Start, and wait until it listens."""
         log = (self.folder / f"{self.name}.log").open("ab")
         self.process = subprocess.Popen(
