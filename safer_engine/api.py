@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safer_engine import pipeline
 from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
+from safer_engine.edit_lines import FIGURES as EDIT_FIGURES
 from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError
 from safer_engine.events import NullObserver, Observer
 from safer_engine.labellers.rubric import load_rubric, rubric_digest
@@ -20,24 +23,26 @@ from safer_engine.out_folder import EDITS_FILE, OutFolder
 from safer_engine.pipeline import AuditRequest, Found, OnArtifact
 from safer_engine.planning import AuditEstimate, estimate, record_rates
 from safer_engine.preflight import check_evaluation
-from safer_engine.publishing import require_writable
+from safer_engine.publishing import publishing, require_writable
 from safer_engine.refusals import refuse_early
 from safer_engine.report.interim import write_stopped
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.write import REPORT_FILES, SAE_FILES
 from safer_engine.sources.corpora import resolve_corpus
 from safer_engine.sources.datasets import resolve_dataset
+from safer_engine.sources.memory import plain_rows
 from safer_engine.sources.models import resolve_model
 from safer_engine.sources.resolved import ResolvedInputs
-from safer_engine.spec import AuditSpec
+from safer_engine.spec import AuditSpec, MemorySource
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.stage import Stage
-from safer_engine.store import ArtifactStore, LocalArtifactStore
+from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Rows = Iterable[Mapping[str, Any]]
+"""Or a pandas DataFrame."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,12 @@ class AuditReport:
     Attributes:
         artifacts: the artifact of every stage, by type.
         out: folder the report was written to, if one was asked for.
+        copies: folder for a copy of the page where none was.
     """
 
     artifacts: Found
     out: Path | None = None
+    copies: Path = field(default_factory=lambda: _cache() / "reports")
 
     @cached_property
     def document(self) -> ReportDocument:
@@ -73,15 +80,28 @@ class AuditReport:
 
     @cached_property
     def edits(self) -> pd.DataFrame:
-        """One row per input row: status, action, suspicion."""
+        """One row per input row: status, action, suspicion. Figures and names are those of `pairs`, to the last digit."""
         import pandas as pd
 
-        return pd.read_json(self._get(Edits).path("edits.jsonl"), lines=True, dtype={"pair_id": str, "group": str})
+        with self._get(Edits).path(EDITS_FILE).open(encoding="utf-8") as lines:
+            frame = pd.DataFrame([json.loads(line) for line in lines])
+        return frame.astype(dict.fromkeys(EDIT_FIGURES, "float64"))
 
     @property
     def html(self) -> Path:
-        """The report to open in a browser."""
-        return self.out / "report.html" if self.out else self._get(Report).path("report.html")
+        """The report to open in a browser; where no `out` was given, a copy of it in a folder of the store.
+
+        Raises:
+            ResourceError: the copy cannot be written.
+        """
+        if self.out is not None:
+            return self.out / "report.html"
+        report = self._get(Report)
+        copy = self.copies / report.stored.manifest.content_digest[:16] / "report.html"
+        if not copy.is_file() or digest_file(copy) != report.stored.manifest.files["report.html"].digest:
+            with publishing(copy) as path:
+                shutil.copyfile(report.path("report.html"), path)
+        return copy
 
     def _get(self, kind: type[Artifact]) -> Artifact:
         value = self.artifacts.get(kind)
@@ -105,8 +125,9 @@ def audit(
 
     Args:
         spec: an `AuditSpec`, or a mapping like audit.yaml; or give its sections as keywords:
-            `audit(model="…", dataset="…", sae={"k": 16})`.
-        rows: preference rows in memory, in place of `dataset`; `evaluation_rows` likewise.
+            `audit(model="…", dataset="…", sae={"k": 16})`. Paths may be `pathlib.Path`s.
+        rows: preference rows in memory, dicts or a pandas DataFrame, in place of `dataset`, which may then say how they are
+            read, but name no other source; `evaluation_rows` likewise.
         store: artifact store, or the folder of a local one; default as for the command line.
         out: folder for the report's files.
         observer: is told of stages, progress and notes.
@@ -114,11 +135,11 @@ def audit(
     Raises:
         SaferError: see `safer_engine.errors`; nothing that was computed is lost.
     """
+    if out is not None and not str(out):
+        raise SpecError("out is empty", "name a folder, or leave it out")
     built = _spec_of(spec, document, rows, evaluation_rows)
     request = prepare(built, rows, evaluation_rows)
     kept = store if isinstance(store, ArtifactStore) else LocalArtifactStore(store or default_store())
-    if out is not None and not str(out):
-        raise SpecError("out is empty", "name a folder, or leave it out")
     folder = Path(out) if out is not None else None
     return run_request(request, kept, folder, observer, expected=estimate(request, kept))
 
@@ -164,7 +185,8 @@ def run_request(
         record_rates(store, expected, found, request.spec)
     if folder is not None:
         export(found, folder)
-    return AuditReport(found, out)
+    copies = {"copies": store.root / "reports"} if isinstance(store, LocalArtifactStore) else {}
+    return AuditReport(found, out, **copies)
 
 
 def _make_ready(request: AuditRequest, store: ArtifactStore, out: OutFolder | None) -> None:
@@ -188,12 +210,13 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
     Raises:
         SpecError, ModelRefused, DatasetRefused.
     """
+    given, given_evaluation = _as_dicts(rows, "rows"), _as_dicts(evaluation_rows, "evaluation_rows")
     resolved = resolve_spec(spec)
     load_rubric(resolved.labels.rubric)
     sources = ResolvedInputs(
         model=resolve_model(resolved.model, resolved.runtime, _cache()),
-        dataset=resolve_dataset(resolved.dataset, _as_dicts(rows)),
-        evaluation=resolve_dataset(resolved.evaluation, _as_dicts(evaluation_rows)) if resolved.evaluation else None,
+        dataset=resolve_dataset(resolved.dataset, given),
+        evaluation=resolve_dataset(resolved.evaluation, given_evaluation) if resolved.evaluation else None,
         corpus=resolve_corpus(resolved.sae.pretrain.corpus) if resolved.sae.pretrain else None,
         extra={"labels": rubric_digest(resolved.labels.rubric)},
     )
@@ -225,6 +248,10 @@ def export(found: Found, out: OutFolder) -> None:
 _ELSEWHERE = "run again, here or with another --out, and only the files are written"
 
 
+_IN_MEMORY = (("dataset", "rows"), ("evaluation", "evaluation_rows"))
+_MEMORY = {"kind": "memory"}
+
+
 def default_store() -> Path:
     """Where artifacts are kept when nobody says otherwise."""
     return _cache() / "store"
@@ -238,24 +265,41 @@ def _cache() -> Path:
 def _spec_of(
     spec: AuditSpec | Mapping[str, Any] | None, document: dict[str, Any], rows: Rows | None, evaluation_rows: Rows | None
 ) -> AuditSpec:
+    given = {"rows": rows, "evaluation_rows": evaluation_rows}
     if isinstance(spec, AuditSpec):
         if document:
             raise SpecError("give a complete AuditSpec, or sections as keywords, not both")
+        for section, keyword in _IN_MEMORY:
+            source = getattr(getattr(spec, section), "source", None)
+            if given[keyword] is not None and not isinstance(source, MemorySource):
+                raise _two_sources(section, keyword)
         return spec
-    layers = [Layer("argument", dict(spec or {})), Layer("keyword", document)]
-    for name, keyword in (("dataset", "rows"), ("evaluation", "evaluation_rows")):
-        given = (layer.document.get(name) for layer in layers)
-        if any(isinstance(value, (list, tuple)) or hasattr(value, "to_dict") for value in given):
-            raise SpecError(
-                f"{name} is to be a path, a hub id or a section", f"give rows in memory as {keyword}=… (an iterable of dicts)"
-            )
-    memory = {"source": {"kind": "memory"}}
-    if rows is not None:
-        layers.append(Layer("rows", {"dataset": memory}))
-    if evaluation_rows is not None:
-        layers.append(Layer("evaluation_rows", {"evaluation": memory}))
+    if not isinstance(spec, Mapping) and spec is not None:
+        raise SpecError(f"the spec is a {type(spec).__name__}", "give an AuditSpec, a mapping, or sections as keywords")
+    layers = [Layer("argument", _paths_as_text(dict(spec or {}))), Layer("keyword", _paths_as_text(document))]
+    for section, keyword in _IN_MEMORY:
+        values = [layer.document[section] for layer in layers if layer.document.get(section) is not None]
+        if any(not isinstance(value, (str, dict)) for value in values):
+            raise SpecError(f"{section} is to be a path, a hub id or a section", f"give rows in memory as {keyword}=…")
+        if given[keyword] is not None:
+            if any(isinstance(value, str) or value.get("source") not in (None, _MEMORY) for value in values):
+                raise _two_sources(section, keyword)
+            layers.append(Layer(keyword, {section: {"source": _MEMORY}}))
     return build_spec(layers).spec
 
 
-def _as_dicts(rows: Rows | None) -> list[dict[str, Any]] | None:
-    return None if rows is None else [dict(row) for row in rows]
+def _two_sources(section: str, keyword: str) -> SpecError:
+    return SpecError(
+        f"both {keyword} and the source of {section} are given", f"leave one of them out; {keyword} are rows in memory"
+    )
+
+
+def _paths_as_text(value: Any) -> Any:
+    """The same document with `pathlib.Path`s as text."""
+    if isinstance(value, Mapping):
+        return {key: _paths_as_text(inner) for key, inner in value.items()}
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _as_dicts(rows: Rows | None, keyword: str) -> list[dict[str, Any]] | None:
+    return None if rows is None else plain_rows(rows, keyword)

@@ -21,6 +21,8 @@ FIELDS = (
     "pair_score", "reward_margin", "evidence",
 )  # fmt: skip
 """Fields of a line, in order; all are always there."""
+FIGURES = ("suspicion", "pair_score", "reward_margin")
+"""Fields that hold a number or null."""
 SCORED = "scored"
 NOT_SCORED = "not_scored"
 

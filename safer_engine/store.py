@@ -6,6 +6,7 @@ Layout of `LocalArtifactStore`::
     manifests/<project>/<stage>/<key>.json      created exclusively: no manifest, no artifact
     work/<project>/<stage>-<key>/payload|scratch   resumable, removed at commit
     locks/                    one lock file per work area
+    reports/                  copies of pages, for a browser
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from safer_engine.publishing import publishing, require_writable, sync, write_fa
 
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
+_TURNS, _PAUSE = 50, 0.05
 
 
 def canonical_json(value: Any) -> bytes:
@@ -212,13 +215,20 @@ class LocalWork:
         (self.payload / name).unlink(missing_ok=True)
 
 
-def _alone(lock: IO[str]) -> bool:
-    """Make a shared lock exclusive, unless another process shares it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def hold(lock: IO[str], shared: bool = False) -> bool:
+    """Lock the open lock file of a work area, or make a shared lock exclusive; False where another process holds it.
+
+    Args:
+        shared: together with others. Waits a moment then: one that leaves may hold it alone while it clears the area.
+    """
+    for turn in range(_TURNS if shared else 1):
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if shared and turn + 1 < _TURNS:
+                time.sleep(_PAUSE)
+    return False
 
 
 class LocalArtifactStore:
@@ -251,10 +261,8 @@ class LocalArtifactStore:
         locks = self.root / "locks"
         require_writable(locks, "the artifact store's folder")
         with (locks / f"{self.project}-{stage}-{key}").open("w") as lock:
-            try:
-                fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except OSError:
-                raise WorkBusy(f"another process is computing stage {stage}", "wait for it, or stop it") from None
+            if not hold(lock, shared):
+                raise WorkBusy(f"another process is computing stage {stage}", "wait for it, or stop it")
             work = LocalWork(root)
             work.payload.mkdir(parents=True, exist_ok=True)
             work.scratch.mkdir(parents=True, exist_ok=True)
@@ -262,7 +270,7 @@ class LocalArtifactStore:
                 for leftover in root.glob(".*"):  # of a process that was killed while it published
                     leftover.unlink()
             yield work
-            if self.has(stage, key) and (not shared or _alone(lock)):
+            if self.has(stage, key) and (not shared or hold(lock)):
                 shutil.rmtree(root, ignore_errors=True)
 
     def commit(self, stage: str, key: str, work: WorkArea, draft: ManifestDraft) -> LocalStored:

@@ -11,19 +11,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import PairSet
-from safer_engine.errors import Interrupted, SpecError
+from safer_engine.errors import Interrupted, NumericalError, SpecError
 from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import provenance, resolve_device
 from safer_engine.publishing import write_failed
 from safer_engine.sources.base_models import BaseModel, BaseTokenizer, add_lora, load_base, load_base_tokenizer, save_model
 from safer_engine.sources.datasets import resolve_dataset
+from safer_engine.sources.memory import plain_rows
 from safer_engine.sources.models import resolve_base
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.sources.tokenizers import load_renderer
@@ -98,7 +100,7 @@ def train_reward_model(
 
     Raises:
         ModelRefused, DatasetRefused, SpecError: what cannot be trained on, or written to.
-        NumericalError: training diverged.
+        NumericalError: training diverged; its checkpoint is removed, for going on from it would diverge again.
         Interrupted: the observer asked to stop; the same call goes on.
     """
     target = Path(out).expanduser().absolute()
@@ -111,9 +113,13 @@ def train_reward_model(
     folder = target.with_name(f".{target.name}.training")
     store = LocalArtifactStore(folder)
     started = time.monotonic()
-    with store.open_work(STAGE, key) as work:
+    with _removed_when_diverged(folder), store.open_work(STAGE, key) as work:
         watcher.stage_started(STAGE, key)
-        record = train_model(spec, sources, store, work, watcher)
+        try:
+            record = train_model(spec, sources, store, work, watcher)
+        except NumericalError:
+            shutil.rmtree(work.root, ignore_errors=True)
+            raise
         try:
             os.replace(work.scratch / MODEL, target)
         except OSError as error:
@@ -121,6 +127,17 @@ def train_reward_model(
     shutil.rmtree(folder, ignore_errors=True)
     watcher.stage_finished(STAGE, "computed", time.monotonic() - started)
     return TrainResult(target, record, cached=False)
+
+
+@contextmanager
+def _removed_when_diverged(folder: Path) -> Iterator[None]:
+    """Remove the work folder when training diverges, unless a training with other settings waits in it to go on."""
+    try:
+        yield
+    except NumericalError:
+        if not any((folder / "work").glob(f"*/{STAGE}-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def train_model(
@@ -162,13 +179,13 @@ def training_key(
 
 
 def _resolve(spec: TrainSpec, rows: Rows | None, evaluation_rows: Rows | None) -> TrainSources:
-    def plain(given: Rows | None) -> list[dict[str, Any]] | None:
-        return None if given is None else [dict(row) for row in given]
+    def plain(given: Rows | None, keyword: str) -> list[dict[str, Any]] | None:
+        return None if given is None else plain_rows(given, keyword)
 
     return TrainSources(
         base=resolve_base(spec.base, spec.runtime, None),
-        dataset=resolve_dataset(spec.dataset, plain(rows)),
-        evaluation=resolve_dataset(spec.evaluation, plain(evaluation_rows)) if spec.evaluation else None,
+        dataset=resolve_dataset(spec.dataset, plain(rows, "rows")),
+        evaluation=resolve_dataset(spec.evaluation, plain(evaluation_rows, "evaluation_rows")) if spec.evaluation else None,
     )
 
 

@@ -275,7 +275,20 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
         train(base, tmp_path / "few", rows=DATA.rows[:3])
     with pytest.raises(NumericalError, match="diverged"):
         train(base, tmp_path / "wild", recipe={**RECIPE, "lr": 1e30})
-    assert not (tmp_path / "wild").exists()
+    assert not list(tmp_path.glob("*wild*"))
+
+
+def test_divergence_leaves_alone_what_waits_to_go_on(base: Path, tmp_path: Path) -> None:
+    waiting = tmp_path / ".rm.training" / "work" / "default" / f"train-{'0' * 64}"
+    waiting.mkdir(parents=True)
+    with pytest.raises(NumericalError, match="diverged"):
+        train(base, tmp_path / "rm", recipe={**RECIPE, "lr": 1e30})
+    assert list(waiting.parent.iterdir()) == [waiting]
+
+
+def test_rows_of_another_type_are_named(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="rows is a str"):
+        train(base, tmp_path / "rm", rows="rows.jsonl")
 
 
 def test_the_paper_preset_is_the_papers_recipe() -> None:
