@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safer_engine.errors import ArtifactError
 from safer_engine.publishing import require_writable
-from safer_engine.store import LocalArtifactStore, LocalStored, Manifest, ManifestDraft, WorkArea
+from safer_engine.store import LocalArtifactStore, LocalStored, Manifest, ManifestDraft, WorkArea, hold
 from service.infra.object_space import FolderSpace, blob_name, plain
 from service.infra.settings import Settings
 from service.infra.stores import Committed, Usage, WorkFacts, usage_of
@@ -79,9 +79,7 @@ class LocalServiceStore(LocalArtifactStore):
     def remove_work(self, stage: str, key: str) -> bool:
         """See `ServiceStore.remove_work`."""
         with (self._locks() / f"{self.project}-{stage}-{key}").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not hold(lock):
                 return False
             shutil.rmtree(self.root / "work" / self.project / f"{stage}-{key}", ignore_errors=True)
         return True

@@ -6,17 +6,17 @@ a worker that has lost its lease may still publish, which does no harm, since fi
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from safer_engine.errors import ArtifactError, WorkBusy
 from safer_engine.publishing import require_writable
-from safer_engine.store import FileEntry, Manifest, ManifestDraft, WorkArea
+from safer_engine.store import FileEntry, Manifest, ManifestDraft, WorkArea, hold
 from service.errors import Unavailable
 from service.infra.object_space import ObjectMissing, blob_name, plain
 from service.infra.s3_blobs import S3Blobs
@@ -79,7 +79,7 @@ class S3ArtifactStore:
             yield S3Work(self._blobs, prefix, root)
             if self.has(stage, key):
                 self._client.delete([found.name for found in self._client.listing(prefix)])
-                if not shared or _try_lock(lock, fcntl.LOCK_EX):
+                if not shared or hold(lock):
                     shutil.rmtree(root, ignore_errors=True)
 
     def commit(self, stage: str, key: str, work: WorkArea, draft: ManifestDraft) -> S3Stored:
@@ -165,28 +165,20 @@ class S3ArtifactStore:
         self._blobs.close()
 
     @contextmanager
-    def _locked(self, stage: str, key: str, shared: bool) -> Iterator[int]:
-        """Hold the area's lock of this machine; gives its descriptor. Raises WorkBusy."""
+    def _locked(self, stage: str, key: str, shared: bool) -> Iterator[IO[str]]:
+        """Hold the area's lock of this machine. Raises WorkBusy."""
         locks = self._folder / ".locks"
         require_writable(locks, "the cache folder")
         with (locks / f"{self.project}-{stage}-{key}").open("w") as lock:
-            if not _try_lock(lock.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            if not hold(lock, shared):
                 raise WorkBusy(f"another process is computing stage {stage}", "wait for it, or stop it")
-            yield lock.fileno()
+            yield lock
 
     def _manifest_name(self, stage: str, key: str) -> str:
         return manifest_name(self.project, plain("stage", stage), plain("key", key))
 
     def _work_prefix(self, stage: str, key: str) -> str:
         return f"work/{self.project}/{plain('stage', stage)}-{plain('key', key)}/"
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _entry(manifest: Manifest, name: str) -> FileEntry:

@@ -40,7 +40,7 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(params=["folder", "s3_moto", pytest.param("s3_rgw", marks=pytest.mark.full)])
+@pytest.fixture(params=["folder", *(pytest.param(name, marks=pytest.mark.full) for name in ("s3_moto", "s3_rgw"))])
 def world(request: pytest.FixtureRequest, folder: Path) -> World:
     return World(folder, None if request.param == "folder" else request.getfixturevalue(request.param), secret_pepper="pepper")
 
