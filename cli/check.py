@@ -48,6 +48,8 @@ def check_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
     pairs = view(PairSet, run_stage(STAGES[0], request, kept, {}, NullObserver()))
     assert isinstance(pairs, PairSet)
     found = preflight(request, pairs)
+    said = [f"{text}, although the preset is {built.spec.preset}: the file wins over it" for text in built.contradictions]
+    found = dataclasses.replace(found, warnings=(*found.warnings, *said))
     if as_json:
         health = {**pairs.health, "evaluation": found.evaluation}
         facts = {"health": health, "warnings": found.warnings, "model": found.model, "invariance": found.invariance}
@@ -74,7 +76,7 @@ def _print(request: AuditRequest, pairs: PairSet, found: Preflight) -> None:
         shown.print(f"\n{name}, {side.response_tokens} of {side.tokens} tokens are the response:", markup=False)
         shown.print(_readable(side.marked), markup=False)
     for warning in found.warnings:
-        shown.print(f"warning: {warning}", markup=False)
+        shown.print(f"warning: {warning}", markup=False, soft_wrap=True)
     shown.print("nothing is refused: `safer-audit run` with the same flags will go ahead", markup=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def build_from_flags(*, required: bool = True, **flags: Any) -> BuiltSpec:
     if flags["spec_file"] is not None:
         layers.append(Layer(f"file {flags['spec_file']}", read_document(flags["spec_file"])))
     layers.append(Layer("flag", _document(flags)))
-    layers += [Layer(f"--set {text}", parse_assignment(text)) for text in flags["assignments"]]
+    assigned = [Layer(f"--set {text}", parse_assignment(text)) for text in flags["assignments"]]
+    layers += [replace(layer, goes_on=place > 0) for place, layer in enumerate(assigned)]
     given = {
         name for name, key in (("model", "path"), ("dataset", "source")) if any(_names(x.document, name, key) for x in layers)
     }

@@ -138,4 +138,4 @@ class TerminalObserver(QuietObserver):
 
     def note(self, stage: str, message: str) -> None:
         """Print above the bars."""
-        self._console.print(f"[{stage}] {message}", markup=False, style="yellow")
+        self._console.print(f"[{stage}] {message}", markup=False, style="yellow", soft_wrap=True)

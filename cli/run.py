@@ -48,6 +48,8 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
     observer = QuietObserver() if quiet or as_json else TerminalObserver(shown)
     if isinstance(observer, TerminalObserver):
         shown.print(f"audit of {request.sources.model.origin} on {request.sources.dataset.origin}", markup=False)
+    for text in built.contradictions:
+        observer.note("spec", f"{text}, although the preset is {built.spec.preset}: the file wins over it")
     with observer.showing():
         report = api.run_request(request, kept, target, observer, interim_reports(request, kept, target, observer), expected)
     if as_json:

@@ -14,7 +14,7 @@ from cli.options import json_option, shown_options
 from cli.output import console, print_json, table
 from safer_engine.errors import SpecError
 from safer_engine.spec import AuditSpec
-from safer_engine.spec_layers import BuiltSpec, leaves
+from safer_engine.spec_layers import BuiltSpec, Layer, build_spec, leaves
 
 
 @click.group("spec")
@@ -24,12 +24,18 @@ def spec_group() -> None:
 
 @spec_group.command("init")
 @click.argument("path", type=click.Path(path_type=Path), default=Path("audit.yaml"))
+@click.option("--preset", type=click.Choice(["default", "paper"]), default="default", help="Whose values are shown.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-def init_command(path: Path, force: bool) -> None:
-    """Write a commented audit.yaml with every value and its default."""
+def init_command(path: Path, preset: str, force: bool) -> None:
+    """Write an audit.yaml with every value, commented out: it changes nothing until a line is uncommented."""
     if path.exists() and not force:
         raise SpecError(f"{path} exists", "choose another name, or use --force")
-    path.write_text(commented_spec(), encoding="utf-8")
+    try:
+        path.write_text(commented_spec(preset), encoding="utf-8")
+    except OSError as error:
+        raise SpecError(
+            f"cannot write {path}: {error.strerror}", "name a file in a folder that exists, and that this user may write to"
+        ) from None
     click.echo(f"wrote {path}; give it to `safer-audit run --spec {path}`")
 
 
@@ -62,20 +68,23 @@ def value_text(value: Any) -> str:
     return text.removesuffix("...").strip()
 
 
-def commented_spec() -> str:
-    """audit.yaml with every knob, its default and its description; required values first."""
-    lines = [
-        "# An audit spec for safer-audit: every knob, its default and what it means.",
-        "# Remove what you do not change. Flags of `safer-audit run` win over this file.",
-        "",
-    ]
+def commented_spec(preset: str = "default") -> str:
+    """audit.yaml with every knob, its value in a preset, commented out, and its description."""
     example: dict[str, Any] = {
         "model": {"path": "path/to/reward-model"},
         "dataset": {"source": {"kind": "local", "path": "preferences.jsonl"}},
+        "preset": preset,
     }
-    spec = AuditSpec.model_validate(example)
+    spec = build_spec([Layer("example", example)]).spec
+    lines = [
+        "# An audit spec for safer-audit: every knob, its value and what it means.",
+        "# A line counts once its # is taken away; what is left commented out has the value shown.",
+        "# Flags of `safer-audit run` win over this file, and this file over the preset.",
+        "",
+    ]
     lines += _section_lines(spec, "")
-    return "\n".join(lines) + "\n"
+    live = "#preset: paper", "preset: paper"
+    return ("\n".join(lines) + "\n").replace(*live)
 
 
 def spec_page() -> str:
@@ -128,7 +137,7 @@ def _section_lines(section: BaseModel, indent: str) -> list[str]:
             lines += _section_lines(value, indent + "  ")
         else:
             lines += [f"{indent}# {comment}" for comment in _comment(info)]
-            lines.append(f"{indent}{name}: {value_text(_plain(value))}")
+            lines.append(f"{indent}#{name}: {value_text(_plain(value))}")
     return lines
 
 

@@ -96,7 +96,7 @@ def _audit(flags: Document, base: str | None) -> Document:
 
 def _training(flags: Document, base: str | None) -> Document:
     from safer_engine.spec import merge
-    from safer_engine.spec_layers import parse_assignment, parse_source, read_document
+    from safer_engine.spec_layers import parse_assignments, parse_source, read_document
     from safer_engine.train_spec import build_train_spec
 
     if wrong := [flag for name, flag in _ONLY_AUDIT.items() if flags[name]]:
@@ -113,8 +113,7 @@ def _training(flags: Document, base: str | None) -> Document:
     if flags["device"]:
         given["runtime"] = {"device": flags["device"]}
     document = merge(document, given)
-    for text in flags["assignments"]:
-        document = merge(document, parse_assignment(text))
+    document = merge(document, parse_assignments(flags["assignments"]))
     if "base" not in document or "dataset" not in document:
         raise SpecError("train-rm needs a base model and a dataset", "give --base and --dataset, or a training spec with --spec")
     return build_train_spec(document).model_dump(mode="json", exclude_unset=True)

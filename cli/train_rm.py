@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from cli.options import NamedPath, json_option, quiet_option
 from cli.output import TerminalObserver, console, duration, print_json, table
 from safer_engine.events import NullObserver
 from safer_engine.spec import merge
-from safer_engine.spec_layers import parse_assignment, parse_source
+from safer_engine.spec_layers import parse_assignments, parse_source
 
 if TYPE_CHECKING:
     from safer_engine.training import TrainResult
@@ -72,9 +73,7 @@ def train_document(flags: dict[str, Any]) -> dict[str, Any]:
         document["lora"] = {}
     if flags["device"]:
         document["runtime"] = {"device": flags["device"]}
-    for text in flags["assignments"]:
-        document = merge(document, parse_assignment(text))
-    return document
+    return merge(document, parse_assignments(flags["assignments"]))
 
 
 def _print_summary(result: TrainResult, dataset: str) -> None:
@@ -93,6 +92,5 @@ def _print_summary(result: TrainResult, dataset: str) -> None:
         rows.append((f"evaluation accuracy, {name}", f"{found['estimate']:.3f}{spread}  of {found['n']}"))
     shown.print(table("Trained" if not result.cached else "Trained before", ("", ""), rows))
     limit = record["pairs"]["max_length"]
-    shown.print(
-        f"audit it:  safer-audit run --model {result.path} --dataset {dataset} --set model.max_length={limit}", markup=False
-    )
+    given = shlex.join(["--model", str(result.path), "--dataset", dataset, "--set", f"model.max_length={limit}"])
+    shown.print(f"audit it:  safer-audit run {given}", markup=False, soft_wrap=True)

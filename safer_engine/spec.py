@@ -6,7 +6,6 @@ enters a key: it changes how fast results come, not which.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 class Section(BaseModel):
     """Base of all spec sections: immutable, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSpec(Section):
@@ -45,10 +44,8 @@ class ModelSpec(Section):
     def _one_reward(self) -> ModelSpec:
         if self.reward_index is not None and self.reward_weights is not None:
             raise ValueError("give reward_index or reward_weights, not both")
-        if self.reward_weights is not None and not (
-            all(math.isfinite(weight) for weight in self.reward_weights) and any(self.reward_weights)
-        ):
-            raise ValueError("reward_weights must be finite, and one must not be 0")
+        if self.reward_weights is not None and not any(self.reward_weights):
+            raise ValueError("of reward_weights one must not be 0")
         return self
 
 
@@ -104,6 +101,12 @@ class DatasetSpec(Section):
     stratify: str | None = Field(None, description="Column (axis or subset) whose shares the sample keeps.")
     min_pairs: int = Field(20, ge=2, description="Fewer usable pairs than this are refused; of an evaluation set, warned of.")
 
+    @model_validator(mode="after")
+    def _stratifies_a_sample(self) -> DatasetSpec:
+        if self.stratify is not None and self.sample is None:
+            raise ValueError("stratify keeps the shares of a sample, and no sample is asked for: give sample, or leave it out")
+        return self
+
     @field_validator("winners", mode="before")
     @classmethod
     def _values_are_text(cls, given: Any) -> Any:
@@ -144,7 +147,7 @@ class SaeBase(Section):
     """What all SAE kinds share."""
 
     d_sae: int | None = Field(None, gt=1, description="Number of latents; default `expansion` × d_in.")
-    expansion: int = Field(8, gt=0, description="d_sae / d_in where `d_sae` is not given.")
+    expansion: int = Field(8, gt=0, le=4096, description="d_sae / d_in where `d_sae` is not given.")
     k: int = Field(32, gt=0, description="Active latents per position (on average, for batch_topk).")
     normalisation: Literal["scalar", "layernorm"] = Field(
         "scalar", description="Input scaling: one scalar (mean ‖x‖² becomes d_in), or per-position LayerNorm (the paper's)."
@@ -235,8 +238,8 @@ class ChatApiLabeller(Section):
     base_url: str = Field(description="Endpoint, for example https://host/v1.")
     model: str = Field(description="Model name sent to the endpoint.")
     api_key_env: str | None = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
-    timeout: float = Field(60.0, gt=0, description="Seconds per request.")
-    retries: int = Field(4, ge=0, description="Retries after 408, 409, 429, 5xx or a broken connection.")
+    timeout: float = Field(60.0, gt=0, le=3600, description="Seconds per request.")
+    retries: int = Field(4, ge=0, le=20, description="Retries after 408, 409, 429, 5xx or a broken connection.")
     max_tokens: int = Field(400, gt=0, description="Longest answer, in tokens.")
     price_in: float = Field(0.0, ge=0, description="Price of a million prompt tokens, in your currency.")
     price_out: float = Field(0.0, ge=0, description="Price of a million answer tokens.")
@@ -274,7 +277,7 @@ class SuspicionSpec(Section):
         default_factory=_DEFAULT_SIGNALS.copy,
         description="Fused signals and their weights; default: the latents alone, which ranked best in docs/real-run.md.",
     )
-    folds: int = Field(5, ge=2, description="Cross-fitting folds, by group.")
+    folds: int = Field(5, ge=2, le=100, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
     neighbours: int = Field(20, gt=0, description="Neighbours of the kNN agreement.")
 
@@ -298,7 +301,7 @@ class ReportSpec(Section):
     features: int = Field(32, gt=0, description="Feature cards.")
     pairs: int = Field(60, gt=0, description="Most suspicious pairs shown in full.")
     text: bool = Field(True, description="False leaves ids and figures only.")
-    bootstrap: int = Field(2000, ge=100, description="Resamples for intervals.")
+    bootstrap: int = Field(2000, ge=100, le=100_000, description="Resamples for intervals.")
 
 
 class RuntimeSpec(Section):
@@ -349,11 +352,26 @@ PAPER_PRESET: dict[str, Any] = {
 """METHOD §1 as a spec: merged under what the user gives when `preset: paper`."""
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Deep-merge two spec documents; `over` wins; neither is changed. A source that names its kind replaces another."""
+_MAPPINGS = frozenset({"columns", "signals", "winners"})
+"""Fields that are mappings, not sections: a value of theirs is given as a whole."""
+
+
+def merge(base: dict[str, Any], over: dict[str, Any], *, whole: bool = True) -> dict[str, Any]:
+    """Deep-merge two spec documents; `over` wins; neither is changed.
+
+    Args:
+        whole: a mapping (signals, columns, winners), and a source or a labeller that names its kind, replaces another as a
+            whole. False for parts of one document, which make it up together.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        replaces = key == "source" and isinstance(value, dict) and "kind" in value
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) and not replaces else value
+        goes_on = isinstance(old, dict) and isinstance(value, dict) and not (whole and _replaces(key, old, value))
+        merged[key] = merge(old, value, whole=whole) if goes_on else value  # type: ignore[arg-type]
     return merged
+
+
+def _replaces(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    if key == "labeller":
+        return "kind" in new and new["kind"] != old.get("kind")
+    return key in _MAPPINGS or (key in ("source", "corpus") and "kind" in new)

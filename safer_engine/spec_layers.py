@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,30 @@ _HUB_ID = re.compile(r"^(?P<path>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?:
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values, `name` being what `spec show` prints as their origin."""
+    """One source of values.
+
+    Attributes:
+        name: what `spec show` prints as their origin.
+        goes_on: whether the document is a part of that of the layer before, so that they make it up together.
+    """
 
     name: str
     document: Document
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
 class BuiltSpec:
-    """A validated spec, and the origin of each value that is not a default, by dotted path."""
+    """A validated spec.
+
+    Attributes:
+        origins: the origin of each value that is not a default, by dotted path.
+        contradictions: values from below the layer that names the preset, other than the preset has them, in words.
+    """
 
     spec: AuditSpec
     origins: dict[str, str]
+    contradictions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,20 +61,52 @@ def build_spec(layers: list[Layer]) -> BuiltSpec:
     Raises:
         SpecError: unknown keys (the known ones are listed), values out of range, sections missing.
     """
-    expanded = [Layer(layer.name, expand(layer.document)) for layer in layers]
-    preset = next((x.document["preset"] for x in reversed(expanded) if "preset" in x.document), "default")
-    if preset == "paper":
+    expanded = [replace(layer, document=expand(layer.document)) for layer in layers]
+    naming = max((place for place, layer in enumerate(expanded) if "preset" in layer.document), default=-1)
+    below = [layer.name for layer in expanded[: max(0, naming)]]
+    if naming >= 0 and expanded[naming].document["preset"] == "paper":
         expanded.insert(0, Layer("preset paper", PAPER_PRESET))
     document: Document = {}
     origins: dict[str, str] = {}
-    for layer in expanded:
+    for layer in _whole(expanded):
         document = merge(document, layer.document)
+    for layer in expanded:
         origins.update({path: layer.name for path, _ in leaves(layer.document)})
+    origins = {path: origins[path] for path, _ in leaves(document)}
     try:
         spec = AuditSpec.model_validate(with_kinds(document))
     except ValidationError as error:
         raise SpecError(_explain(error), "see `safer-audit spec schema` for every key") from None
-    return BuiltSpec(spec, origins)
+    lower = [path for path, name in origins.items() if name in below]
+    departures = preset_departures(spec.model_dump(mode="json")).items()
+    return BuiltSpec(spec, origins, tuple(text for key, text in departures if any(f"{p}.".startswith(f"{key}.") for p in lower)))
+
+
+def _whole(layers: list[Layer]) -> Iterator[Layer]:
+    """The layers, those that go on put together."""
+    for place, layer in enumerate(layers):
+        if layer.goes_on:
+            continue
+        document = layer.document
+        for part in itertools.takewhile(lambda following: following.goes_on, layers[place + 1 :]):
+            document = merge(document, part.document, whole=False)
+        yield replace(layer, document=document)
+
+
+def preset_departures(document: Document) -> dict[str, str]:
+    """Values of a complete spec, as a document, other than its preset has them: key → both, in words."""
+    if document["preset"] != "paper":
+        return {}
+    return {
+        f"{section}.{key}": f"{section}.{key} is {_short(document[section][key])} (preset: {_short(meant)})"
+        for section, values in PAPER_PRESET.items()
+        for key, meant in values.items()
+        if document[section][key] != meant
+    }
+
+
+def _short(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()
 
 
 def expand(document: Document) -> Document:
@@ -86,9 +131,11 @@ def parse_source(text: str) -> Document:
     """
     if Path(text).expanduser().exists():
         return {"kind": "local", "path": text}
-    folder, _, split = text.rpartition("#")
-    if folder and split and Path(folder).expanduser().is_dir():
-        return {"kind": "local", "path": folder, "split": split}
+    place, _, split = text.rpartition("#")
+    if place and split and Path(place).expanduser().is_dir():
+        return {"kind": "local", "path": place, "split": split}
+    if place and split and Path(place).expanduser().exists():
+        raise SpecError(f"{place} is a file, and a file has no splits", f"leave out #{split}")
     found = hub_source(text)
     if found is None:
         raise SpecError(f"dataset {text!r} does not exist", "give a file, a folder[#split], or org/name[@revision][#split]")
@@ -104,7 +151,7 @@ def hub_source(text: str) -> Document | None:
 
 
 def read_document(path: Path) -> Document:
-    """A spec file (YAML or JSON).
+    """A spec file (YAML or JSON). A section of which the file has no more than the name is left out.
 
     Raises:
         SpecError: it cannot be read, or is not a mapping.
@@ -119,6 +166,24 @@ def read_document(path: Path) -> Document:
         return {}
     if not isinstance(document, dict):
         raise SpecError(f"spec {path} must be a mapping of sections, not {type(document).__name__}")
+    return _without_empty(document, [AuditSpec])
+
+
+def _without_empty(document: Document, models: list[type[BaseModel]]) -> Document:
+    kept: Document = {}
+    for key, value in document.items():
+        inner = [found for model in models for found in _models_in(model, str(key))]
+        full = _without_empty(value, inner) if inner and isinstance(value, dict) else value
+        if not (inner and (value is None or (full == {} and value))):
+            kept[key] = full
+    return kept
+
+
+def parse_assignments(texts: Iterable[str]) -> Document:
+    """Several `section.key=value` as one document, in whatever order they come. Raises SpecError."""
+    document: Document = {}
+    for text in texts:
+        document = merge(document, parse_assignment(text), whole=False)
     return document
 
 
@@ -175,7 +240,11 @@ def with_kinds(document: Document) -> Document:
     labels = document.get("labels")
     if isinstance(labels, dict) and isinstance(labels.get("labeller"), dict):
         kinds["labels"] = {"labeller": {"kind": "lexicon"}}
-    return merge(kinds, document)
+    for section in ("dataset", "evaluation"):
+        value = document.get(section)
+        if isinstance(value, dict) and isinstance(value.get("source"), dict) and "path" in value["source"]:
+            kinds[section] = {"source": {"kind": "local"}}
+    return merge(kinds, document, whole=False)
 
 
 def _explain(error: ValidationError) -> str:

@@ -22,7 +22,9 @@ from safer_engine.report.text import (
     visible,
     words,
 )
+from safer_engine.spec_layers import preset_departures
 
+_DEPARTURES = 8
 _SMALL_GROUPS = 100
 _MANY_DEAD = 0.3
 _LENGTH_SKEW = 0.15
@@ -230,9 +232,18 @@ def undoubted(pair: SuspiciousPair, budget: float | None) -> str:
 
 def cautions(report: ReportDocument) -> list[Caution]:
     """What a reader must know before acting on the figures."""
-    measured = [*_about_data(report), *_about_evaluation(report), *_about_rewards(report)]
+    measured = [*_about_preset(report), *_about_data(report), *_about_evaluation(report), *_about_rewards(report)]
     found = [*measured, *_about_sae(report), *_about_labels(report), *_about_edits(report)]
     return sorted(found, key=lambda warning: warning.level != "stop")
+
+
+def _about_preset(report: ReportDocument) -> list[Caution]:
+    departures = list(preset_departures(report.spec).values())
+    if not departures:
+        return []
+    shown = "; ".join(visible(text) for text in departures[:_DEPARTURES])
+    more = f"; and {len(departures) - _DEPARTURES} more" if len(departures) > _DEPARTURES else ""
+    return [_care(f"The preset is {visible(report.spec['preset'])}, but these values were given otherwise: {shown}{more}.")]
 
 
 def _about_data(report: ReportDocument) -> list[Caution]:

@@ -125,6 +125,9 @@ def test_spec_init_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run_main(["spec", "init", str(path)]) == 2
     assert "--force" in capsys.readouterr().err
     assert run_main(["spec", "init", str(path), "--force"]) == 0
+    capsys.readouterr()
+    assert run_main(["spec", "init", str(tmp_path / "nowhere" / "a.yaml")]) == 2
+    assert "name a file in a folder that exists" in capsys.readouterr().err
 
 
 def test_the_spec_page_is_what_the_code_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ from safer_engine.report.text import (
     small_percent,
     visible,
 )
+from safer_engine.spec_layers import Layer, build_spec
 from tests.helpers import fake_artifacts
 from tests.helpers.fake_pairs import HOSTILE
 
@@ -283,6 +284,21 @@ def test_cautions_name_what_limits_the_figures(report: ReportDocument) -> None:
                  "word list", "not a probability"):  # fmt: skip
         assert part in texts
     assert all(caution.level == "care" for caution in cautions(report))
+
+
+def test_a_report_says_where_it_departs_from_its_preset(report: ReportDocument) -> None:
+    paper = build_spec([Layer("test", {"model": "m", "dataset": "org/data", "preset": "paper", "sae": {"k": 32}})]).spec
+    (said,) = [c.text for c in cautions(report.model_copy(update={"spec": paper.model_dump(mode="json")})) if "preset" in c.text]
+    assert said == "The preset is paper, but these values were given otherwise: sae.k is 32 (preset: 64)."
+
+
+def test_accuracies_differ_by_percentage_points(report: ReportDocument) -> None:
+    assert report.reward_model is not None
+    parts = report.reward_model.on_audited_pairs
+    better = [part.model_copy(update={"accuracy": part.accuracy.model_copy(update={"estimate": 0.99})}) for part in parts]
+    model = report.reward_model.model_copy(update={"on_audited_pairs": better})
+    said = " ".join(caution.text for caution in cautions(report.model_copy(update={"reward_model": model})))
+    assert re.search(r"Accuracy on the audited pairs is \d+ percentage points above that on evaluation pairs", said)
 
 
 def _with_edits(report: ReportDocument, **changes: Any) -> ReportDocument:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,11 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cli.options import build_from_flags
 from cli.spec import commented_spec
 from safer_engine.api import audit
 from safer_engine.errors import SpecError
-from safer_engine.spec import AuditSpec, DatasetSpec, Section, merge
-from safer_engine.spec_layers import Layer, build_spec, leaves, parse_assignment, parse_source, read_document
+from safer_engine.spec import AuditSpec, DatasetSpec, LocalSource, Section, merge
+from safer_engine.spec_layers import (
+    Layer,
+    build_spec,
+    leaves,
+    parse_assignment,
+    parse_assignments,
+    parse_source,
+    preset_departures,
+    read_document,
+)
 
 BASE = {"model": "m", "dataset": {"source": {"kind": "local", "path": "d"}}}
 
@@ -113,12 +125,85 @@ def test_unreadable_files_say_how_to_begin(tmp_path: Path) -> None:
 
 
 def test_the_commented_spec_is_the_default_spec() -> None:
-    document = yaml.safe_load(commented_spec())
+    document = yaml.safe_load(uncommented(commented_spec()))
     spec = build_spec([Layer("file", document)]).spec
     defaults = build_spec([Layer("flag", {"model": document["model"], "dataset": document["dataset"]})]).spec
     assert spec == defaults
-    described = [line for line in commented_spec().splitlines() if line.strip().startswith("#")]
+    described = [line for line in commented_spec().splitlines() if line.strip().startswith("# ")]
     assert len(described) > len(list(leaves(document))) * 0.9
+
+
+def uncommented(text: str) -> str:
+    return re.sub(r"^( *)#(?! )", r"\1", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("shown", ["default", "paper"])
+@pytest.mark.parametrize("chosen", ["default", "paper"])
+def test_a_written_spec_changes_nothing(tmp_path: Path, shown: str, chosen: str) -> None:
+    path = tmp_path / "audit.yaml"
+    path.write_text(commented_spec(shown))
+    assert read_document(path) == ({} if shown == "default" else {"preset": "paper"})
+    flag = Layer("flag", {**BASE, "preset": chosen})
+    assert build_spec([Layer("file", read_document(path)), flag]).spec == build_spec([flag]).spec
+    all_in = build_spec([Layer("file", {**yaml.safe_load(uncommented(commented_spec(shown))), "preset": shown})]).spec
+    assert all_in.sae == build_spec([Layer("flag", {**BASE, "preset": shown})]).spec.sae
+
+
+def test_one_line_of_a_written_spec_can_be_uncommented(tmp_path: Path) -> None:
+    path = tmp_path / "audit.yaml"
+    path.write_text(commented_spec().replace("  #k: 32", "  k: 16").replace("    #path: preferences.jsonl", "    path: x.jsonl"))
+    built = build_spec([Layer("file", read_document(path)), Layer("flag", {"model": "m", "preset": "paper"})])
+    assert (built.spec.sae.k, built.spec.sae.batch) == (16, 256)
+    assert built.spec.dataset.source == LocalSource(path="x.jsonl")
+
+
+def test_what_a_file_says_against_the_chosen_preset_is_told() -> None:
+    file, flag = Layer("file", {**BASE, "sae": {"k": 32, "batch": 256}, "seed": 3}), Layer("flag", {"preset": "paper"})
+    built = build_spec([file, flag, Layer("--set", {"contexts": {"window": 64}})])
+    assert built.contradictions == ("sae.k is 32 (preset: 64)",)
+    assert build_spec([Layer("file", {**file.document, "preset": "paper"})]).contradictions == ()
+    assert build_spec([file]).contradictions == ()
+    assert list(preset_departures(built.spec.model_dump(mode="json"))) == ["sae.k", "contexts.window"]
+
+
+def test_mappings_are_given_as_a_whole() -> None:
+    file = Layer("file", {**BASE, "suspicion": {"signals": {"latents": 1.0}}})
+    built = build_spec([file, Layer("flag", {"suspicion": {"signals": {"knn": 2.0}}})])
+    assert built.spec.suspicion.signals == {"knn": 2.0}
+    assert "suspicion.signals.latents" not in built.origins
+    paper = build_spec([Layer("flag", {**BASE, "preset": "paper", "suspicion": {"signals": {"margin": 1.0}}})]).spec
+    assert paper.suspicion.signals == {"margin": 1.0}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_assignments_make_up_one_layer_in_any_order(tmp_path: Path, turned: bool) -> None:
+    sets = ["dataset.source.path=X", "dataset.source.kind=local", "suspicion.signals.knn=1", "suspicion.signals.margin=2"]
+    names = ("model", "dataset", "eval_dataset", "spec_file", "preset", "sample", "stratify", "device", "seed", "no_text")
+    given: dict[str, Any] = dict.fromkeys((*names, "trust_remote_code")) | {
+        "model": "m",
+        "assignments": sets[::-1] if turned else sets,
+    }
+    spec = build_from_flags(required=True, **given).spec
+    assert spec.dataset.source == LocalSource(path="X")
+    assert spec.suspicion.signals == {"knn": 1.0, "margin": 2.0}
+    assert parse_assignments(sets[::-1] if turned else sets)["dataset"] == {"source": {"kind": "local", "path": "X"}}
+
+
+@pytest.mark.parametrize("value", ["report.bootstrap=100001", "sae.passes=.inf", f"sae.passes={10**400}", "sae.expansion=99999"])
+def test_knobs_that_would_never_end_are_refused(value: str) -> None:
+    with pytest.raises(SpecError, match=r"report\.bootstrap|sae\.passes|sae\.expansion"):
+        build_spec([Layer("flag", BASE), Layer("--set", parse_assignment(value))])
+
+
+def test_a_sample_is_what_is_stratified(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"no sample is asked for"):
+        build_spec([Layer("flag", {"model": "m", "dataset": {**BASE["dataset"], "stratify": "axis"}})])  # type: ignore[dict-item]
+
+
+def test_a_file_has_no_splits(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(SpecError, match=r"rows\.jsonl is a file, and a file has no splits"):
+        parse_source(f"{tmp_path}/rows.jsonl#train")
 
 
 def test_every_knob_has_a_description_and_specs_are_immutable() -> None:
@@ -155,7 +240,7 @@ def test_merge_keeps_what_the_upper_layer_does_not_say(base: dict[str, object], 
     ("document", "said"),
     [
         ({"model": {"path": "m", "reward_weights": [0, 0.0]}}, "one must not be 0"),
-        ({"model": {"path": "m", "reward_weights": [1, float("nan")]}}, "must be finite"),
+        ({"model": {"path": "m", "reward_weights": [1, float("nan")]}}, "finite number"),
         ({"model": {"path": "m", "reward_weights": []}}, "one must not be 0"),
         ({"model": "m", "sae": {"k": 33, "d_sae": 32}}, "k is 33, more than the 32 latents"),
     ],
