@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from safer_engine.report.nodes import Count, Facts, Node, Rate
 from safer_engine.report.provenance import Provenance
@@ -300,6 +300,7 @@ class EditsReport(Node):
 class ReportDocument(Node):
     """An audit's report."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
     schema_version: Literal[1] = SCHEMA_VERSION
     spec: dict[str, Any] = Field(description="The resolved spec, without `runtime`.")
     provenance: Provenance

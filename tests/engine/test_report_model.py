@@ -49,6 +49,10 @@ def test_the_schema_refuses_an_unknown_key(document: dict[str, Any]) -> None:
     assert "extra" in errors[0].message
 
 
+def test_the_schema_asks_for_every_top_level_key() -> None:
+    assert set(json_schema()["required"]) == set(TOP_LEVEL)
+
+
 def test_a_null_section_needs_its_reason(document: dict[str, Any]) -> None:
     silent = {name: reason for name, reason in document["provenance"]["not_computed"].items() if name != "verdict"}
     bad = {**document, "provenance": {**document["provenance"], "not_computed": silent}}
