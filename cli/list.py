@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 import click
 
 from cli.options import json_option
@@ -15,14 +18,20 @@ _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 @click.option("--state", "states", multiple=True, type=click.Choice(_STATES), help="Only jobs in this state; may be repeated.")
 @click.option("--kind", type=click.Choice(["audit", "train-rm"]), help="Only jobs of this kind.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
+@click.option("--stage", help="Only jobs of which this step is open.")
+@click.option("--since", type=click.DateTime(), metavar="DATE", help="Only jobs made from then on (UTC).")
+@click.option("--before", type=click.DateTime(), metavar="DATE", help="Only jobs made before (UTC).")
 @click.option("--limit", "-n", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
 @json_option
-def list_command(states: tuple[str, ...], kind: str | None, labels: tuple[str, ...], limit: int, as_json: bool) -> None:
+def list_command(limit: int, as_json: bool, since: datetime | None, before: datetime | None, **given: Any) -> None:
     """Jobs of the project, newest first."""
     from cli.submit import parse_labels
+    from service.client import JobFilter
 
+    times = [None if time is None else time.replace(tzinfo=UTC) for time in (since, before)]
+    wanted = JobFilter(given["states"], given["kind"], parse_labels(given["labels"]), given["stage"], *times)
     with connect() as client:
-        jobs = list(client.jobs(states=states, kind=kind, labels=parse_labels(labels), limit=limit))
+        jobs = list(client.jobs(wanted, limit))
     if as_json:
         print_json({"items": [job.model_dump(mode="json") for job in jobs]})
         return

@@ -3,7 +3,7 @@
 Importing this package does not load the HTTP library; making a client does.
 """
 
-from service.client.client import AuditClient, Submission, is_final, job_error
+from service.client.client import AuditClient, JobFilter, Submission, is_final, job_error
 from service.client.connection import make_error
 from service.client.downloads import target_of
 from service.client.files import UPLOAD_PREFIX, LocalFiles, TransferObserver, files_below, read_files
@@ -11,6 +11,7 @@ from service.client.files import UPLOAD_PREFIX, LocalFiles, TransferObserver, fi
 __all__ = [
     "UPLOAD_PREFIX",
     "AuditClient",
+    "JobFilter",
     "LocalFiles",
     "Submission",
     "TransferObserver",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,35 @@ class Submission:
     idempotency_key: str | None = None
 
 
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs are listed; all conditions hold together.
+
+    Attributes:
+        states: any of these; empty for all.
+        stage: the step that is open.
+        created_from, created_before: aware times.
+    """
+
+    states: Sequence[str] = ()
+    kind: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    stage: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """As the service takes it."""
+        times = {"created_from": self.created_from, "created_before": self.created_before}
+        return {
+            "state": list(self.states),
+            "kind": self.kind,
+            "label": [f"{name}={value}" for name, value in self.labels.items()],
+            "stage": self.stage,
+            **{name: moment and moment.isoformat() for name, moment in times.items()},
+        }
+
+
 class AuditClient:
     """A client of one service, for one thread (uploads use several themselves). Close it, or use it in `with`.
 
@@ -104,17 +134,9 @@ class AuditClient:
         """A job as it stands."""
         return JobView.model_validate_json(self._connection.call("GET", _job(job_id)).content)
 
-    def jobs(
-        self,
-        *,
-        states: Sequence[str] = (),
-        kind: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        limit: int = 20,
-    ) -> Iterator[JobSummary]:
+    def jobs(self, wanted: JobFilter | None = None, limit: int = 20) -> Iterator[JobSummary]:
         """Jobs, newest first, at most `limit`; pages are fetched as they are needed."""
-        wanted = [f"{name}={value}" for name, value in (labels or {}).items()]
-        params = {"state": list(states), "kind": kind, "label": wanted, "limit": min(limit, _PAGE)}
+        params = {**(wanted or JobFilter()).parameters(), "limit": min(limit, _PAGE)}
         for item in islice(self._pages(_ROUTES["audit"], params), limit):
             yield JobSummary.model_validate(item)
 

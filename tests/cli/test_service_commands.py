@@ -68,6 +68,9 @@ def test_a_job_from_submit_to_retry(command: Command) -> None:
     assert command("status", job["id"])["id"] == job["id"]
     assert [item["id"] for item in command("list", "--label", "team=red", "--state", "queued")["items"]] == [job["id"]]
     assert command("list", "--label", "team=blue")["items"] == []
+    assert command("list", "--label", "team=red", "--stage", "pairs")["items"] == []
+    assert command("list", "--label", "team=red", "--before", "2020-01-01")["items"] == []
+    assert len(command("list", "--label", "team=red", "--since", "2020-01-01", "--stage", "prepare")["items"]) == 1
     assert command("cancel", job["id"])["state"] == "cancelled"
     assert command("cancel", job["id"])["state"] == "cancelled"
     again = command("retry", job["id"])
