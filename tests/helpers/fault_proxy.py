@@ -54,12 +54,17 @@ class Fault:
 
 @dataclass
 class FaultProxy:
-    """A running proxy. `faults` may be changed at any time; `requests` are those that came, as `METHOD path`."""
+    """A running proxy. `faults` may be changed at any time; `requests` are those that came, as `METHOD path`.
+
+    Attributes:
+        stripped: names of request headers, in small letters, that are not forwarded: a server that does not know them.
+    """
 
     port: int
     upstream: tuple[str, int]
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    stripped: frozenset[str] = frozenset()
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -140,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
-                if name.lower() not in ("connection", "expect"):
+                if name.lower() not in ("connection", "expect", *self.faulty.stripped):
                     connection.putheader(name, value)
             connection.endheaders(body)
             answer = connection.getresponse()
