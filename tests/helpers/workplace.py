@@ -84,7 +84,7 @@ class Workplace:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of a process of this service."""
-        named = {f"SAFER_{name.upper()}": _text(value) for name, value in self.given.items()}
+        named = {f"SAFER_{name.upper()}": environment_text(value) for name, value in self.given.items()}
         return {**os.environ, **named, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def upload(self, path: Path) -> str:
@@ -201,7 +201,8 @@ def audit_of(workplace: Workplace, files: Mapping[str, Path], **sections: Any) -
     }
 
 
-def _text(value: object) -> str:
+def environment_text(value: object) -> str:
+    """A setting as an environment variable holds it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
