@@ -8,10 +8,15 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from safer_engine import demo_data
 from safer_engine.pipeline import STAGES
+from safer_engine.sources.models import resolve_model
+from safer_engine.spec import ModelSpec, RuntimeSpec
+from safer_engine.train_spec import TrainSpec
 from service.artifact_names import LOG_NAME, LOG_STAGE
 from service.jobs.attachments import AttachmentStore
 from service.jobs.model import JobKind, JobRecord, JobState, StagePart, StageRecord, UnitKind, UnitState
@@ -29,13 +34,14 @@ SECRETS = {
 
 @dataclass(frozen=True)
 class Done:
-    """A job that was computed, the same submitted again, and one whose model and data are no such things."""
+    """A job that was computed, the same submitted again, one whose model is none, and a training."""
 
     place: Workplace
     first: JobRecord
     again: JobRecord
     wrong: JobRecord
-    spec: dict[str, object]
+    trained: JobRecord
+    spec: dict[str, Any]
     ended_with: int
     left_over: list[int]
 
@@ -53,13 +59,22 @@ def done(tmp_path_factory: pytest.TempPathFactory, redis: Redis) -> Iterator[Don
             first = place.wait(place.submit(spec))
             again = place.wait(place.submit(spec))
             wrong = place.wait(place.submit({**spec, "model": {"path": spec["dataset"]["source"]["path"]}}))
+            trained = place.wait(place.submit(training(place, folder, spec), JobKind.TRAIN_RM))
             wait_until(lambda: has_log(place, wrong), "the log of the failed job is there")
             started = children_of(worker.pid)
             code = stop_group_leader(worker)
         wait_until(lambda: not any(map(alive, started)), "the worker's children are gone")
-        yield Done(place, first, again, wrong, spec, code, [pid for pid in started if alive(pid)])
+        yield Done(place, first, again, wrong, trained, spec, code, [pid for pid in started if alive(pid)])
     finally:
         place.close()
+
+
+def training(place: Workplace, folder: Path, audit: dict[str, Any]) -> dict[str, Any]:
+    texts = [row["chosen"][0]["content"] for row in demo_data.generate(seed=1, n_groups=20).rows]
+    base = place.upload(demo_data.build_base(folder / "base", texts, width=16, blocks=2))
+    recipe = {"epochs": 1, "batch": 16, "lr": 3e-3, "max_length": 64}
+    document = {"base": base, "dataset": audit["dataset"], "evaluation": audit["evaluation"], "recipe": recipe}
+    return TrainSpec.model_validate(document).model_dump(mode="json")
 
 
 def stop_group_leader(worker: subprocess.Popen[bytes]) -> int:
@@ -75,10 +90,10 @@ def stages(done: Done, job: JobRecord) -> dict[str, StageRecord]:
     return {row.name: row for row in done.place.jobs.stages(job.id)}
 
 
-def report(done: Done) -> dict[str, object]:
+def report(done: Done) -> dict[str, Any]:
     key = stages(done, done.first)["report"].key
     assert key is not None
-    document: dict[str, object] = json.loads(done.place.store.read("report", key).path("report.json").read_bytes())
+    document: dict[str, Any] = json.loads(done.place.store.read("report", key).path("report.json").read_bytes())
     return document
 
 
@@ -93,10 +108,10 @@ def test_an_audit_of_uploads_is_computed_and_its_report_committed(done: Done) ->
 
 
 def test_names_of_uploads_and_digests_of_contents_are_what_is_recorded(done: Done) -> None:
-    inputs = report(done)["provenance"]["inputs"]  # type: ignore[index]
+    inputs = report(done)["provenance"]["inputs"]
     spec = done.spec
-    assert inputs["model"]["origin"] == spec["model"]["path"]  # type: ignore[index]
-    assert inputs["dataset"]["origin"] == spec["dataset"]["source"]["path"]  # type: ignore[index]
+    assert inputs["model"]["origin"] == spec["model"]["path"]
+    assert inputs["dataset"]["origin"] == spec["dataset"]["source"]["path"]
     pinned = done.first.inputs
     assert {role: inputs[role]["digest"] for role in inputs} == {role: pinned[role] for role in inputs}
     assert pinned["model.dtype"] == pinned["sae.dtype"] == "float32"
@@ -125,11 +140,28 @@ def test_a_model_that_is_none_fails_the_job_with_a_hint_and_no_path(done: Done) 
     assert (error.code, error.retryable) == ("model_refused", False)
     assert error.hint
     assert str(done.place.folder) not in error.message
-    assert done.spec["dataset"]["source"]["path"] in error.message  # type: ignore[index]
+    assert done.spec["dataset"]["source"]["path"] in error.message
+
+
+def test_a_training_is_an_artifact_that_loads_as_a_reward_model(done: Done, tmp_path: Path) -> None:
+    assert done.trained.state is JobState.SUCCEEDED, (done.trained.error, done.place.log())
+    found = stages(done, done.trained)
+    assert [*found] == ["prepare", "training"]
+    key = found["training"].key
+    assert key is not None
+    stored = done.place.store.read("training", key)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training.json"} <= set(stored.manifest.files)
+    for name in stored.manifest.files:
+        (tmp_path / name).write_bytes(stored.path(name).read_bytes())
+    assert resolve_model(ModelSpec(path=str(tmp_path)), RuntimeSpec(), None).digest
+    record = json.loads((tmp_path / "training.json").read_bytes())
+    assert record["key"] == key
+    assert record["base"]["origin"] == record["spec"]["base"] == done.trained.spec["base"]
+    assert (found["training"].done, found["training"].unit) == (found["training"].total, "steps")
 
 
 def test_the_log_of_every_ended_job_is_an_artifact(done: Done) -> None:
-    for job in (done.first, done.again, done.wrong):
+    for job in (done.first, done.again, done.wrong, done.trained):
         (reference,) = [each for each in AttachmentStore(done.place.engine).attached(job.id) if each.stage == LOG_STAGE]
         lines = done.place.store.read(LOG_STAGE, reference.key).path(LOG_NAME).read_text().splitlines()
         events = [json.loads(line) for line in lines]
