@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -163,7 +163,8 @@ def run_request(
         DatasetRefused: the evaluation set cannot be read; nothing was computed then.
         SaferError: see `pipeline.run`.
     """
-    folder = None if out is None else OutFolder(out, lambda message: (observer or NullObserver()).note("report", message))
+    watcher = observer or NullObserver()
+    folder = None if out is None else OutFolder(out, lambda message: watcher.note("report", message))
     _make_ready(request, store, folder)
     if expected is not None:
         request = replace(request, planned=expected.planned)
@@ -175,7 +176,7 @@ def run_request(
             on_artifact(stage, artifacts)
 
     try:
-        found = pipeline.run(request, store, observer, keep)
+        found = pipeline.mending(lambda: _computed(request, store, watcher, keep), watcher)
     except SaferError as error:
         if folder is not None:
             with suppress(SaferError, OSError, ValueError, LookupError, TypeError):  # the audit's own error is what counts
@@ -187,6 +188,15 @@ def run_request(
         export(found, folder)
     copies = {"copies": store.root / "reports"} if isinstance(store, LocalArtifactStore) else {}
     return AuditReport(found, out, **copies)
+
+
+def _computed(request: AuditRequest, store: ArtifactStore, observer: Observer, keep: OnArtifact) -> Found:
+    """All artifacts, those that a reader is given looked through: damage is found while there is still a way to mend it."""
+    found = pipeline.run(request, store, observer, keep)
+    for artifact, name, _ in _exported(found):
+        if artifact is not None:
+            artifact.path(name)
+    return found
 
 
 def _make_ready(request: AuditRequest, store: ArtifactStore, out: OutFolder | None) -> None:
@@ -231,18 +241,24 @@ def export(found: Found, out: OutFolder) -> None:
     Raises:
         ResourceError: a file cannot be written; all that was computed is in the store.
     """
-    wanted: list[tuple[type[Artifact], str, str]] = [(Report, name, name) for name in REPORT_FILES]
-    wanted += [(Edits, EDITS_FILE, EDITS_FILE)]
-    wanted += [(SparseAutoencoder, name, f"sae/{name}") for name in SAE_FILES]
     try:
-        for kind, name, target in wanted:
-            artifact = found.get(kind)
-            if isinstance(artifact, Artifact) and artifact.has(name):
+        for artifact, name, target in _exported(found):
+            if artifact is not None:
                 out.copy(target, artifact.path(name), artifact.stored.manifest.files[name].digest)
             else:
                 out.withdraw(target)
     except ResourceError as error:
         raise ResourceError(error.message, f"{error.hint}; the audit is finished and kept: {_ELSEWHERE}") from error
+
+
+def _exported(found: Found) -> Iterator[tuple[Artifact | None, str, str]]:
+    """Every file that may lie in `out`: the artifact that has it, if one does, its name there, and its name in `out`."""
+    wanted: list[tuple[type[Artifact], str, str]] = [(Report, name, name) for name in REPORT_FILES]
+    wanted += [(Edits, EDITS_FILE, EDITS_FILE)]
+    wanted += [(SparseAutoencoder, name, f"sae/{name}") for name in SAE_FILES]
+    for kind, name, target in wanted:
+        artifact = found.get(kind)
+        yield artifact if isinstance(artifact, Artifact) and artifact.has(name) else None, name, target
 
 
 _ELSEWHERE = "run again, here or with another --out, and only the files are written"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Cost(BaseModel):
-    """What computing an artifact took."""
+    """What computing an artifact took, attempts that were broken off included as far as they are known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     seconds: float = 0.0

@@ -8,6 +8,7 @@
     │   ├── ModelRefused
     │   └── DatasetRefused
     ├── ArtifactError              a stored artifact is missing, torn or in conflict
+    │   ├── DamagedArtifact        it was set aside; running again computes it anew
     │   └── WorkBusy               another process is computing the same key  (retryable)
     ├── NumericalError             a non-finite value where none may be
     ├── LabellerError              the labelling endpoint failed for good     (retryable)
@@ -68,6 +69,21 @@ class ArtifactError(SaferError):
     """A stored artifact is missing, damaged, or of another type than asked for."""
 
     code = "artifact_error"
+
+
+class DamagedArtifact(ArtifactError):
+    """A committed artifact whose record or files are not as they were written.
+
+    Attributes:
+        stage, key: which it is.
+    """
+
+    code = "artifact_damaged"
+
+    def __init__(self, message: str, stage: str, key: str) -> None:
+        super().__init__(message, "run the same command again: it is computed anew")
+        self.stage = stage
+        self.key = key
 
 
 class WorkBusy(ArtifactError):

@@ -91,14 +91,17 @@ class Measurement:
         """Wall time since the start."""
         return time.perf_counter() - self._wall
 
-    def finish(self) -> None:
-        """Fill in `cost`."""
-        self.cost = Cost(
+    def so_far(self) -> Cost:
+        """What the work took until now, GPU memory left out."""
+        return Cost(
             seconds=round(self.seconds, 3),
             cpu_seconds=round(time.process_time() - self._cpu, 3),
             peak_memory_bytes=_peak_memory(),
-            peak_gpu_bytes=_peak_gpu(),
         )
+
+    def finish(self) -> None:
+        """Fill in `cost`."""
+        self.cost = self.so_far().model_copy(update={"peak_gpu_bytes": _peak_gpu()})
 
 
 @contextmanager

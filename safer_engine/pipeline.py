@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT, Absent, Artifact, view
+from safer_engine.attempts import Attempt, added
 from safer_engine.cost import Planned
-from safer_engine.errors import ArtifactError, Interrupted, WorkBusy
+from safer_engine.errors import ArtifactError, DamagedArtifact, Interrupted, WorkBusy
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import measured, provenance
 from safer_engine.sources.resolved import ResolvedInputs
@@ -30,7 +31,7 @@ from safer_engine.stages.pairs import PairsStage
 from safer_engine.stages.report import ReportStage
 from safer_engine.stages.sae import SaeStage
 from safer_engine.stages.verification import VerificationStage
-from safer_engine.store import ArtifactStore, ManifestDraft, StoredArtifact, WorkArea
+from safer_engine.store import ArtifactStore, ManifestDraft, MendingStore, StoredArtifact, WorkArea
 
 STAGES: tuple[Stage, ...] = (
     PairsStage(),
@@ -46,6 +47,7 @@ STAGES: tuple[Stage, ...] = (
     ReportStage(),
 )
 
+T = TypeVar("T")
 Found = dict[type[Artifact], Artifact | Absent]
 OnArtifact = Callable[[Stage, Found], None]
 _POLL_SECONDS = 0.5
@@ -111,12 +113,38 @@ def run(
     Returns:
         The artifact of every stage, by type.
 
+    An artifact that is found damaged is computed anew, and `on_artifact` is told of all stages once more.
+
     Raises:
         SaferError: whatever a stage raises; what was finished stays in the store and its work areas.
     """
+    watcher = observer or NullObserver()
+    return mending(lambda: _walk(request, store, watcher, on_artifact, stages), watcher)
+
+
+def mending(work: Callable[[], T], observer: Observer) -> T:
+    """Do work that reads artifacts; done again where one of them is damaged, for it was set aside and is computed anew.
+
+    Raises:
+        DamagedArtifact: the same artifact was damaged twice, so the disk is not to be trusted.
+    """
+    seen: set[tuple[str, str]] = set()
+    while True:
+        try:
+            return work()
+        except DamagedArtifact as error:
+            if (error.stage, error.key) in seen:
+                raise
+            seen.add((error.stage, error.key))
+            observer.note(error.stage, f"{error.message}; it is computed anew")
+
+
+def _walk(
+    request: AuditRequest, store: ArtifactStore, observer: Observer, on_artifact: OnArtifact | None, stages: tuple[Stage, ...]
+) -> Found:
     found: Found = {}
     for stage in stages:
-        stored = run_stage(stage, request, store, found, observer or NullObserver())
+        stored = run_stage(stage, request, store, found, observer)
         found[stage.produces] = view(stage.produces, stored)
         if on_artifact is not None:
             on_artifact(stage, dict(found))
@@ -190,16 +218,22 @@ def _compute(
         if store.has(stage.name, key):
             observer.stage_finished(stage.name, "cached", 0.0)
             return store.read(stage.name, key)
+        if isinstance(store, MendingStore) and (damage := store.set_aside(stage.name, key)):
+            observer.note(stage.name, f"{damage}; it is computed anew")
         observer.stage_started(stage.name, key)
         with measured() as measurement:
+            attempt = Attempt(work, measurement, observer)
             try:
-                outcome = stage.run(_context(stage, request, work, observer), _inputs(stage, found))
+                with attempt.saved_on_failure():
+                    outcome = stage.run(_context(stage, request, work, attempt), _inputs(stage, found))
             except BaseException as error:
                 stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
                 observer.stage_finished(stage.name, "stopped" if stopped else "failed", measurement.seconds)
                 raise
         draft = _draft(stage, outcome, request, {k.__name__: content_digest(found[k]) for k in stage.consumes})
-        stored: StoredArtifact = store.commit(stage.name, key, work, replace(draft, cost=measurement.cost))
+        stored: StoredArtifact = store.commit(
+            stage.name, key, work, replace(draft, cost=added(attempt.earlier, measurement.cost))
+        )
         observer.stage_finished(stage.name, "absent" if isinstance(outcome, Absent) else "computed", measurement.seconds)
         return stored
 

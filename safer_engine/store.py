@@ -6,6 +6,7 @@ Layout of `LocalArtifactStore`::
     manifests/<project>/<stage>/<key>.json      created exclusively: no manifest, no artifact
     work/<project>/<stage>-<key>/payload|scratch   resumable, removed at commit
     locks/                    one lock file per work area
+    damaged/                  manifests of artifacts that were damaged, as they were found
     reports/                  copies of pages, for a browser
 """
 
@@ -19,7 +20,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
@@ -27,7 +28,7 @@ from typing import IO, Any, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field
 
 from safer_engine.cost import Cost, Planned
-from safer_engine.errors import ArtifactError, WorkBusy
+from safer_engine.errors import ArtifactError, DamagedArtifact, WorkBusy
 from safer_engine.publishing import publishing, require_writable, sync, write_failed
 
 MANIFEST_VERSION = 1
@@ -154,30 +155,32 @@ class ArtifactStore(Protocol):
         """Make the payload an artifact. The first commit wins; a later one gets the first's."""
 
 
+@runtime_checkable
+class MendingStore(Protocol):
+    """A store that finds its damaged artifacts, and lets them be computed anew."""
+
+    def set_aside(self, stage: str, key: str) -> str:
+        """Move the manifest away if the artifact is damaged; what was found, in words, or "" where it is sound or not there."""
+
+
 @dataclass(frozen=True)
 class LocalStored:
     """A committed artifact in a local store."""
 
     manifest: Manifest
-    blobs: Path
-    verified: set[str]
+    store: LocalArtifactStore
 
     def path(self, name: str) -> Path:
-        """See `StoredArtifact.path`; each blob is hashed once per process."""
+        """See `StoredArtifact.path`; each blob is hashed once per process. Raises DamagedArtifact, which is then set aside."""
         entry = self.manifest.files.get(name)
         if entry is None:
             raise ArtifactError(f"artifact {self.manifest.stage} has no file {name!r}")
-        blob = self.blobs / entry.digest[:2] / entry.digest
-        if entry.digest not in self.verified:
-            if not blob.is_file():
-                raise ArtifactError(f"{name} of {self.manifest.stage} is missing from the store", _DAMAGED)
-            if digest_file(blob) != entry.digest:
-                raise ArtifactError(f"{name} of {self.manifest.stage} is damaged: its digest differs", _DAMAGED)
-            self.verified.add(entry.digest)
-        return blob
-
-
-_DAMAGED = "remove the manifest named in the store's manifests/ folder, and run again to compute it anew"
+        if wrong := self.store.damage_of(entry, name):
+            stage, key = self.manifest.stage, self.manifest.key
+            with suppress(OSError):  # a store that is only read stays as it is
+                self.store.set_aside(stage, key)
+            raise DamagedArtifact(f"the artifact of stage {stage} is damaged: {wrong}", stage, key)
+        return self.store.blob(entry)
 
 
 @dataclass(frozen=True)
@@ -240,19 +243,80 @@ class LocalArtifactStore:
         self._verified: set[str] = set()
 
     def has(self, stage: str, key: str) -> bool:
-        """See `ArtifactStore.has`."""
-        return self._manifest_path(stage, key).is_file()
+        """See `ArtifactStore.has`; an artifact is there when its manifest can be read and its files have their sizes."""
+        try:
+            manifest = self._manifest(stage, key)
+        except (FileNotFoundError, NotADirectoryError, DamagedArtifact):
+            return False
+        return not any(self._short(entry) for entry in manifest.files.values())
 
     def read(self, stage: str, key: str) -> LocalStored:
-        """See `ArtifactStore.read`."""
-        path = self._manifest_path(stage, key)
+        """See `ArtifactStore.read`. Raises DamagedArtifact."""
         try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
+            return LocalStored(self._manifest(stage, key), self)
         except FileNotFoundError:
             raise ArtifactError(f"no artifact of stage {stage} under key {key[:12]}") from None
+
+    def set_aside(self, stage: str, key: str) -> str:
+        """See `MendingStore`. All files are hashed. Of several processes that find the damage, one moves the manifest.
+
+        A sound artifact that another process committed meanwhile is never moved: it is looked at under a lock.
+        """
+        if not (path := self._manifest_path(stage, key)).is_file():
+            return ""
+        locks = self.root / "locks"
+        locks.mkdir(exist_ok=True)
+        with (locks / "mending").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            wrong = self._damage(stage, key)
+            if wrong:
+                aside = self.root / "damaged" / self.project / stage / f"{key}.{uuid.uuid4().hex}.json"
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, aside)
+                sync(path.parent)
+        return wrong
+
+    def blob(self, entry: FileEntry) -> Path:
+        """Where the content of a payload file lies."""
+        return self.root / "blobs" / entry.digest[:2] / entry.digest
+
+    def damage_of(self, entry: FileEntry, name: str) -> str:
+        """What is wrong with a payload file, in words; "" where it is as it was written. Hashed once per process."""
+        if entry.digest in self._verified:
+            return ""
+        if not self.blob(entry).is_file():
+            return f"its file {name} is missing from the store"
+        if digest_file(self.blob(entry)) != entry.digest:
+            return f"its file {name} is not as it was written"
+        self._verified.add(entry.digest)
+        return ""
+
+    def _damage(self, stage: str, key: str) -> str:
+        try:
+            files = self._manifest(stage, key).files
+        except FileNotFoundError:
+            return ""
+        except DamagedArtifact as error:
+            return error.message
+        self._verified.difference_update(entry.digest for entry in files.values())
+        wrong = next((wrong for name, entry in sorted(files.items()) if (wrong := self.damage_of(entry, name))), "")
+        return wrong and f"the artifact of stage {stage} is damaged: {wrong}"
+
+    def _short(self, entry: FileEntry) -> bool:
+        try:
+            return self.blob(entry).stat().st_size != entry.size
+        except OSError:
+            return True
+
+    def _manifest(self, stage: str, key: str) -> Manifest:
+        """Raises FileNotFoundError, DamagedArtifact."""
+        content = self._manifest_path(stage, key).read_bytes()
+        try:
+            return Manifest.model_validate_json(content)
         except ValueError as error:
-            raise ArtifactError(f"manifest {path} is damaged: {error}", _DAMAGED) from error
-        return LocalStored(manifest, self.root / "blobs", self._verified)
+            raise DamagedArtifact(
+                f"the manifest of stage {stage} is damaged: it is no record of an artifact", stage, key
+            ) from error
 
     @contextmanager
     def open_work(self, stage: str, key: str, shared: bool = False) -> Iterator[LocalWork]:
@@ -298,6 +362,8 @@ class LocalArtifactStore:
             cost=draft.cost,
             planned=draft.planned,
         )
+        if not self.has(stage, key):
+            self.set_aside(stage, key)
         self._create_exclusively(self._manifest_path(stage, key), canonical_json(manifest.model_dump(mode="json")))
         return self.read(stage, key)
 
@@ -310,7 +376,7 @@ class LocalArtifactStore:
         os.link(path, kept)  # first: whoever shares the work area may publish another file under this name meanwhile
         try:
             digest, size = digest_file(kept), kept.stat().st_size
-            blob = kept.parent / digest[:2] / digest
+            blob = self.blob(FileEntry(digest=digest, size=size))
             blob.parent.mkdir(exist_ok=True)
             if not (blob.is_file() and digest_file(blob) == digest):
                 os.replace(kept, blob)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +12,11 @@ import pytest
 
 from safer_engine import pipeline
 from safer_engine.artifacts import Absent, Activations, Artifact, CausalEffects, PairSet
-from safer_engine.errors import ArtifactError, Interrupted, SaferError
+from safer_engine.attempts import Attempt, added
+from safer_engine.cost import Cost
+from safer_engine.errors import ArtifactError, DamagedArtifact, Interrupted, SaferError
 from safer_engine.events import NullObserver
+from safer_engine.machine import measured
 from safer_engine.pipeline import STAGES, AuditRequest, plan, run, run_stage
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec_layers import Layer, build_spec
@@ -239,6 +242,93 @@ def test_costs_and_provenance_are_recorded(store: LocalArtifactStore) -> None:
     assert manifest.cost.peak_memory_bytes is not None
     assert manifest.cost.peak_memory_bytes > 1_000_000
     assert manifest.provenance["versions"]["safer-audit"]
+
+
+def blob_of(store: LocalArtifactStore, stage: str, name: str) -> Path:
+    (manifest,) = (store.root / "manifests" / "default" / stage).glob("*.json")
+    return store.blob(store.read(stage, manifest.stem).manifest.files[name])
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def damaged_manifest(path: Path) -> None:
+    (manifest,) = (path.parents[2] / "manifests" / "default" / "numbers").glob("*.json")
+    manifest.write_text('{"manifest_version": 0}')
+
+
+@pytest.mark.parametrize("spoil", [flip, Path.unlink, damaged_manifest, lambda path: path.write_bytes(b"")])
+def test_a_damaged_artifact_is_named_and_computed_anew(store: LocalArtifactStore, spoil: Callable[[Path], None]) -> None:
+    first = run(request(), store, stages=stages())
+    later = request(sae={"k": 8})  # `total` is to be computed, and reads what is damaged
+    spoil(blob_of(store, "numbers", "3.json"))
+    watcher, anew, fresh = Watcher(), Numbers(), LocalArtifactStore(store.root)
+    found = run(later, fresh, watcher, stages=(anew, Total(), Nothing()))
+    assert anew.computed == [0, 1, 2, 3]
+    assert found[Activations].meta == first[Activations].meta  # type: ignore[union-attr]
+    (said,) = watcher.notes
+    assert "stage numbers is damaged" in said
+    assert said.endswith("it is computed anew")
+    assert "http" not in said
+    again = Watcher()
+    run(later, LocalArtifactStore(store.root), again, stages=stages())
+    assert {outcome for _, outcome in again.outcomes} == {"cached"}
+    assert again.notes == []
+
+
+def test_damage_that_nobody_reads_is_found_by_its_size_and_planned(store: LocalArtifactStore) -> None:
+    run(request(), store, stages=stages())
+    blob_of(store, "numbers", "0.json").unlink()
+    assert [stage.state for stage in plan(request(), store, stages())] == ["compute"] * 3
+    watcher = Watcher()
+    run(request(), store, watcher, stages=stages())
+    assert watcher.outcomes == [("numbers", "computed"), ("total", "cached"), ("nothing", "cached")]
+
+
+def test_an_artifact_that_is_damaged_again_and_again_is_an_error(store: LocalArtifactStore) -> None:
+    def spoil_always(stage: Any, _found: Any) -> None:
+        if stage.name == "numbers":
+            flip(blob_of(store, "numbers", "1.json"))
+            store._verified.clear()
+
+    with pytest.raises(DamagedArtifact, match="stage numbers"):
+        run(request(), store, on_artifact=spoil_always, stages=stages())
+
+
+def test_the_cost_counts_attempts_that_were_broken_off(store: LocalArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("safer_engine.machine.time.perf_counter", lambda: clock[0])
+
+    class Slow(Numbers):
+        def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
+            clock[0] += 100.0
+            return super().run(ctx, inputs)
+
+    for die_at in (1, 2):
+        with pytest.raises(RuntimeError, match="killed"):
+            run(request(), store, stages=(Slow(die_at=die_at),))
+    found = run(request(), store, stages=(Slow(),))
+    assert found[PairSet].stored.manifest.cost.seconds == 300.0  # type: ignore[union-attr]
+    assert set(found[PairSet].stored.manifest.files) == {f"{n}.json" for n in range(4)}  # type: ignore[union-attr]
+
+
+def test_progress_keeps_what_a_kill_would_lose(store: LocalArtifactStore) -> None:
+    with store.open_work("numbers", "k") as work, measured() as measurement:
+        Attempt(work, measurement, NullObserver(), every_seconds=60.0).progress("numbers", 1, 2, "units")
+        assert not list(work.scratch.iterdir())
+        killed = Attempt(work, measurement, NullObserver(), every_seconds=0.0)
+        killed.progress("numbers", 1, 2, "units")
+        earlier = Attempt(work, measurement, NullObserver()).earlier
+        assert earlier.cpu_seconds >= 0
+        assert earlier.peak_memory_bytes is not None
+        (work.scratch / "attempts.json").write_text("{torn")
+        assert Attempt(work, measurement, NullObserver()).earlier == Cost()
+
+
+def test_costs_add_up_and_peaks_do_not() -> None:
+    one, other = Cost(seconds=1, cpu_seconds=2, peak_memory_bytes=5), Cost(seconds=3, cpu_seconds=4, peak_gpu_bytes=7)
+    assert added(one, other) == Cost(seconds=4, cpu_seconds=6, peak_memory_bytes=5, peak_gpu_bytes=7)
 
 
 def test_the_real_pipeline_is_in_order_and_each_type_has_one_producer() -> None:

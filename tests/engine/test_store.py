@@ -7,17 +7,20 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from safer_engine.errors import ArtifactError, ResourceError, SpecError, WorkBusy
+from safer_engine.errors import ArtifactError, DamagedArtifact, ResourceError, SpecError, WorkBusy
 from safer_engine.publishing import require_writable
 from safer_engine.store import (
     ArtifactStore,
     LocalArtifactStore,
+    LocalWork,
     Manifest,
     ManifestDraft,
+    MendingStore,
     canonical_json,
     digest_bytes,
     digest_file,
@@ -121,24 +124,107 @@ def test_the_first_commit_wins(tmp_path: Path) -> None:
     assert LocalArtifactStore(tmp_path).read("pairs", KEY).path("a.bin").read_bytes() == b"one"
 
 
-def test_damage_is_seen_when_read(tmp_path: Path) -> None:
-    put(LocalArtifactStore(tmp_path), b"hello")
-    blob = next(p for p in (tmp_path / "blobs").rglob("*") if p.is_file())
+def blob_of(root: Path) -> Path:
+    return next(path for path in (root / "blobs").rglob("*") if path.is_file())
+
+
+def manifest_of(root: Path) -> Path:
+    return root / "manifests" / "default" / "pairs" / f"{KEY}.json"
+
+
+def flip(blob: Path) -> None:
     blob.write_bytes(b"hellO")
-    with pytest.raises(ArtifactError, match="damaged"):
-        LocalArtifactStore(tmp_path).read("pairs", KEY).path("a.bin")
-    blob.unlink()
-    with pytest.raises(ArtifactError, match="missing from the store"):
-        LocalArtifactStore(tmp_path).read("pairs", KEY).path("a.bin")
+
+
+def cut(blob: Path) -> None:
+    blob.write_bytes(b"hell")
+
+
+@pytest.mark.parametrize(("spoil", "said"), [(flip, "not as it was written"), (cut, "not as it was"), (Path.unlink, "missing")])
+def test_damage_is_found_set_aside_and_computed_anew(tmp_path: Path, spoil: Callable[[Path], None], said: str) -> None:
+    first = put(LocalArtifactStore(tmp_path), b"hello")
+    spoil(blob_of(tmp_path))
+    store = LocalArtifactStore(tmp_path)
+    assert store.has("pairs", KEY) == (spoil is flip), "a size is seen at once, a bit when it is read"
+    with pytest.raises(DamagedArtifact, match=f"stage pairs is damaged: its file a.bin is .*{said}") as raised:
+        store.read("pairs", KEY).path("a.bin")
+    assert (raised.value.stage, raised.value.key) == ("pairs", KEY)
+    assert "run the same command again" in raised.value.hint
+    assert not manifest_of(tmp_path).exists()
+    (aside,) = (tmp_path / "damaged" / "default" / "pairs").iterdir()
+    assert Manifest.model_validate_json(aside.read_bytes()) == first
+    second = put(store, b"hello")
+    assert second.attempt != first.attempt
+    assert store.read("pairs", KEY).path("a.bin").read_bytes() == b"hello"
+    assert store.set_aside("pairs", KEY) == ""
+
+
+def test_what_is_no_file_of_an_artifact_is_no_damage(tmp_path: Path) -> None:
+    put(LocalArtifactStore(tmp_path), b"hello")
     with pytest.raises(ArtifactError, match="no file 'b.bin'"):
         LocalArtifactStore(tmp_path).read("pairs", KEY).path("b.bin")
+    assert LocalArtifactStore(tmp_path).set_aside("pairs", KEY) == ""
+    assert LocalArtifactStore(tmp_path).set_aside("pairs", "m" * 64) == ""
+    assert isinstance(LocalArtifactStore(tmp_path), MendingStore)
 
 
-def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "", '{"manifest_version": 1}', '{"of": "another version"}'])
+def test_a_damaged_manifest_is_never_trusted(tmp_path: Path, text: str) -> None:
+    store = LocalArtifactStore(tmp_path)
+    put(store, b"hello")
+    manifest_of(tmp_path).write_text(text)
+    assert not store.has("pairs", KEY)
+    with pytest.raises(DamagedArtifact, match="manifest of stage pairs is damaged: it is no record") as raised:
+        store.read("pairs", KEY)
+    assert "http" not in str(raised.value)
+    assert put(store, b"two").files["a.bin"].digest == digest_bytes(b"two")
+    assert next((tmp_path / "damaged").rglob("*.json")).read_text() == text
+
+
+def test_a_store_that_is_only_read_reports_its_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(LocalArtifactStore(tmp_path), b"hello")
-    (tmp_path / "manifests" / "default" / "pairs" / f"{KEY}.json").write_text("{")
-    with pytest.raises(ArtifactError, match="manifest .* is damaged"):
-        LocalArtifactStore(tmp_path).read("pairs", KEY)
+    flip(blob_of(tmp_path))
+
+    def refuse(_source: object, _target: object) -> None:
+        raise PermissionError(1, "read-only")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    for _ in range(2):
+        with pytest.raises(DamagedArtifact, match=r"a\.bin is not as it was written"):
+            LocalArtifactStore(tmp_path).read("pairs", KEY).path("a.bin")
+
+
+def _mend(root: str, start: object, number: int, told: object) -> None:
+    store = LocalArtifactStore(root)
+    stored = store.read("pairs", KEY)
+    start.wait()  # type: ignore[attr-defined]
+    try:
+        stored.path("a.bin")
+    except DamagedArtifact:
+        if not store.has("pairs", KEY):
+            work = LocalWork(Path(root) / f"own-{number}")
+            work.payload.mkdir(parents=True)
+            work.scratch.mkdir()
+            with work.publish("a.bin") as path:
+                path.write_bytes(f"new {number}".encode())
+            store.commit("pairs", KEY, work, draft(number=number))
+    told.put(store.read("pairs", KEY).manifest.attempt)  # type: ignore[attr-defined]
+
+
+def test_many_processes_that_find_damage_end_with_one_artifact(tmp_path: Path) -> None:
+    put(LocalArtifactStore(tmp_path), b"hello")
+    flip(blob_of(tmp_path))
+    context = multiprocessing.get_context("fork")
+    start, told = context.Barrier(8), context.Queue()
+    racers = [context.Process(target=_mend, args=(str(tmp_path), start, i, told)) for i in range(8)]
+    for racer in racers:
+        racer.start()
+    attempts = {told.get(timeout=30) for _ in racers}
+    for racer in racers:
+        racer.join(30)
+        assert racer.exitcode == 0
+    assert len(attempts) == 1, "the first commit after the damage won, and all read it"
+    assert len(list((tmp_path / "damaged").rglob("*.json"))) == 1
 
 
 def test_a_damaged_blob_is_replaced_by_a_new_commit_of_the_same_content(tmp_path: Path) -> None:
@@ -201,8 +287,6 @@ def _race(root: str, start: object, number: int) -> None:
     store = LocalArtifactStore(root)
     start.wait()  # type: ignore[attr-defined]
     work_root = Path(root) / f"own-{number}"
-    from safer_engine.store import LocalWork
-
     work = LocalWork(work_root)
     work.payload.mkdir(parents=True)
     work.scratch.mkdir()
