@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from cli.output import duration
 from safer_engine.errors import Interrupted, SaferError
 from service.client import is_final, job_error, make_error
-from service.errors import Unreachable
+from service.errors import Unavailable, Unreachable
 
 if TYPE_CHECKING:
     from service.client import AuditClient
@@ -38,17 +38,16 @@ def wait_for(client: AuditClient, job_id: str, shown: Console | None) -> JobView
             while True:
                 try:
                     job = client.job(job_id)
-                except Unreachable:
+                    display.update(job)
+                    display.notes(client.events(job_id, after=display.seen, follow=False))
+                    away_since = None
+                    if is_final(job):
+                        return display.end(job)
+                except (Unreachable, Unavailable):
                     away_since = away_since or time.monotonic()
                     if time.monotonic() - away_since > _AWAY_SECONDS:
                         raise
                     display.say("the service cannot be reached; trying again")
-                else:
-                    away_since = None
-                    display.update(job)
-                    display.notes(client.events(job_id, after=display.seen, follow=False))
-                    if is_final(job):
-                        return job
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         raise Interrupted(f"no longer watching; job {job_id} goes on", f"come back with: safer-audit watch {job_id}") from None
@@ -120,8 +119,11 @@ class JobDisplay:
                 self._move(stage, job)
             else:
                 self._print(stage, job)
-        if is_final(job):
-            self.say(f"job {job.id}: {job.state.value}")
+
+    def end(self, job: JobView) -> JobView:
+        """Say how a job ended; gives it back."""
+        self.say(f"job {job.id}: {job.state.value}")
+        return job
 
     def _wait(self, job: JobView) -> None:
         """The line of a job that waits for its turn, for a worker, or for its end after a request to stop."""

@@ -15,12 +15,12 @@ from safer_engine.errors import SaferError, SpecError
 from service.client import make_error
 
 _SERVICE = ("alembic", "boto3", "celery", "fastapi", "prometheus_client", "pydantic_settings", "redis", "sqlalchemy", "uvicorn")
-_ENGINE = ("numpy", "pyarrow", "torch", "transformers")
+ENGINE = ("numpy", "pyarrow", "torch", "transformers")
 
 
 def become(module: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> NoReturn:
     """Replace this process by `python -m module`: signals and the exit code are then its own. Raises SpecError."""
-    require(_SERVICE + (_ENGINE if module == "workers" else ()))
+    require(_SERVICE + (ENGINE if module == "workers" else ()))
     sys.stdout.flush()
     sys.stderr.flush()
     command = [sys.executable, "-m", module, *arguments]
@@ -46,7 +46,7 @@ def require(packages: tuple[str, ...]) -> None:
     """Raises SpecError where packages of the service are missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        extra = "safer-audit[all]" if set(missing) & set(_ENGINE) else "safer-audit[service]"
+        extra = "safer-audit[all]" if set(missing) & set(ENGINE) else "safer-audit[service]"
         first = "install torch, then: " if "torch" in missing else ""
         raise SpecError(
             f"this command needs packages that are not installed: {', '.join(missing)}", f"{first}pip install '{extra}'"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.programs import become
+from cli.programs import ENGINE, become, require
 
 
 @click.command("up")
@@ -23,4 +23,6 @@ def up_command(home: Path | None, port: int | None, workers: int, no_worker: boo
     arguments = ["--workers", "0" if no_worker else str(workers)]
     arguments += ["--home", str(home)] if home else []
     arguments += ["--port", str(port)] if port is not None else []
+    if workers and not no_worker:
+        require(ENGINE)
     become("service.up", [*arguments, *(["--json"] if as_json else [])])

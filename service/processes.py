@@ -113,7 +113,7 @@ class Child:
         until = time.monotonic() + self.program.stop_seconds
         while self.process.poll() is None:
             if time.monotonic() > until or give_up():
-                self.process.kill()
+                os.killpg(self.process.pid, signal.SIGKILL)  # the whole session: what it started ends with it
                 self.process.wait()
                 return False
             time.sleep(0.02)

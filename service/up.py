@@ -81,7 +81,7 @@ class Up:
             lock.take(self._tell)
             self._handle_signals()
             settings = self._with_address(settings)
-            url = f"http://{_reachable(settings.host)}:{settings.port}"
+            url = url_of(settings.host, settings.port)
             lock.describe(url)
             token = prepare(settings, url)
             supervisor = Supervisor(self._programs(settings, broker, lock.descriptor), self._tell)
@@ -208,6 +208,12 @@ def _answers(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def url_of(host: str, port: int) -> str:
+    """What a browser on this machine types to reach a server that listens on `host`."""
+    name = _reachable(host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def _reachable(host: str) -> str:

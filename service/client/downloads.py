@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from service.schemas import ArtifactView
 
 
+_DIRECT = "?redirect=true"
+"""Asks for the object store's own address, which may be one that only the service reaches: a second attempt does without."""
+
+
 def target_of(folder: Path, name: str) -> Path:
     """Where an artifact's file goes below a folder. Raises ArtifactError for a name that would leave it."""
     parts = PurePosixPath(name).parts
@@ -76,7 +80,7 @@ def _fill(
         if have >= expected.size and (have or partial.exists()):
             return
         try:
-            _append(connection, path, expected, partial, have, observer)
+            _append(connection, path if failures else f"{path}{_DIRECT}", expected, partial, have, observer)
         except Unreachable:
             came = partial.exists() and partial.stat().st_size > have
             failures = 0 if came else failures + 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from safer_engine.errors import ArtifactError, ResourceError
 from service.client.connection import Connection
 from service.client.files import LocalFile, LocalFiles, TransferObserver
+from service.errors import Unreachable
 from service.schemas import PresignedPart, UploadView
 
 UPLOADS = "/v1/uploads"
@@ -51,10 +52,11 @@ def _send_parts(connection: Connection, upload: UploadView, files: LocalFiles, o
     missing = list(_missing(upload, files))
     observer.begin("sending", sum(part.size for part in missing))
     stop = threading.Event()
+    parts = _Parts(connection, upload)
 
     def put(part: _Part) -> None:
         if not stop.is_set():
-            _put(connection, upload, part)
+            parts.put(part)
             observer.advance(part.size)
 
     with ThreadPoolExecutor(parallel, thread_name_prefix="upload") as pool:
@@ -79,17 +81,33 @@ def _missing(upload: UploadView, files: LocalFiles) -> Iterator[_Part]:
                 yield _Part(file, view.index, number, offset, min(upload.part_bytes, file.size - offset))
 
 
-def _put(connection: Connection, upload: UploadView, part: _Part) -> None:
-    content = _content(part)
-    digest = hashlib.sha256(content).hexdigest()
-    path = f"{UPLOADS}/{upload.id}/files/{part.index}/parts/{part.number}"
-    if not upload.presigned:
-        connection.call("PUT", path, body=content, headers={"X-Content-SHA256": digest})
-        return
-    put = PresignedPart.model_validate_json(connection.call("GET", f"{path}/presigned").content)
-    answer = connection.put_elsewhere(put.url, content, put.headers)
-    done = {"etag": answer.headers.get("ETag", ""), "size": part.size, "sha256": digest}
-    connection.call("POST", path, body=done, repeatable=True)
+class _Parts:
+    """Where parts go: straight to the object store where the service can say how, through the service where that fails."""
+
+    def __init__(self, connection: Connection, upload: UploadView) -> None:
+        self._connection = connection
+        self._upload = upload
+        self._direct = upload.presigned
+
+    def put(self, part: _Part) -> None:
+        """Send one part."""
+        content = _content(part)
+        digest = hashlib.sha256(content).hexdigest()
+        path = f"{UPLOADS}/{self._upload.id}/files/{part.index}/parts/{part.number}"
+        if self._direct:
+            try:
+                self._put_directly(path, content, digest)
+            except Unreachable:  # the store's address may be one that only the service reaches
+                self._direct = False
+            else:
+                return
+        self._connection.call("PUT", path, body=content, headers={"X-Content-SHA256": digest})
+
+    def _put_directly(self, path: str, content: bytes, digest: str) -> None:
+        put = PresignedPart.model_validate_json(self._connection.call("GET", f"{path}/presigned").content)
+        answer = self._connection.put_elsewhere(put.url, content, put.headers)
+        done = {"etag": answer.headers.get("ETag", ""), "size": len(content), "sha256": digest}
+        self._connection.call("POST", path, body=done, repeatable=True)
 
 
 def _content(part: _Part) -> bytes:

@@ -100,7 +100,7 @@ def test_check_warns_of_pairs_that_cannot_be_used(material: Path, tmp_path: Path
     asked = ["check", "-m", str(material / "rm"), "-d", str(tmp_path / "half.jsonl"), "--store", str(tmp_path / "s")]
     assert run_main([*asked, "--device", "cpu", "--json"]) == 0
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
-    assert warning.startswith("36 of 72 pairs could not be used (dropped: malformed 36)")
+    assert warning.startswith("36 of 72 pairs could not be used (dropped: 36 malformed)")
     assert run_main([*asked, "--device", "cpu"]) == 0
     assert "warning: 36 of 72 pairs" in " ".join(capsys.readouterr().out.split())
     assert run_main([*asked, "--device", "cpu", "--sample", "30", "--json"]) == 0
@@ -202,6 +202,9 @@ def test_run_json_counts_add_up(finished: Path, material: Path, tmp_path: Path, 
     asked = ["run", *flags(material, material / "store"), "--out", str(tmp_path), *SMALL, "--json"]
     assert run_main(asked) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert list(facts)[:4] == ["schema_version", "report", "n_candidates", "n_safety_features"]
+    assert list(facts)[4:] == ["dataset", "reward_model", "sae", "edits", "verdict"]
+    assert facts["schema_version"] == 1
     assert facts["report"] == str((tmp_path / "report.html").resolve())
     assert (facts["dataset"]["health"]["n_in"], facts["dataset"]["n_pairs"]) == (READ, KEPT)
     assert sum(facts["edits"]["actions"].values()) == READ

@@ -143,6 +143,21 @@ def test_doctor_finds_this_machine_fit(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["python"] == found["engine"] == found["store"] == "ok"
 
 
+@pytest.mark.parametrize("below", ["file/store", "file"])
+def test_doctor_says_where_no_audit_can_run(below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run_main(["doctor", "--json", "--store", str(tmp_path / below)]) == 4
+    (store,) = [line for line in json.loads(capsys.readouterr().out) if line["what"] == "store"]
+    assert store["state"] == "missing"
+    assert "name another folder with --store" in store["detail"]
+
+
+def test_a_demo_needs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run_main(["demo", "--out", str(tmp_path / "file")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--store", "--out"])
 def test_places_that_cannot_be_written_are_refused_before_anything_is_computed(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -353,7 +353,7 @@ print("RESULT", codes)
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=at_home, env=environment, check=True
     )
     assert done.stdout.splitlines()[-1] == f"RESULT {[0] * 15 + [5, 2]}", done.stderr
-    assert "pip install 'safer-audit[service]'" in done.stderr
+    assert "install torch, then: pip install 'safer-audit[all]'" in done.stderr
 
 
 def test_shells_complete_commands_and_options() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import warnings
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,24 @@ def test_it_trains_and_says_how_to_audit(files: Path, tmp_path: Path, capsys: py
     assert document["evaluation"]["slices"][0]["accuracy"]["n"] > 2
 
 
+def test_adapters_are_trained_without_a_word(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        assert run_main(command(files, tmp_path / "rm", "--lora", "--quiet")) == EXIT_OK
+    assert capsys.readouterr().out == f"{tmp_path / 'rm'}\n"
+
+
+def test_a_command_is_printed_on_one_line(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = tmp_path / ("long-" * 30) / "with blank"
+    assert run_main(command(files, deep)) == EXIT_OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("audit it:")]
+    asked = shlex.split(line.removeprefix("audit it:"))
+    assert asked[:2] == ["safer-audit", "run"]
+    assert asked[asked.index("--model") + 1] == str(deep)
+    assert asked[-2:] == ["--set", "model.max_length=48"]
+
+
 def test_flags_win_over_the_preset_and_set_over_flags(files: Path) -> None:
     flags = dict.fromkeys(FLAGS) | {"base": "b", "dataset": str(files / "pairs.jsonl"), "lora": True, "epochs": 3, "seed": 4}
     document = train_document({**flags, "preset": "paper", "assignments": ("recipe.epochs=5", "lora.rank=2")})
@@ -60,6 +80,7 @@ def test_flags_win_over_the_preset_and_set_over_flags(files: Path) -> None:
         ({"--lr": "-1"}, "recipe.lr"),
         ({"--set": "recipe.speed=1"}, "recipe.speed"),
         ({"--device": "abacus"}, "abacus"),
+        ({"--out": __file__ + "/rm"}, "is no folder"),
     ],
 )
 def test_mistakes_are_usage_errors(
