@@ -25,7 +25,9 @@ _SHOWN = 5
 def demo_command(out: Path, seed: int) -> None:
     """Plant wrong labels, train a small reward model on them, and find them. Nothing is downloaded."""
     from safer_engine.demo_data import DemoFiles, generate, write_demo
+    from safer_engine.publishing import require_writable
 
+    require_writable(out, "--out")
     shown = console(err=True)
     data = generate(seed)
     files: DemoFiles = write_demo(out / "data", data)

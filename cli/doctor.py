@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -47,7 +48,9 @@ class Finding:
 @click.pass_context
 def doctor_command(ctx: click.Context, store: Path | None, as_json: bool) -> None:
     """What this machine has, and what is missing. Exits with 4 when audits cannot run here."""
-    findings = examine(store or Path("~/.cache/safer-audit/store").expanduser())
+    from safer_engine.api import default_store
+
+    findings = examine(store or default_store())
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
@@ -92,11 +95,14 @@ def _memory() -> Finding:
 
 
 def _disk(store: Path) -> Finding:
-    place = next(folder for folder in (store, *store.parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    writable = os.access(place, os.W_OK)
-    state = "missing" if not writable else "ok" if free > 5e9 else "note"
-    return Finding("store", state, f"{store}, {size(free)} free" + ("" if writable else ", not writable"))
+    whole = store.expanduser().absolute()
+    place = next(path for path in (whole, *whole.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=place):  # permissions alone don't say it: a user may be allowed what a disk isn't
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        return Finding("store", "missing", f"{store} cannot be written: {error.strerror}; name another folder with --store")
+    return Finding("store", "ok" if free > 5e9 else "note", f"{store}, {size(free)} free")
 
 
 def _gpu() -> Finding:

@@ -13,6 +13,7 @@ from pathlib import Path
 from safer_engine.errors import ResourceError, SpecError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
@@ -92,6 +93,8 @@ def write_failed(path: Path, error: OSError) -> ResourceError:
     hint = "check the disk and run again"
     if error.errno in _FULL:
         hint = "free disk space and run again"
+    elif error.errno in _NO_FOLDER:
+        hint = "name a file in a folder that is there, or can be made"
     elif error.errno in _FORBIDDEN:
         hint = "let this user write there, or name another folder"
     return ResourceError(f"cannot write {path}: {error.strerror or error}", hint)

@@ -22,7 +22,7 @@ from safer_engine.errors import Interrupted, NumericalError, SpecError
 from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import provenance, resolve_device
-from safer_engine.publishing import write_failed
+from safer_engine.publishing import require_writable, write_failed
 from safer_engine.sources.base_models import BaseModel, BaseTokenizer, add_lora, load_base, load_base_tokenizer, save_model
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.memory import plain_rows
@@ -192,7 +192,7 @@ def _resolve(spec: TrainSpec, rows: Rows | None, evaluation_rows: Rows | None) -
 def _finished(target: Path, key: str) -> dict[str, Any] | None:
     """The record of a finished training of this key; None where the folder is free. Raises SpecError where it is taken."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(target.parent, "the folder for the model")
         return None
     path = target / RECORD
     if path.is_file():

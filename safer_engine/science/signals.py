@@ -160,7 +160,10 @@ def _llr_scale(raw_P: Floats, subset_P: Ints, n_subsets: int, prior: float) -> F
     mean = (np.bincount(subset_P, raw_P, n_subsets) + prior * raw_P.mean()) / (n + prior)
     square = (np.bincount(subset_P, raw_P**2, n_subsets) + prior * (raw_P**2).mean()) / (n + prior)
     variance = square - mean**2
-    return np.where((mean > 0) & (variance > 0), 2 * mean / np.maximum(variance, np.finfo(np.float64).tiny), 0.0)
+    usable = (mean > 0) & (variance > 0)
+    with np.errstate(over="ignore"):
+        scale = np.divide(2 * mean, variance, out=np.zeros_like(mean), where=usable)
+    return np.where(np.isfinite(scale), scale, 0.0)
 
 
 def knn_doubt(

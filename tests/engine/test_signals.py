@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -145,6 +146,14 @@ class TestMatchedFilter:
         found = matched_filter(delta, folds_P=np.arange(20) % 2, subsets_P=np.zeros(20))
         assert not found.weights_CS.any()
         assert not found.score_P.any()
+
+    def test_scores_without_spread_are_scaled_without_a_word(self) -> None:
+        delta = np.full((3, 2), 3.0)
+        delta[0] = 5.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = matched_filter(delta, folds_P=np.arange(3), subsets_P=np.zeros(3))
+        assert np.isfinite(found.score_P).all()
 
     def test_a_value_that_is_not_finite_is_refused(self) -> None:
         delta = np.ones((4, 2))
