@@ -42,7 +42,7 @@ def _dataset_options(function: Any) -> Any:
 @click.option("--budget", help="Cut each axis anew at this share, e.g. 4% or 0.04, instead of taking the recommended actions.")
 @_dataset_options
 @click.option("--undo", is_flag=True, help="Restore the original at --out.")
-@click.option("--force", is_flag=True, help="Replace what is at --out.")
+@click.option("--force", is_flag=True, help="Replace what is at --out: a file, or a folder that apply wrote.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def apply_command(undo: bool, as_json: bool, **given: Any) -> None:
     """Apply the recommended edits to a dataset, or undo them.

@@ -51,7 +51,7 @@ class ApplyRequest:
         out: where the edited dataset goes.
         actions: which recommendations are carried out; the others are left alone.
         budget: cut each axis anew at this share instead of taking the recommended actions.
-        force: replace what is at `out`.
+        force: replace what is at `out`: a file, or a folder that an earlier apply wrote and nobody touched.
     """
 
     edits: Path
@@ -120,6 +120,8 @@ def apply_edits(request: ApplyRequest) -> EditResult:
             n_rows=len(lines),
             changes=changes,
             record=write(Places(source, edited, kept), plan),
+            out_digest=_folder_digest(edited),
+            removed_digest=_folder_digest(kept) if changes else None,
         )
         noted.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     if not changes:
@@ -127,6 +129,10 @@ def apply_edits(request: ApplyRequest) -> EditResult:
     done = Counter(change.action for change in changes)
     left: Counter[str] = Counter(action for action in actions if action != "keep" and action not in request.actions)
     return EditResult(request.out, len(lines), done["drop"], done["flip"], dict(left), removed if changes else None)
+
+
+def _folder_digest(path: Path) -> str | None:
+    return digest_path(path) if path.is_dir() else None
 
 
 def undo_edits(out: Path) -> EditResult:
@@ -202,6 +208,19 @@ def _check_out(request: ApplyRequest, source: Path, kind: Kind) -> None:
     taken = next((path for path in (out, manifest_path(out), removed_path(out, kind)) if path.exists()), None)
     if taken is not None and not request.force:
         raise InputRefused(f"{taken} is already there", "give another --out, undo it first, or --force to replace it")
+    if out.is_dir() or removed_path(out, kind).exists():
+        _check_replaceable(out, removed_path(out, kind))
+
+
+def _check_replaceable(out: Path, removed: Path) -> None:
+    """See that what --force would replace besides a file at `out` is what an earlier apply wrote, whole and untouched."""
+    hint = "give another --out, or move it away yourself"
+    if not manifest_path(out).is_file():
+        raise InputRefused(f"apply did not write {out if out.is_dir() else removed}", hint)
+    manifest = read_manifest(out)
+    for folder, written in ((out, manifest.out_digest), (removed, manifest.removed_digest)):
+        if folder.is_dir() and (written is None or digest_path(folder) != written):
+            raise InputRefused(f"{folder} holds files that apply did not write, or that were changed since", hint)
 
 
 def _unchanged(lines: list[EditLine], resolved: ResolvedDataset, spec: DatasetSpec) -> Survey:

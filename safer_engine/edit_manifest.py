@@ -105,7 +105,7 @@ Record = TextRecord | TableRecord | CopyRecord | FolderRecord
 
 
 class EditManifest(_Part):
-    """`<out>.safer-edits.json`. `removed` is None where nothing changed."""
+    """`<out>.safer-edits.json`. `removed` is None where nothing changed; the digests are of folders, file names included."""
 
     manifest_version: Literal[1] = 1
     dataset: str
@@ -118,6 +118,8 @@ class EditManifest(_Part):
     changes: list[Change]
     record: Record = Field(discriminator="form")
     restored_digest: str | None = None
+    out_digest: str | None = None
+    removed_digest: str | None = None
 
 
 def manifest_path(out: Path) -> Path:

@@ -619,6 +619,38 @@ class TestRefusals:
         run(data, ["drop"] * 5 + ["keep"], out, force=True)
         assert [row["n"] for row in datasets.load_from_disk(str(out))] == [5]
 
+    @pytest.mark.parametrize("applied_before", [False, True])
+    @pytest.mark.parametrize("kind", ["saved", "folder"])
+    def test_a_folder_with_files_of_others_is_never_replaced(self, kind: str, applied_before: bool, tmp_path: Path) -> None:
+        data, out = tmp_path / "data", tmp_path / "clean"
+        if kind == "saved":
+            datasets.Dataset.from_list(rows(6)).save_to_disk(str(data))
+        else:
+            data.mkdir()
+            (data / "train.jsonl").write_bytes(jsonl(rows(6)))
+        if applied_before:
+            run(data, SIX, out)
+            run(data, SIX, out, force=True)
+        out.mkdir(exist_ok=True)
+        (out / "thesis.tex").write_text("mine")
+        with pytest.raises(InputRefused, match="apply did not write") as raised:
+            run(data, SIX, out, force=True)
+        assert "another --out" in raised.value.hint
+        assert (out / "thesis.tex").read_text() == "mine"
+        (out / "thesis.tex").rename(tmp_path / "thesis.tex")
+        if applied_before:
+            (tmp_path / "clean.removed" / "mine.txt").write_text("mine")
+            with pytest.raises(InputRefused, match=r"clean\.removed holds files that apply did not write"):
+                run(data, SIX, out, force=True)
+
+    def test_a_file_named_as_the_removed_rows_is_never_replaced(self, data: Path, tmp_path: Path) -> None:
+        out, mine = tmp_path / "clean.jsonl", tmp_path / "clean.removed.jsonl"
+        mine.write_text("mine")
+        for actions in (SIX, ["keep"] * 6):
+            with pytest.raises(InputRefused, match=r"apply did not write .*clean\.removed\.jsonl"):
+                run(data, actions, out, force=True)
+        assert mine.read_text() == "mine"
+
     def test_the_original_is_never_the_output(self, data: Path, tmp_path: Path) -> None:
         with pytest.raises(InputRefused, match="would replace the original"):
             run(data, SIX, data, force=True)
