@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from safer_engine.api import AuditReport
 
 _SHOWN = 8
+SUMMARY_VERSION = 1
+"""Of what --json prints: it changes when a key is renamed, removed, or comes to mean something else."""
 
 
 @click.command("run")
@@ -32,6 +34,9 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
     Interrupted or killed, the same command goes on from the last finished unit of work; a second run computes nothing. In --out
     only files that an earlier audit wrote are replaced: one that you changed, such as edits.jsonl, stays or is kept as NAME.bak,
     and a folder that holds a file of yours under such a name is refused.
+
+    --json prints one object: schema_version (1), report (path of report.html), n_candidates, n_safety_features, and the
+    sections dataset, reward_model, sae, edits and verdict of report.json, each as it stands there, null included.
     """
     from safer_engine import api
     from safer_engine.out_folder import OutFolder
@@ -68,12 +73,12 @@ def default_out(built: BuiltSpec) -> Path:
 
 
 def summary(report: AuditReport) -> dict[str, Any]:
-    """What --json prints: where the report is, and the key figures of report.json."""
+    """What --json prints: where the report is, counts of features, and sections of report.json as they stand there."""
     document = report.document.model_dump(mode="json")
     figures = {name: document[name] for name in ("dataset", "reward_model", "sae", "edits", "verdict")}
     features = report.document.features or []
     counts = {"n_candidates": len(report.features), "n_safety_features": sum(bool(f.safety_feature) for f in features)}
-    return {"report": str(report.html.resolve()), **counts, **figures}
+    return {"schema_version": SUMMARY_VERSION, "report": str(report.html.resolve()), **counts, **figures}
 
 
 def _print_summary(report: AuditReport, observer: QuietObserver) -> None:

@@ -216,7 +216,7 @@ def refuse_too_few(counts: dict[str, Any], minimum: int) -> None:
 
 def drops(dropped: dict[str, int]) -> str:
     """Counts of dropped pairs as a phrase."""
-    return ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "nothing was dropped"
+    return ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.items()) or "nothing was dropped"
 
 
 def unusable(n_in: int, n_kept: int, dropped: Mapping[str, int]) -> int:

@@ -60,7 +60,8 @@ def _progress(report: ReportDocument) -> str:
         return ""
     if progress.stopped is not None:
         return f"> Stopped at {text.words(progress.following)}: {escaped(progress.stopped)}"
-    return f"> Audit in progress: stage {progress.done + 1} of {progress.total}. Next: {text.words(progress.following)}."
+    where = f"{progress.done} of {progress.total} stages are finished, next: {text.words(progress.following)}"
+    return f"> Unfinished audit: {where}. If it is not running any more, the same command goes on from there."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -75,7 +75,9 @@ class Progress(Node):
     done: Count
     total: Count
     following: str = Field(description="Stage that comes next, or at which the audit stopped.")
-    stopped: str | None = Field(None, description="Why the audit stopped there, and what to do; null while it goes on.")
+    stopped: str | None = Field(
+        None, description="Why the audit stopped there, and what to do; null while it goes on, and where it was killed."
+    )
 
 
 class Provenance(Node):

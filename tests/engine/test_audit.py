@@ -194,7 +194,7 @@ def test_an_evaluation_set_without_a_usable_pair_holds_nothing_up(
     assert seen == of_evaluation("absent")
     assert report["evaluation"] is None
     assert report["provenance"]["not_computed"]["evaluation"].startswith("none of the 30 evaluation pairs is usable")
-    assert "in_training_data 30" in report["provenance"]["not_computed"]["evaluation"]
+    assert "(dropped: 30 in training data)" in report["provenance"]["not_computed"]["evaluation"]
     assert "Nothing was measured on evaluation pairs" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "edits.jsonl").read_bytes() == (finished[1] / "out" / "edits.jsonl").read_bytes()
 

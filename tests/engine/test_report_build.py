@@ -405,9 +405,9 @@ def test_an_interim_report_replaces_files_and_leaves_none_behind(tmp_path: Path,
     out = tmp_path / "out"
     write_interim(AuditRequest(audit.spec, audit.sources), found, OutFolder(out))
     assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "report.md", "evaluation.jsonl", RECORD}
-    assert "Audit in progress: stage 4 of 10" in (out / "report.html").read_text()
+    assert "Unfinished audit: 3 of 10 stages are finished" in (out / "report.html").read_text()
     write_interim(AuditRequest(audit.spec, audit.sources), {**audit.found}, OutFolder(out))
-    assert "Audit in progress" not in (out / "report.html").read_text()
+    assert "Unfinished audit" not in (out / "report.html").read_text()
     assert (out / "pair_scores.parquet").is_file()
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [RECORD]
 
@@ -435,7 +435,7 @@ def test_a_stopped_audit_says_where_and_why(tmp_path: Path, audit: FakeAudit) ->
     write_stopped(request, found, OutFolder(tmp_path), error)
     page = (tmp_path / "report.html").read_text()
     assert "Stopped at sae:</strong> the disk is &lt;full&gt;. free 3 GB" in page
-    assert "Audit in progress" not in page
+    assert "Unfinished audit" not in page
     assert "> Stopped at sae: the disk is &lt;full&gt;. free 3 GB" in (tmp_path / "report.md").read_text()
     progress = json.loads((tmp_path / "report.json").read_text())["provenance"]["progress"]
     expected = {"done": 3, "total": 10, "following": "sae", "stopped": "the disk is <full>. free 3 GB"}
@@ -496,7 +496,7 @@ def test_interim_reports_are_written_only_where_there_is_something_to_wait_for(t
     written(stages["verification"], dict(audit.found))
     assert not (tmp_path / "out").exists()
     written(stages["pairs"], {PairSet: audit.found[PairSet]})
-    assert "stage 2 of 10" in (tmp_path / "out" / "report.html").read_text()
+    assert "1 of 10 stages are finished" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_stage_that_will_be_skipped_is_not_waited_for(tmp_path: Path, audit: FakeAudit) -> None:
@@ -527,7 +527,7 @@ def test_an_absent_evaluation_is_reported_and_not_waited_for(tmp_path: Path, aud
     assert not (tmp_path / "out").exists(), "it is absent at once, and the report after it says more"
     written(stages["evaluation"], {**found, EvaluationSet: Absent("no evaluation set was given")})
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Audit in progress: stage 4 of 10" in page
+    assert "Unfinished audit: 3 of 10 stages are finished" in page
 
 
 def test_a_margin_that_is_not_finite_is_not_written(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_too_few_pairs_are_measured_with_a_warning(bench: Bench, kept: int) -> N
     verb = "is" if kept == 1 else "are"
     said = [note for note in watcher.notes if note.startswith("warning")]
     assert len(said) == 1
-    assert f"only {kept} of {6 + kept} evaluation pairs {verb} usable, fewer than 20 (dropped: in_training_data 6)" in said[0]
+    assert f"only {kept} of {6 + kept} evaluation pairs {verb} usable, fewer than 20 (dropped: 6 in training data)" in said[0]
     assert "prompts are not in the dataset" in said[0]
     assert "evaluation.min_pairs" in said[0]
 
@@ -190,7 +190,7 @@ def test_no_usable_pair_is_an_absence_that_counts_why(bench: Bench) -> None:
 def test_pairs_that_the_template_refuses_are_dropped_however_many(bench: Bench) -> None:
     long = [{**row, "prompt": row["prompt"] * 200} for row in rows_of(6, "Other")]
     found = bench.run(bench.request(rows_of(6), long, model={"max_length": 32, "truncation_side": "drop"}))
-    assert "over_long 6" in reason_of(found)
+    assert "6 over long" in reason_of(found)
     assert "raise model.max_length" in reason_of(found)
 
 

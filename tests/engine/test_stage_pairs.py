@@ -205,7 +205,7 @@ def test_best_of_n_rows_have_one_line_each(tmp_path: Path, model: ResolvedModel)
     ("rows", "dataset", "words"),
     [
         (plain(19), {"min_pairs": 20}, r"19 usable pairs of 19, fewer than 20 \(dropped: nothing"),
-        ([*plain(1), *MIXED[2:4]], {}, r"1 usable pairs of 3, fewer than 2 \(dropped: empty_side 1, identical_sides 1\)"),
+        ([*plain(1), *MIXED[2:4]], {}, r"1 usable pairs of 3, fewer than 2 \(dropped: 1 empty side, 1 identical sides\)"),
         ([{"prompt": "p", "chosen": 1, "rejected": 2}] * 3 + plain(2), {}, "3 of 5 pairs are malformed.*row 1: int"),
         ([], {}, "no rows"),
         (plain(9), {"stratify": "length", "sample": 4}, "stratified by 'length'"),
