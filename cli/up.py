@@ -13,7 +13,7 @@ from cli.programs import ENGINE, become, require
 @click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Folder; default ~/.local/share/safer-audit.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Of the pages and the API; 0 takes a free one. Default 8321.")
 @click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Worker processes.")
-@click.option("--no-worker", is_flag=True, help="As --workers 0: jobs wait until a worker is started.")
+@click.option("--no-worker", is_flag=True, help="As --workers 0. Workers of your own need SAFER_BROKER_URL to be set.")
 @click.option("--json", "as_json", is_flag=True, help="Print address and key as one line of JSON.")
 def up_command(home: Path | None, port: int | None, workers: int, no_worker: bool, as_json: bool) -> None:
     """Run the whole service on this machine, for yourself: pages, API, a worker, a database and a queue. Ctrl-C stops it.
