@@ -198,7 +198,7 @@ def _digest_files(folder: Path, files: list[Path]) -> str:
 def _saved_to_disk(folder: Path, source: LocalSource) -> ResolvedDataset:
     """A folder of datasets' save_to_disk: its Arrow files, or those of one split."""
     if (folder / "dataset_dict.json").is_file():
-        splits: list[str] = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+        splits = _saved_splits(folder / "dataset_dict.json")
         split = source.split or (splits[0] if len(splits) == 1 else None)
         if split is None or split not in splits:
             wanted = "no split is named" if split is None else f"it has no split {split!r}"
@@ -206,10 +206,38 @@ def _saved_to_disk(folder: Path, source: LocalSource) -> ResolvedDataset:
         folder = folder / split
     elif source.split is not None:
         raise DatasetRefused(f"{folder} holds one dataset, so it has no split {source.split!r}", "leave the split out")
+    _check_saved_state(folder / "state.json")
     files = sorted(
         path for path in folder.iterdir() if path.suffix == ".arrow" or path.name in ("state.json", "dataset_info.json")
     )
     return ResolvedDataset(_digest_files(folder, files), str(folder), lambda: _read_saved(folder))
+
+
+def _saved_splits(path: Path) -> list[str]:
+    """The splits of a saved dataset, whose folders must lie beside the list. Raises DatasetRefused."""
+    try:
+        found = json.loads(path.read_bytes())["splits"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetRefused(f"{path} is no list of splits", "save the dataset again with save_to_disk") from error
+    if not isinstance(found, list) or not all(isinstance(name, str) and _plain(name) for name in found):
+        raise DatasetRefused(f"{path} names splits that are no folders beside it", "save it again with save_to_disk")
+    return found
+
+
+def _check_saved_state(path: Path) -> None:
+    """Refuse a saved dataset that reads files outside its folder. Raises DatasetRefused."""
+    try:
+        found = [file["filename"] for file in json.loads(path.read_bytes())["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetRefused(
+            f"{path} can't be read as the state of a saved dataset", "save it again with save_to_disk"
+        ) from error
+    if not all(isinstance(name, str) and _plain(name) for name in found):
+        raise DatasetRefused(f"{path} names files outside its folder", "save the dataset again with save_to_disk")
+
+
+def _plain(name: str) -> bool:
+    return Path(name).name == name and name not in ("", ".", "..")
 
 
 def _read_saved(folder: Path) -> Rows:

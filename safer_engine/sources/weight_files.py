@@ -67,8 +67,10 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelRefused(f"{INDEX} cannot be read: {error}", "download or save the model again") from error
+        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise ModelRefused(f"{INDEX} names files outside its folder: {strange[0]!r}", "save the model again")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelRefused(f"weight files are missing: {', '.join(missing)}", "download the model again")

@@ -132,6 +132,13 @@ def torn(folder: Path) -> None:
             "again",
         ),
         (lambda folder: (folder / f"{WEIGHTS}.index.json").write_text("{}"), "cannot be read", "again"),
+        (
+            lambda folder: (folder / f"{WEIGHTS}.index.json").write_text(
+                f'{{"weight_map": {{"a": "../{folder.name}/{WEIGHTS}"}}}}'
+            ),
+            "outside its folder",
+            "again",
+        ),
     ],
 )
 def test_unfit_folders_are_refused_with_a_hint(llama: Path, break_it: Callable[[Path], None], message: str, hint: str) -> None:

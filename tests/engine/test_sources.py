@@ -217,6 +217,22 @@ def test_saved_to_disk(tmp_path: Path) -> None:
     assert "can't be read" in refusal(tmp_path / "one").message
 
 
+def test_a_saved_dataset_that_reads_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "one"))
+    (data,) = (tmp_path / "one").glob("*.arrow")
+    DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "many"))
+    (tmp_path / "many" / "dataset_dict.json").write_text('{"splits": ["../one"]}')
+    assert "no folders beside it" in refusal(tmp_path / "many").message
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "dataset_info.json").write_bytes((tmp_path / "one" / "dataset_info.json").read_bytes())
+    state = json.loads((tmp_path / "one" / "state.json").read_bytes())
+    state["_data_files"] = [{"filename": f"../one/{data.name}"}]
+    (tmp_path / "two" / "state.json").write_text(json.dumps(state))
+    assert "outside its folder" in refusal(tmp_path / "two").message
+
+
 def test_rows_in_memory() -> None:
     spec = DatasetSpec(source=MemorySource())
     source = resolve_dataset(spec, ROWS)
