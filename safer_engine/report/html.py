@@ -19,6 +19,7 @@ from markupsafe import Markup
 from safer_engine.errors import ResourceError
 from safer_engine.report import plots, summary, text
 from safer_engine.report.glossary import GLOSSARY
+from safer_engine.report.harsh import mild_name, veiled_words
 from safer_engine.report.model import (
     AxisEdits,
     Context,
@@ -159,6 +160,7 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "candidate_columns": _CANDIDATE_COLUMNS,
         "salience_reach": max([0.05, *(abs(part.salience) for feature in cards for part in feature.subsets)]),
         "tokens": token_markup,
+        "words_of": veiled_words,
     }
 
 
@@ -175,7 +177,7 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "kept": [pair for pair in pairs if pair.action == "keep"],
         "pair_filters": [(field, values) for field, values in filters if len(values) > 1],
         "edits_slices": _slices(edits.by_axis) if edits is not None else [],
-        "names": {feature.latent_id: text.name_of(feature) for feature in report.features or []},
+        "names": {feature.latent_id: mild_name(feature) for feature in report.features or []},
         "sides": _sides,
         "undoubted": lambda pair: summary.undoubted(pair, edits.budget if edits is not None else None),
         "agreeing": lambda votes: sum(vote > 0 for vote in votes),
@@ -383,6 +385,7 @@ def _environment() -> Environment:
     environment.filters.update({name: getattr(text, name) for name in names})
     environment.filters["foreign"] = _foreign
     environment.filters["name_of"] = text.name_of
+    environment.filters["mild_name"] = mild_name
     environment.filters["visible"] = text.visible
     return environment
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from safer_engine.report.harsh import mild_name
 from safer_engine.report.model import Curve, Estimate, Feature, Histogram, Overview
 from safer_engine.report.svg import Scale, element, line, path, picture, power_of_ten, rect, text
-from safer_engine.report.text import count, name_of, number, percent, signed, small_percent
+from safer_engine.report.text import count, number, percent, signed, small_percent
 
 _DENSITY_LEVELS = 5
 _MAX_LABELS = 9
@@ -85,7 +86,7 @@ def _dot(feature: Feature, x: Scale, y: Scale, linked: bool) -> Markup:
     height = min(max(feature.salience, min(y.low, y.high)), max(y.low, y.high))
     kind = f"{feature.fires_on}-dot" if feature.safety_feature else "candidate-dot"
     tip = (
-        f"#{feature.latent_id} {name_of(feature)}\n"
+        f"#{feature.latent_id} {mild_name(feature)}\n"
         f"salience {signed(feature.salience)}, fires at {small_percent(feature.firing_rate)} of positions"
     )
     dot = element(
@@ -98,7 +99,7 @@ def _dot(feature: Feature, x: Scale, y: Scale, linked: bool) -> Markup:
     )
     if not linked:
         return dot
-    name = f"Latent {feature.latent_id}: {name_of(feature)}"
+    name = f"Latent {feature.latent_id}: {mild_name(feature)}"
     stop = None if feature.safety_feature else "-1"
     return element("a", [dot], href=f"#latent-{feature.latent_id}", aria_label=name, tabindex=stop)
 
@@ -108,7 +109,7 @@ def _names(features: Sequence[Feature], x: Scale, y: Scale, frame: Frame) -> lis
     taken: list[tuple[float, float, float]] = []
     parts: list[Markup] = []
     for feature in [f for f in features if f.safety_feature and f.firing_rate > 0]:
-        name = name_of(feature, 34) or f"#{feature.latent_id}"
+        name = mild_name(feature, 34) or f"#{feature.latent_id}"
         width = 6.3 * len(name)
         height = y(feature.salience) + 4
         dot = x(math.log10(feature.firing_rate))

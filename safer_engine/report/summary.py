@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safer_engine.pair_tables import unusable
+from safer_engine.report.harsh import mild_name
 from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.text import (
     NARROW_SPACE,
@@ -13,7 +14,6 @@ from safer_engine.report.text import (
     base_name,
     count,
     fact,
-    name_of,
     number,
     percent,
     share_interval,
@@ -183,7 +183,7 @@ def _say_features(report: ReportDocument) -> str:
     if not named:
         return ""
     first = max(named, key=lambda f: abs(f.salience))
-    quote = f" (“{name_of(first)}”)" if name_of(first) else ""
+    quote = f" (“{mild_name(first)}”)" if mild_name(first) else ""
     chosen = sum(f.fires_on == "chosen" for f in named)
     rated = "a safety feature" if len(named) == 1 else "safety features"
     return (

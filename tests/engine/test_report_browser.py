@@ -10,6 +10,7 @@ import pytest
 
 from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import MAX_BYTES, render_html
+from safer_engine.report.model import Text
 from tests.helpers import fake_artifacts
 
 pytestmark = [pytest.mark.full, pytest.mark.browser]
@@ -117,6 +118,29 @@ def test_hidden_texts_cannot_be_reached_or_selected(browser: Any, files: dict[st
         assert visit.page.evaluate("[...document.querySelectorAll('.veil-body')].every((node) => node.inert)")
         visit.page.keyboard.press("Control+a")
         assert "Nobody ever checks" not in visit.page.evaluate("String(getSelection())")
+
+
+def test_harsh_words_are_shown_with_the_texts_of_their_card(browser: Any, tmp_path: Path) -> None:
+    audit = fake_artifacts.build(tmp_path / "store")
+    report = build_report(ReportRequest(audit.spec, audit.sources, audit.found, "2026-01-02T03:04:05Z"))
+    changes = {"direction": "harmful_content", "explanation": None, "terms": [Text(text="knife"), Text(text="stab")]}
+    features = [feature.model_copy(update=changes) if n < 2 else feature for n, feature in enumerate(report.features or [])]
+    (tmp_path / "report.html").write_text(render_html(report.model_copy(update={"features": features})))
+    with Visit(browser, tmp_path / "report.html") as visit:
+        page = visit.page
+        total = page.locator(".harsh").count()
+        assert page.locator(".harsh > [inert]").count() == total > 0
+        card = page.locator(".card", has=page.locator(".harsh")).first
+        word = card.locator(".harsh > span").first
+        assert "blur" in word.evaluate("(node) => getComputedStyle(node).filter")
+        page.emulate_media(media="print")
+        assert not word.is_visible()
+        page.emulate_media(media="screen")
+        card.locator(".veil-button").first.click()
+        assert card.locator(".harsh > [inert]").count() == 0
+        assert page.locator(".harsh > [inert]").count() < total
+        page.click("#reveal-all")
+        assert page.locator(".harsh > [inert]").count() == 0
 
 
 def test_all_texts_at_once(browser: Any, files: dict[str, Path]) -> None:

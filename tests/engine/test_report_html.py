@@ -182,6 +182,8 @@ def test_without_text_no_text_is_on_the_page(tmp_path: Path) -> None:
         assert "pair-0008" in text
     parsed = Page(render_html(report))
     assert "This report was made without texts" in parsed.text
+    assert "Shading shows" not in parsed.text
+    assert "with their contexts" not in parsed.text
     assert not any("veil" in (a.get("class") or "").split() for _, a in parsed.tags)
     assert not any(a.get("id") == "reveal-all" for _, a in parsed.tags)
 

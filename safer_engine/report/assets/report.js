@@ -35,8 +35,13 @@
   };
   const veils = all(".veil");
   const revealAll = document.getElementById("reveal-all");
+  const harsh = all(".harsh > span");
+  const showWords = (everywhere) => {
+    for (const word of harsh) word.inert = !everywhere && !word.closest(".card")?.querySelector(".veil.open");
+  };
   const showState = () => {
     const open = veils.length > 0 && veils.every((veil) => veil.classList.contains("open"));
+    showWords(open);
     revealAll.setAttribute("aria-pressed", String(open));
     revealAll.textContent = open ? "Hide all texts" : "Show all texts";
   };
