@@ -253,11 +253,8 @@ def _named(stores: Stores, gone: frozenset[tuple[str, str]]) -> frozenset[str]:
             if (project, f"{each.stage}/{each.key}") not in gone:
                 try:
                     named.update(entry.digest for entry in store.manifest(each.stage, each.key).files.values())
-                except ObjectMissing:
-                    continue
                 except ArtifactError:
-                    if store.has(each.stage, each.key):
-                        raise
+                    continue  # removed meanwhile, or damaged: then it names nothing that could be read
         uploads = UploadFiles(stores, project)
         named.update(file.digest for upload in uploads.complete_uploads() for file in uploads.files(upload.name))
     return frozenset(named)

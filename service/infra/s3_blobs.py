@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from service.infra.input_cache import InputCache
 from service.infra.object_space import ObjectMissing, blob_name
 from service.infra.s3_client import S3Client
 
-_DAMAGED = "remove the artifact (`safer-audit admin store`), and retry the job to compute it anew"
+
+class DamagedBlob(ArtifactError):
+    """A payload file is missing from the bucket, or not as it was written."""
 
 
 class S3Blobs:
@@ -22,6 +25,7 @@ class S3Blobs:
         self._cache = cache
         self._lock = threading.Lock()
         self._held: dict[str, Path] = {}
+        self._suspect: set[str] = set()
 
     def keep(self, path: Path) -> FileEntry:
         """Upload a file under its digest, and take it into the cache. It is always sent: that renews its age in the bucket."""
@@ -34,18 +38,34 @@ class S3Blobs:
         """A local file with these bytes; hashed once for each time it is taken from cache or bucket.
 
         Raises:
-            ArtifactError: the blob is missing or damaged; nothing of it is left in the cache.
+            DamagedBlob: the blob is missing from the bucket or damaged; nothing of it is left in the cache.
         """
         with self._lock:
             held = self._held.get(entry.digest)
         if held is not None:
             return held
-        path = self._cache.pin(entry.digest, lambda target: self._fetch(entry, name, target), entry.size)
+        path = self._pin(entry, name)
         if digest_file(path) != entry.digest:  # changed on this machine's disk since it was fetched
             self._cache.drop(entry.digest)
             self._cache.unpin(entry.digest)
-            raise ArtifactError(f"{name} is damaged on this machine; it was removed from the cache", "retry")
+            path = self._pin(entry, name)
         return self._hold(entry.digest, path)
+
+    def damage_of(self, entry: FileEntry, name: str) -> str:
+        """What is wrong with a blob in the bucket, in words; "" where it is sound, as far as is known.
+
+        Its size is looked at; it is read only where a reader has found it damaged.
+        """
+        with self._lock:
+            suspect = entry.digest in self._suspect
+        found = self.client.facts(blob_name(entry.digest))
+        if found is None:
+            return f"its file {name} is missing from the store"
+        if found.size != entry.size or (suspect and self._digest(entry) != entry.digest):
+            return f"its file {name} is not as it was written"
+        with self._lock:
+            self._suspect.discard(entry.digest)
+        return ""
 
     def missing(self, entries: list[FileEntry]) -> list[FileEntry]:
         """Those whose blob is not in the bucket, or has another size."""
@@ -68,11 +88,25 @@ class S3Blobs:
             self._cache.unpin(digest)
         return path
 
+    def _pin(self, entry: FileEntry, name: str) -> Path:
+        return self._cache.pin(entry.digest, lambda target: self._fetch(entry, name, target), entry.size)
+
+    def _digest(self, entry: FileEntry) -> str:
+        """sha256 of a blob as it is in the bucket."""
+        sha = hashlib.sha256()
+        for chunk in self.client.stream(blob_name(entry.digest), 0, entry.size):
+            sha.update(chunk)
+        return sha.hexdigest()
+
     def _fetch(self, entry: FileEntry, name: str, target: Path) -> None:
         try:
             self.client.fetch(blob_name(entry.digest), target, entry.size)
         except ObjectMissing:
-            raise ArtifactError(f"{name} is missing from the store", _DAMAGED) from None
+            raise DamagedBlob(f"its file {name} is missing from the store") from None
+        except ArtifactError as error:
+            raise DamagedBlob(f"its file {name} is not as it was written") from error
         if digest_file(target) != entry.digest:
             target.unlink()
-            raise ArtifactError(f"{name} in the store is damaged: its digest differs", _DAMAGED)
+            with self._lock:
+                self._suspect.add(entry.digest)
+            raise DamagedBlob(f"its file {name} is not as it was written")

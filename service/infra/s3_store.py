@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from safer_engine.errors import ArtifactError, WorkBusy
+from safer_engine.errors import ArtifactError, DamagedArtifact, WorkBusy
 from safer_engine.publishing import require_writable
 from safer_engine.store import FileEntry, Manifest, ManifestDraft, WorkArea, hold
 from service.errors import Unavailable
 from service.infra.object_space import ObjectMissing, blob_name, plain
-from service.infra.s3_blobs import S3Blobs
+from service.infra.s3_blobs import DamagedBlob, S3Blobs
 from service.infra.s3_commit import ManifestWriter, manifest_name
 from service.infra.s3_work import S3Work
 from service.infra.settings import Settings
@@ -31,11 +31,17 @@ class S3Stored:
     """A committed artifact in S3."""
 
     manifest: Manifest
-    blobs: S3Blobs
+    store: S3ArtifactStore
 
     def path(self, name: str) -> Path:
-        """See `StoredArtifact.path`; fetched when this machine does not have it."""
-        return self.blobs.path(_entry(self.manifest, name), f"{name} of {self.manifest.stage}")
+        """See `StoredArtifact.path`; fetched when this machine does not have it. Raises DamagedArtifact, which is set aside."""
+        entry = _entry(self.manifest, name)
+        try:
+            return self.store.blobs.path(entry, name)
+        except DamagedBlob as error:
+            stage, key = self.manifest.stage, self.manifest.key
+            self.store.set_aside(stage, key)
+            raise DamagedArtifact(f"the artifact of stage {stage} is damaged: {error.message}", stage, key) from error
 
 
 class S3ArtifactStore:
@@ -47,7 +53,7 @@ class S3ArtifactStore:
         self._client = blobs.client
         self._writer = writer
         self._folder = settings.folder / "cache" / "work"
-        self._blobs = blobs
+        self.blobs = blobs
 
     def has(self, stage: str, key: str) -> bool:
         """See `ArtifactStore.has`."""
@@ -55,7 +61,7 @@ class S3ArtifactStore:
 
     def read(self, stage: str, key: str) -> S3Stored:
         """See `ArtifactStore.read`."""
-        return S3Stored(self.manifest(stage, key), self._blobs)
+        return S3Stored(self.manifest(stage, key), self)
 
     def manifest(self, stage: str, key: str) -> Manifest:
         """See `ServiceStore.manifest`."""
@@ -65,7 +71,19 @@ class S3ArtifactStore:
         except ObjectMissing:
             raise ArtifactError(f"no artifact of stage {stage} under key {key[:12]}") from None
         except ValueError as error:
-            raise ArtifactError(f"manifest {name} is damaged", "remove it, and retry the job to compute it anew") from error
+            raise DamagedArtifact(
+                f"the manifest of stage {stage} is damaged: it is no record of an artifact", stage, key
+            ) from error
+
+    def set_aside(self, stage: str, key: str) -> str:
+        """See `MendingStore`. Sizes are looked at; a file is hashed where this process found it damaged."""
+        name = self._manifest_name(stage, key)
+        wrong, content = self._damage(stage, key), self._content(name)
+        if not wrong or content is None or wrong != self._damage(stage, key):
+            return ""
+        self._client.put(f"damaged/{self.project}/{stage}/{key}.{uuid.uuid4().hex}.json", content)
+        self._client.delete([name])
+        return wrong
 
     @contextmanager
     def open_work(self, stage: str, key: str, shared: bool = False) -> Iterator[S3Work]:
@@ -76,7 +94,7 @@ class S3ArtifactStore:
             if not shared:
                 for leftover in root.glob(".*"):  # of a process that was killed while it published
                     leftover.unlink()
-            yield S3Work(self._blobs, prefix, root)
+            yield S3Work(self.blobs, prefix, root)
             if self.has(stage, key):
                 self._client.delete([found.name for found in self._client.listing(prefix)])
                 if not shared or hold(lock):
@@ -87,12 +105,13 @@ class S3ArtifactStore:
         if not isinstance(work, S3Work):
             raise ArtifactError("an S3 store commits its own work areas only")
         files = work.entries()
-        missing = {entry.digest for entry in self._blobs.missing(list(files.values()))}
+        missing = {entry.digest for entry in self.blobs.missing(list(files.values()))}
         gone = [name for name, entry in files.items() if entry.digest in missing]
         for name in gone:
             work.remove(name)
         if gone:
             raise Unavailable(f"{', '.join(gone)} of {stage} vanished from the store before the commit", "run it again")
+        self.set_aside(stage, key)
         manifest = Manifest(
             project=self.project,
             stage=stage,
@@ -162,7 +181,26 @@ class S3ArtifactStore:
 
     def close(self) -> None:
         """See `ServiceStore.close`."""
-        self._blobs.close()
+        self.blobs.close()
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return self._client.get(name)
+        except ObjectMissing:
+            return None
+
+    def _damage(self, stage: str, key: str) -> str:
+        """What is wrong with an artifact, in words; "" where it is sound or not there."""
+        try:
+            files = self.manifest(stage, key).files
+        except DamagedArtifact as error:
+            return error.message
+        except ArtifactError:
+            return ""
+        names = sorted(files)
+        found = self._client.parallel(lambda name: self.blobs.damage_of(files[name], name), names)
+        wrong = next((each for each in found if each), "")
+        return wrong and f"the artifact of stage {stage} is damaged: {wrong}"
 
     @contextmanager
     def _locked(self, stage: str, key: str, shared: bool) -> Iterator[IO[str]]:

@@ -20,7 +20,7 @@ from safer_engine.errors import ArtifactError
 from safer_engine.publishing import sync, write_failed
 from safer_engine.store import FileEntry, canonical_json, digest_file
 from service.infra.object_space import ObjectMissing
-from service.infra.s3_blobs import S3Blobs
+from service.infra.s3_blobs import DamagedBlob, S3Blobs
 
 _TURNS = 3
 
@@ -72,7 +72,13 @@ class S3Work:
     def path(self, name: str) -> Path:
         """See `WorkArea.path`. Fetched when this machine does not have it; a name that was not published leads nowhere."""
         entry = self._entry(name)
-        return self._local.root / "missing" / name if entry is None else self._blobs.path(entry, name)
+        if entry is None:
+            return self._local.root / "missing" / name
+        try:
+            return self._blobs.path(entry, name)
+        except DamagedBlob as error:
+            self.remove(name)
+            raise DamagedBlob(f"{name} of a work area was lost: {error.message}", "run it again: it is made anew") from error
 
     @contextmanager
     def publish(self, name: str, *, scratch: bool = False) -> Iterator[Path]:

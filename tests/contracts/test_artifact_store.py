@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from safer_engine.errors import ArtifactError, SpecError, WorkBusy
-from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_bytes
+from safer_engine.errors import ArtifactError, DamagedArtifact, SpecError, WorkBusy
+from safer_engine.store import ArtifactStore, LocalArtifactStore, MendingStore, digest_bytes
 from service.errors import Unavailable
 from tests.helpers.servers import S3
 from tests.helpers.store_world import KEY, OTHER_KEY, World, draft, put
@@ -276,40 +276,63 @@ def test_a_real_server_refuses_a_presigned_url_that_was_changed(s3_rgw: S3, fold
         urllib.request.urlopen(url.replace("X-Amz-Expires=300", "X-Amz-Expires=301"))
 
 
-def test_damage_in_the_bucket_is_found(s3_world: World) -> None:
-    manifest = put(s3_world.store(), {"a.bin": b"right", "b.bin": b"short"})
-    space = s3_world.stores().space
-    blobs = {name: f"blobs/{entry.digest[:2]}/{entry.digest}" for name, entry in manifest.files.items()}
-    space.put(blobs["a.bin"], b"wrong")
-    space.put(blobs["b.bin"], b"shor")
-    stored = s3_world.store(machine="two").read("pairs", KEY)
-    for name in blobs:
-        with pytest.raises(ArtifactError, match="damaged"):
-            stored.path(name)
-    kept = s3_world.folder / "two" / "cache" / "blobs"
-    assert [path for path in kept.iterdir() if not path.name.startswith(".")] == []
-    space.put(blobs["a.bin"], b"right")
-    assert stored.path("a.bin").read_bytes() == b"right"
-    space.delete([blobs["b.bin"]])
-    with pytest.raises(ArtifactError, match="missing"):
-        stored.path("b.bin")
-    space.put(f"manifests/default/sae/{KEY}.json", b"{half")
-    with pytest.raises(ArtifactError, match="manifest"):
-        s3_world.store().read("sae", KEY)
+def blob_of(data: bytes) -> str:
+    return f"blobs/{digest_bytes(data)[:2]}/{digest_bytes(data)}"
 
 
-def test_damage_in_the_cache_is_found_and_mended(s3_world: World) -> None:
-    manifest = put(s3_world.store(), {"a.bin": b"right"})
+@pytest.mark.parametrize("damage", [b"wrong", b"shor", b"longer", None], ids=["other", "short", "long", "gone"])
+def test_damage_in_the_store_is_found_and_mended(world: World, damage: bytes | None) -> None:
+    first = put(world.store(), {"a.bin": b"right", "b.bin": b"sound"})
+    space = world.stores().space
+    if damage is None:
+        space.delete([blob_of(b"right")])
+    else:
+        space.put(blob_of(b"right"), damage)
+    reader = world.store(machine="two")
+    with pytest.raises(DamagedArtifact, match=r"a\.bin"):
+        reader.read("pairs", KEY).path("a.bin")
+    cache = world.folder / "two" / "cache" / "blobs"
+    assert [path for path in cache.glob("[!.]*") if path.read_bytes() != b"sound"] == []
+    assert not reader.has("pairs", KEY)
+    assert len(list(space.listing("damaged/default/pairs/"))) == 1
+    second = put(reader, {"a.bin": b"right", "b.bin": b"sound"})
+    assert second.attempt != first.attempt
+    assert world.store(machine="three").read("pairs", KEY).path("a.bin").read_bytes() == b"right"
+
+
+def test_a_damaged_manifest_is_found_and_mended(world: World) -> None:
+    put(world.store(), {"a.bin": b"right"})
+    world.stores().space.put(f"manifests/default/pairs/{KEY}.json", b"{half")
+    store = world.store(machine="two")
+    assert isinstance(store, MendingStore)
+    with pytest.raises(DamagedArtifact, match="manifest"):
+        store.read("pairs", KEY)
+    assert "manifest" in store.set_aside("pairs", KEY)
+    assert store.set_aside("pairs", KEY) == ""
+    put(store, {"a.bin": b"right"})
+    assert store.set_aside("pairs", KEY) == ""
+    assert store.read("pairs", KEY).path("a.bin").read_bytes() == b"right"
+
+
+def test_a_lost_work_file_is_made_anew(s3_world: World) -> None:
+    with s3_world.store().open_work("sae", KEY) as work, work.publish("a.bin") as path:
+        path.write_bytes(b"unit")
+    s3_world.stores().space.delete([blob_of(b"unit")])
+    with s3_world.store(machine="two").open_work("sae", KEY) as work:
+        assert work.has("a.bin")
+        with pytest.raises(ArtifactError, match=r"a\.bin"):
+            work.path("a.bin")
+        assert not work.has("a.bin")
+
+
+@pytest.mark.parametrize("damage", [b"wrong", b"torn"])
+def test_damage_in_the_cache_is_mended(s3_world: World, damage: bytes) -> None:
+    put(s3_world.store(), {"a.bin": b"right"})
     path = s3_world.store(machine="two").read("pairs", KEY).path("a.bin")
     facts = path.stat()
-    path.write_bytes(b"wrong")
+    path.write_bytes(damage)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    with pytest.raises(ArtifactError, match="on this machine"):
-        s3_world.store(machine="two").read("pairs", KEY).path("a.bin")
     assert s3_world.store(machine="two").read("pairs", KEY).path("a.bin").read_bytes() == b"right"
-    path.write_bytes(b"torn")
-    assert s3_world.store(machine="two").read("pairs", KEY).path("a.bin").read_bytes() == b"right"
-    assert manifest.files["a.bin"].size == 5
 
 
 def test_a_payload_that_vanished_is_not_committed(s3_world: World) -> None:
@@ -317,8 +340,7 @@ def test_a_payload_that_vanished_is_not_committed(s3_world: World) -> None:
     with store.open_work("pairs", KEY) as work:
         with work.publish("a.bin") as path:
             path.write_bytes(b"x")
-        digest = digest_bytes(b"x")
-        s3_world.stores().space.delete([f"blobs/{digest[:2]}/{digest}"])
+        s3_world.stores().space.delete([blob_of(b"x")])
         with pytest.raises(Unavailable, match=r"a\.bin"):
             store.commit("pairs", KEY, work, draft())
         assert not work.has("a.bin")
