@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT
-from safer_engine.errors import ArtifactError, Interrupted, ResourceError, WorkBusy
+from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
 from safer_engine.labellers.rubric import load_rubric, rubric_digest
 from safer_engine.machine import measured, provenance, resolve_device, resolve_spec
 from safer_engine.pipeline import AuditRequest, content_digest, run_part, run_stage, stage_key
@@ -125,23 +125,30 @@ class _Bench:
         digests = {kind: content_digest(each) for kind, each in found.items()}
         self._require_key(stage_key(stage, request, self.store, digests))
         if self.order.part:
-            self._sparing(request, lambda it: run_part(stage, self.order.part, it, self.store, found, self.observer))
+            sparing(request, lambda it: run_part(stage, self.order.part, it, self.store, found, self.observer), self._note)
             return {"outcome": "computed"}
-        stored = self._sparing(request, lambda it: run_stage(stage, it, self.store, found, self.observer))
+        stored = sparing(request, lambda it: run_stage(stage, it, self.store, found, self.observer), self._note)
         return self._committed(stored)
 
     def train(self) -> dict[str, Any]:
         assert self.order.key is not None
-        while not self.store.has(TRAINING, self.order.key):
+        try:
+            return self._trained(self.order.key)
+        except NumericalError:
+            self.store.remove_work(TRAINING, self.order.key)  # going on from its checkpoint would diverge again
+            raise
+
+    def _trained(self, key: str) -> dict[str, Any]:
+        while not self.store.has(TRAINING, key):
             try:
-                with self.store.open_work(TRAINING, self.order.key) as work:
-                    return self._committed(self._train(self.order.key, work))
+                with self.store.open_work(TRAINING, key) as work:
+                    return self._committed(self._train(key, work))
             except WorkBusy as busy:
                 if self.observer.cancelled():
                     raise Interrupted("stopped while waiting for another process") from busy
                 time.sleep(_POLL_SECONDS)
         self.observer.outcome = "cached"
-        return self._committed(self.store.read(TRAINING, self.order.key))
+        return self._committed(self.store.read(TRAINING, key))
 
     def _train(self, key: str, work: WorkArea) -> StoredArtifact:
         spec = TrainSpec.model_validate(self.order.spec)
@@ -182,23 +189,8 @@ class _Bench:
         update = {"device": resolve_device(self.settings.device), "threads": threads if asked.threads else None}
         return asked.model_copy(update=update)
 
-    def _sparing(self, request: AuditRequest, work: Callable[[AuditRequest], T]) -> T:
-        """Do some work; when the GPU's memory does not suffice, again from where it stopped with half the tokens at once."""
-        while True:
-            try:
-                return work(request)
-            except (ResourceError, RuntimeError) as error:
-                tokens = request.spec.runtime.batch_tokens // 2
-                if not _out_of_gpu_memory(error, request.spec.runtime.device):
-                    raise
-                if tokens < _FEWEST_TOKENS:
-                    raise ResourceError(
-                        "the GPU's memory does not suffice, however small the batches", "use a larger GPU, or bfloat16"
-                    ) from error
-            self.observer.note(self.order.stage, f"out of GPU memory: going on with {tokens} tokens at once")
-            _free_gpu_memory()
-            runtime = request.spec.runtime.model_copy(update={"batch_tokens": tokens})
-            request = replace(request, spec=request.spec.model_copy(update={"runtime": runtime}))
+    def _note(self, message: str) -> None:
+        self.observer.note(self.order.stage, message)
 
     def _require_key(self, key: str) -> None:
         if key != self.order.key:
@@ -215,6 +207,28 @@ class _Bench:
             "cost": manifest.cost.model_dump(mode="json"),
             "meta": manifest.meta,
         }
+
+
+def sparing(request: AuditRequest, work: Callable[[AuditRequest], T], note: Callable[[str], None]) -> T:
+    """Do some work; when the GPU's memory does not suffice, again from where it stopped, with half the tokens at once.
+
+    Raises:
+        ResourceError: even the smallest batches do not fit. And whatever else the work raises.
+    """
+    while True:
+        runtime = request.spec.runtime
+        try:
+            return work(request)
+        except (ResourceError, RuntimeError) as error:
+            if not _out_of_gpu_memory(error, runtime.device):
+                raise
+            if runtime.batch_tokens // 2 < _FEWEST_TOKENS:
+                hint = "use a larger GPU, several of them (runtime.device_map), or bfloat16"
+                raise ResourceError("the GPU's memory does not suffice, however small the batches", hint) from error
+        less = runtime.model_copy(update={"batch_tokens": runtime.batch_tokens // 2})
+        note(f"out of GPU memory: going on with {less.batch_tokens} tokens at once")
+        _free_gpu_memory()
+        request = replace(request, spec=request.spec.model_copy(update={"runtime": less}))
 
 
 def publish_model(work: WorkArea, names: Names) -> None:
