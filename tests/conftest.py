@@ -28,9 +28,9 @@ def redis_url(redis: Redis) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A running PostgreSQL cluster."""
-    server = postgres_server(tmp_path_factory.mktemp("postgres"))
+    server = postgres_server()
     server.start()
     wait_until(server.answers, "PostgreSQL answers")
     yield server

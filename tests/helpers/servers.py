@@ -5,12 +5,14 @@ A server that cannot be had is a skip that names it, and a failure under SAFER_R
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -166,19 +168,18 @@ class Postgres(Server):
         return True
 
 
-def postgres_server(folder: Path) -> Postgres:
+def postgres_server() -> Postgres:
     """A PostgreSQL cluster of its own; not started yet. As root it runs as user postgres, since it refuses root."""
     binaries = _postgres_binaries()
     if binaries is None:
         missing("PostgreSQL (Debian: postgresql)")
+    # Not in a test's folder: pytest closes the folders above it to all but this user whenever another pytest starts.
+    folder = Path(tempfile.mkdtemp(prefix="safer-postgres-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data = folder / "data"
     as_user: list[str] = []
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
-        for parent in folder.parents:  # pytest's folders are private to root
-            if parent == Path("/tmp") or not parent.is_relative_to("/tmp"):
-                break
-            parent.chmod(parent.stat().st_mode | 0o111)
         as_user = ["runuser", "-u", "postgres", "--"]
     make = [*as_user, str(binaries / "initdb"), "-D", str(data), "-U", "safer", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(make, cwd=folder, check=True, capture_output=True)

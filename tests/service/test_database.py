@@ -172,8 +172,8 @@ def test_a_process_whose_clock_is_off_leases_by_the_databases(
 
 
 @pytest.mark.full
-def test_the_store_goes_on_after_postgresql_was_restarted(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    server = postgres_server(tmp_path_factory.mktemp("restarted"))
+def test_the_store_goes_on_after_postgresql_was_restarted(tmp_path: Path) -> None:
+    server = postgres_server()
     server.start()
     try:
         wait_until(server.answers, "PostgreSQL answers")
