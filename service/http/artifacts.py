@@ -18,7 +18,7 @@ from service.http.streaming import attachment
 from service.schemas import ArtifactList, ArtifactView
 
 router = APIRouter(prefix="/v1/audits/{job_id}", tags=["artifacts"])
-_BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_BINARY = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
 _FILE: Responses = {
     200: {"description": "The file.", **_BINARY},
     206: {"description": "The range of it that was asked for.", **_BINARY},

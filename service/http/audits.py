@@ -28,7 +28,17 @@ _CREATED: Responses = {
     201: {"description": "The new job."},
     200: {"model": JobView, "description": "The job of the same request before."},
 }
-_SSE: Responses = {200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_TEXT = {"type": "string"}
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": _TEXT,
+        "id": _TEXT,
+        "data": {**_TEXT, "description": "JSON: an EventView; of `progress` and `end` less."},
+    },
+}
+_SSE: Responses = {200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": _EVENT}}}}
 
 
 @router.post("/audits", status_code=201, response_model=JobView, responses=responses(409, own=_CREATED))
