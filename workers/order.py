@@ -25,6 +25,7 @@ from safer_engine.training import training_key
 from service.jobs.model import JobKind, JobRecord, Lease, StageRecord, StageState, UnitKind
 from service.jobs.stage_plan import PREPARE
 
+_AGAIN = "submit the job as a new one: what is there is used, what is gone computed anew"
 PRECISIONS = ("model.dtype", "sae.dtype")
 
 
@@ -92,8 +93,8 @@ def found_artifacts(stage: Stage, order: Order, store: ArtifactStore) -> Found:
     for maker in STAGES:
         if maker.produces in stage.consumes:
             key = order.keys.get(maker.name)
-            if key is None:
-                raise ArtifactError(f"stage {maker.name} of this job has no artifact", "submit the job again")
+            if key is None or not store.has(maker.name, key):
+                raise ArtifactError(f"the artifact of stage {maker.name} is gone", _AGAIN)
             found[maker.produces] = view(maker.produces, store.read(maker.name, key))
     return found
 
@@ -156,7 +157,7 @@ def _key(order: Order, stages: Sequence[StageRecord], store: ArtifactStore) -> s
         if maker.produces in stage.consumes:
             content = contents.get(maker.name)
             if content is None:
-                raise ArtifactError(f"stage {maker.name} of this job has no artifact", "submit the job again")
+                raise ArtifactError(f"stage {maker.name} of this job has no artifact", _AGAIN)
             digests[maker.produces] = content
     spec_now = audit_spec(order)
     return stage_key(stage, AuditRequest(spec_now, pinned_inputs(spec_now, order.pins)), store, digests)

@@ -219,7 +219,11 @@ def _known(store: ServiceStore, order: Order) -> Finished | None:
     """The outcome, where the artifact is committed already."""
     if order.key is None or not store.has(order.stage, order.key):
         return None
-    manifest = store.manifest(order.stage, order.key)
+    try:
+        manifest = store.manifest(order.stage, order.key)
+    except ArtifactError as error:  # damaged: the child sets it aside and computes it anew
+        _LOG.warning("%s", error.message)
+        return None
     outcome: Literal["cached", "absent"] = "absent" if manifest.artifact == ABSENT else "cached"
     size = sum(entry.size for entry in manifest.files.values())
     cost = manifest.cost.model_dump(mode="json")

@@ -16,8 +16,9 @@ from safer_engine.artifacts import ABSENT
 from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
 from safer_engine.labellers.rubric import load_rubric, rubric_digest
 from safer_engine.machine import measured, provenance, resolve_device, resolve_spec
-from safer_engine.pipeline import AuditRequest, content_digest, run_part, run_stage, stage_key
+from safer_engine.pipeline import AuditRequest, content_digest, mending, run_part, run_stage, stage_key
 from safer_engine.preflight import check_evaluation
+from safer_engine.refusals import refuse_early
 from safer_engine.spec import AuditSpec, RuntimeSpec
 from safer_engine.stage import opened_by
 from safer_engine.store import LocalArtifactStore, ManifestDraft, StoredArtifact, WorkArea
@@ -93,7 +94,9 @@ class _Bench:
         load_rubric(spec.labels.rubric)
         sources = self.finder.audit(spec, {})
         sources = replace(sources, extra={"labels": rubric_digest(spec.labels.rubric)})
-        check_evaluation(AuditRequest(spec, sources), self.store)
+        request = AuditRequest(spec, sources)
+        refuse_early(request, self.store)
+        check_evaluation(request, self.store)
         pins = {"labels": sources.extra["labels"], "model.dtype": spec.model.dtype, "sae.dtype": spec.sae.dtype}
         for role in ("model", "dataset", "evaluation", "corpus"):
             found = getattr(sources, role)
@@ -127,8 +130,11 @@ class _Bench:
         if self.order.part:
             sparing(request, lambda it: run_part(stage, self.order.part, it, self.store, found, self.observer), self._note)
             return {"outcome": "computed"}
-        stored = sparing(request, lambda it: run_stage(stage, it, self.store, found, self.observer), self._note)
-        return self._committed(stored)
+
+        def computed() -> StoredArtifact:
+            return sparing(request, lambda it: run_stage(stage, it, self.store, found, self.observer), self._note)
+
+        return self._committed(mending(computed, self.observer))
 
     def train(self) -> dict[str, Any]:
         assert self.order.key is not None
