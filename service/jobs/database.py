@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -24,6 +25,8 @@ from service.errors import SchemaMismatch, Unavailable
 from service.infra.settings import Settings
 
 _BUSY_SECONDS = 30
+_POOL: dict[str, Any] = {"pool_timeout": _BUSY_SECONDS, "hide_parameters": True}
+"""Parameters may quote a dataset, in a reviewer's note or an error: they stay out of error messages, and so out of logs."""
 _READ_ONLY = "safer_read_only"
 _MIGRATION_LOCK = 0x5AFE12
 _NETWORK_FILE_SYSTEMS = (
@@ -121,7 +124,7 @@ def _open_sqlite(url: URL) -> Engine:
         raise SpecError(f"{path} is on a network file system ({kind}), where SQLite loses data", "set SAFER_DATABASE_URL")
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    engine = create_engine(url.set(database=str(path)), connect_args={"timeout": _BUSY_SECONDS}, pool_timeout=_BUSY_SECONDS)
+    engine = create_engine(url.set(database=str(path)), connect_args={"timeout": _BUSY_SECONDS}, **_POOL)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -144,7 +147,7 @@ def _open_postgresql(url: URL) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     given = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-    engine = create_engine(url, connect_args=given, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=_BUSY_SECONDS)
+    engine = create_engine(url, connect_args=given, pool_pre_ping=True, pool_size=10, max_overflow=20, **_POOL)
     event.listen(engine, "connect", _prepare_postgresql)
     return engine
 

@@ -45,7 +45,8 @@ class JobRequests:
             limits = moves.lock_project(connection, project)
             if limits is None:
                 raise NotFound(f"there is no project {project!r}")
-            budget = limits["gpu_seconds_per_job"] if new.gpu_seconds_budget is None else new.gpu_seconds_budget
+            budgets = [each for each in (limits["gpu_seconds_per_job"], new.gpu_seconds_budget) if each is not None]
+            budget = min(budgets, default=None)
             row = self._insert(connection, project, new, budget)
             if row is None:
                 return Submitted(self._same_request(connection, project, new), created=False)

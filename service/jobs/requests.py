@@ -22,7 +22,7 @@ class NewJob:
         body_digest: sha256 of the request, so that an idempotency key used twice is known to mean the same.
         submitted_by: id of the API key.
         inputs: role → digest where that is known already (uploads); the others are known once `prepare` is done.
-        gpu_seconds_budget: None takes the project's.
+        gpu_seconds_budget: at most the project's, which None takes.
     """
 
     kind: JobKind

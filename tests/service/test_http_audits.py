@@ -295,3 +295,13 @@ def test_a_project_that_is_full_is_told_so() -> None:
         assert client.post("/v1/audits", json={"spec": SPEC}).status_code == 201
         response = client.post("/v1/audits", json={"spec": SPEC})
         assert (response.status_code, response.json()["code"]) == (429, "quota_exceeded")
+
+
+def test_a_jobs_gpu_budget_is_at_most_the_projects(world: HttpWorld) -> None:
+    world.client("admin").post("/v1/projects", json={"name": "thrifty", "gpu_seconds_per_job": 100})
+    made = world.client("admin").post("/v1/keys", json={"name": "n", "roles": ["submit"], "project": "thrifty"}).json()
+    client, headers = world.client(None), {"Authorization": f"Bearer {made['secret']}"}
+    for asked, given in ((None, 100), (50, 50), (1e6, 100)):
+        body = {"spec": SPEC, "gpu_seconds_budget": asked}
+        assert client.post("/v1/audits", json=body, headers=headers).json()["gpu_seconds_budget"] == given
+    assert world.client("submit").post("/v1/audits", json={"spec": SPEC}).json()["gpu_seconds_budget"] is None

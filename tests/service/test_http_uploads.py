@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from safer_engine.errors import SaferError
@@ -13,6 +14,8 @@ from service.http.uploads import MAX_PARTS, given_digest, part_bytes
 from service.infra.upload_files import UploadFiles
 from service.jobs.uploads import UploadFile
 from tests.helpers.http_world import SPEC, HttpWorld, http_world
+from tests.helpers.servers import S3
+from tests.helpers.store_world import fresh_prefix
 
 MiB = 1 << 20
 BIG, SMALL = bytes(range(256)) * (9 * 4096), b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
@@ -168,3 +171,27 @@ def test_an_upload_that_nobody_uses_is_removed(world: HttpWorld) -> None:
     with pytest.raises(SaferError):
         UploadFiles(world.services.stores, "default").files(digest)
     assert client.post("/v1/uploads", json=declared(a=SMALL + b"2")).json()["state"] == "open"
+
+
+def test_with_an_object_store_bytes_pass_the_service_by(s3_moto: S3) -> None:
+    with http_world(**s3_moto.settings(fresh_prefix()), s3_part_bytes=5 * MiB) as world:
+        client = world.client("submit")
+        upload = client.post("/v1/uploads", json=declared(big=BIG)).json()
+        path = f"/v1/uploads/{upload['id']}"
+        assert upload["presigned"] is True
+        for number, part in enumerate((BIG[: 5 * MiB], BIG[5 * MiB :])):
+            where = client.get(f"{path}/files/0/parts/{number}/presigned").json()
+            answer = httpx.put(where["url"], content=part, headers=where["headers"], trust_env=False)
+            done = {"etag": answer.headers["etag"], "size": len(part), "sha256": sha(part)}
+            assert client.post(f"{path}/files/0/parts/{number}", json=done).status_code == 200
+            assert client.post(f"{path}/files/0/parts/{number}", json=done | {"size": 1}).status_code == 422
+        assert client.post(f"{path}/complete").json()["state"] == "complete"
+        job = world.finished()
+        reader = world.client("read")
+        redirected = reader.get(f"/v1/audits/{job.id}/artifacts/report.md?redirect=1")
+        assert redirected.status_code == 307
+        assert redirected.headers["cache-control"] == "no-store"
+        assert httpx.get(redirected.headers["location"], trust_env=False).content == b"# R\n"
+        assert reader.get(f"/v1/audits/{job.id}/artifacts/report.md", headers={"Range": "bytes=2-2"}).content == b"R"
+        world.client("admin").get(f"/v1/audits/{job.id}/edits/export")
+        assert len(reader.get(f"/v1/audits/{job.id}/artifacts/decisions.jsonl").content.splitlines()) == 6
