@@ -66,6 +66,7 @@ def serve(settings: Settings) -> None:
         services.stopping.set()
         for thread in threads:
             thread.join(_STOP_SECONDS)
+        services.close()
 
 
 def main() -> int:

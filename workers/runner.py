@@ -109,7 +109,9 @@ class Runner:
             return Taken.NOTHING
         with log_context(audit_id=lease.job_id, stage=lease.stage), LeaseKeeper(self._jobs, lease, self._settings) as keeper:
             try:
-                return self._attempted(lease, keeper)
+                taken = self._attempted(lease, keeper)
+                _LOG.info("unit %d: %s", unit_id, taken)
+                return taken
             except LeaseLost:
                 _LOG.warning("unit %d was given to another worker", unit_id)
                 return Taken.RETURNED

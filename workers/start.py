@@ -69,7 +69,6 @@ def _once(settings: Settings, bench: Bench, runner: Runner) -> int:
             taken = runner.take(unit)
             if taken in (Taken.NOTHING, Taken.PARKED):
                 continue
-            _LOG.info("unit %d: %s", unit, taken)
             return 4 if taken is Taken.FAILED else 0
     _LOG.info("nothing waits in %s", ", ".join(settings.queues))
     return 0

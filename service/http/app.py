@@ -52,7 +52,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
     """The API and its pages.
 
     Args:
-        services: in place of those made from the settings.
+        services: in place of those made from the settings; whoever opened them closes them.
 
     Raises:
         SpecError: a setting that the API needs is missing.
@@ -63,7 +63,8 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         found.stopping.set()
-        found.close()
+        if services is None:
+            found.close()
 
     app = FastAPI(
         title="safer-audit",

@@ -18,7 +18,7 @@ from service.infra.settings import Settings
 
 MASK = "***"
 _CONTEXT: ContextVar[dict[str, str] | None] = ContextVar("safer_log_context", default=None)
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _PATTERNS = (
     re.compile(r"sk-safer-[A-Za-z0-9_-]+"),
     re.compile(r"\bhf_[A-Za-z0-9]{8,}"),
