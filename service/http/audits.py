@@ -15,7 +15,7 @@ from service.http.auth import Submitter, Watcher
 from service.http.errors import Responses, responses
 from service.http.parameters import Cursor, DigestPath, IdempotencyKey, JobId, Labelled, Limit, ServicesDep, labels_of, moment
 from service.http.services import Services
-from service.http.streaming import EVENTS_AT_ONCE, Watch, event_stream
+from service.http.streaming import EVENTS_AT_ONCE, Seen, Watch, event_stream
 from service.http.submissions import new_audit, new_training
 from service.http.views import job_view, progress_of, summary
 from service.jobs.access import Principal
@@ -130,9 +130,7 @@ async def audit_events(
     """What happens to a job, as server-sent events; ends after `end`, when the job has ended."""
     await asyncio.to_thread(services.jobs.get, who.project, job_id)
     watch = Watch(
-        events=lambda since: services.jobs.events(job_id, since, EVENTS_AT_ONCE),
-        state=lambda: _state(services, who, job_id),
-        progress=lambda: progress_of(services.jobs.stages(job_id)),
+        look=lambda since: _look(services, who.project, job_id, since),
         allowed=lambda: services.access.principal(who.key_id) is not None,
         stopping=services.stopping,
         follow=follow,
@@ -186,8 +184,10 @@ def _page(services: Services, project: str, query: JobQuery, cursor: str | None,
     return Page(items=[summary(job) for job in found.items], next=found.next)
 
 
-def _state(services: Services, who: Principal, job_id: str) -> JobState | None:
+def _look(services: Services, project: str, job_id: str, after: int) -> Seen:
     try:
-        return services.jobs.get(who.project, job_id).state
+        state = services.jobs.get(project, job_id).state
     except NotFound:
-        return None
+        return Seen(None, (), None)
+    found = services.jobs.events(job_id, after, EVENTS_AT_ONCE)
+    return Seen(state, found, progress_of(services.jobs.stages(job_id)))

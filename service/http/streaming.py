@@ -25,7 +25,8 @@ from service.schemas import EventView
 _RANGE = re.compile(r"^bytes=(?P<first>\d{0,18})-(?P<last>\d{0,18})$")
 _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 HEARTBEAT_SECONDS = 15.0
-POLL_SECONDS = 0.5
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 2.0
+"""Between two looks at a job: short after something happened, then longer."""
 RECHECK_SECONDS = 60.0
 EVENTS_AT_ONCE = 200
 STREAMS_PER_KEY = 32
@@ -134,21 +135,26 @@ class OpenStreams:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A job at one moment: its state (None: it is gone), the events since the last look, how far its open step is."""
+
+    state: JobState | None
+    events: tuple[EventRecord, ...]
+    progress: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
 class Watch:
     """What an event stream looks at. The functions may block: they are called in threads.
 
     Attributes:
-        events: the events after an id.
-        state: the job's state; None: it is gone.
-        progress: of the open step, as it is shown.
+        look: the job, with its events after an id; the state is read first, so that a job that has ended has told all.
         allowed: whether the key still lives.
         stopping: the service ends.
         follow: False ends the stream after what has happened so far.
     """
 
-    events: Callable[[int], tuple[EventRecord, ...]]
-    state: Callable[[], JobState | None]
-    progress: Callable[[], dict[str, Any] | None]
+    look: Callable[[int], Seen]
     allowed: Callable[[], bool]
     stopping: threading.Event
     follow: bool = True
@@ -165,31 +171,30 @@ async def event_stream(watch: Watch, after: int) -> AsyncIterator[str]:
     clock = asyncio.get_running_loop().time
     told = checked = clock()
     progress: dict[str, Any] | None = None
+    pause = FIRST_PAUSE_SECONDS
     while not watch.stopping.is_set():
-        state = await asyncio.to_thread(watch.state)
-        batch = await asyncio.to_thread(watch.events, after)
-        for event in batch:
+        seen = await asyncio.to_thread(watch.look, after)
+        for event in seen.events:
             yield sse(event.kind, event_view(event).model_dump(mode="json"), event.id)
             after = event.id
-        now = clock()
-        if batch:
-            told = now
-            continue
-        if state is None or state in FINAL_JOB_STATES or not watch.follow:
-            yield sse("end", {"state": state})
+        if not seen.events and (seen.state is None or seen.state in FINAL_JOB_STATES or not watch.follow):
+            yield sse("end", {"state": seen.state})
             return
-        found = await asyncio.to_thread(watch.progress)
-        if found is not None and found != progress:
-            progress, told = found, now
-            yield sse("progress", found)
-        elif now - told >= HEARTBEAT_SECONDS:
+        now = clock()
+        if seen.progress is not None and seen.progress != progress:
+            yield sse("progress", seen.progress)
+        elif not seen.events and now - told >= HEARTBEAT_SECONDS:
             yield ": still here\n\n"
             told = now
+        if seen.events or seen.progress != progress:
+            progress, told, pause = seen.progress, now, FIRST_PAUSE_SECONDS
         if now - checked >= RECHECK_SECONDS:
             checked = now
             if not await asyncio.to_thread(watch.allowed):
                 return
-        await asyncio.sleep(POLL_SECONDS)
+        if len(seen.events) < EVENTS_AT_ONCE:
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
 
 def event_view(event: EventRecord) -> EventView:

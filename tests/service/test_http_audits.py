@@ -1,5 +1,6 @@
 """Jobs over HTTP: submitting, finding, watching, stopping."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -7,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from service.http import streaming
-from service.jobs.model import JobError, JobKind
+from service.http.streaming import Seen, Watch, event_stream
+from service.jobs.model import JobError, JobKind, JobState
 from tests.helpers.http_world import SPEC, TRAINING, HttpWorld, http_world
 
 
@@ -235,7 +237,7 @@ def test_events_are_told_from_where_a_client_left_off(world: HttpWorld) -> None:
 
 
 def test_events_of_a_running_job_come_as_they_happen(world: HttpWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(streaming, "LONGEST_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(streaming, "HEARTBEAT_SECONDS", 0.02)
     job = world.submit(kind=JobKind.TRAIN_RM)
     lease = world.lease(job)
@@ -254,8 +256,23 @@ def test_events_of_a_running_job_come_as_they_happen(world: HttpWorld, monkeypat
     assert ("job", "failed") in [(kind, data.get("data", {}).get("state")) for kind, data, _ in told]  # type: ignore[union-attr]
 
 
+def test_progress_is_told_once_for_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "FIRST_PAUSE_SECONDS", 0.0)
+    shares: list[float | None] = [1, 1, 2, None, 2, 3]
+    looks = [Seen(JobState.RUNNING, (), {"stage": "sae", "done": share} if share else None) for share in shares]
+    looks.append(Seen(JobState.SUCCEEDED, (), None))
+    watch = Watch(look=lambda _after: looks.pop(0), allowed=lambda: True, stopping=threading.Event())
+
+    async def read() -> str:
+        return "".join([text async for text in event_stream(watch, 0)])
+
+    told = events_of(asyncio.run(read()))
+    assert [data.get("done") for kind, data, _ in told if kind == "progress"] == [1, 2, 2, 3]
+    assert told[-1] == ("end", {"state": "succeeded"}, None)
+
+
 def test_a_stream_ends_when_the_service_stops_or_the_key_is_revoked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(streaming, "LONGEST_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(streaming, "RECHECK_SECONDS", 0.02)
     with http_world() as world:
         job = world.submit()
