@@ -25,6 +25,7 @@ STATUS: dict[type[SaferError], int] = {
     engine.ModelRefused: 422,
     engine.DatasetRefused: 422,
     engine.ArtifactError: 500,
+    engine.DamagedArtifact: 500,
     engine.WorkBusy: 409,
     engine.NumericalError: 500,
     engine.LabellerError: 502,
