@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
-from service.jobs.model import FINAL_JOB_STATES, FINAL_UNIT_STATES, JobRecord, JobState, StageState, UnitState
+from safer_engine import demo_data
+from safer_engine.train_spec import TrainSpec
+from safer_engine.training import train_reward_model
+from service.jobs.model import FINAL_JOB_STATES, FINAL_UNIT_STATES, JobKind, JobRecord, JobState, StageState, UnitState
 from service.jobs.queue import Sender
 from tests.helpers.servers import Postgres, Redis, redis_server, wait_until
 from tests.helpers.workplace import Workplace, alive, audit_of, material, stop_group, working_child
@@ -280,10 +283,45 @@ def test_a_stage_over_its_memory_fails_its_job_after_some_tries(tmp_path: Path, 
         assert job.state is JobState.FAILED
         assert job.error is not None
         assert (job.error.code, "more memory" in job.error.message) == ("resource_exhausted", True)
-        assert [unit.failures for unit in place.jobs.units(job.id)] == [2]
+        assert place.jobs.units(job.id)[-1].failures == 2
     finally:
         place.close()
         server.stop()
+
+
+def test_a_training_killed_on_the_way_ends_as_one_that_was_not(scene: Scene, tmp_path: Path) -> None:
+    texts = [row["chosen"][0]["content"] for row in demo_data.generate(seed=1, n_groups=20).rows]
+    base = demo_data.build_base(tmp_path / "base", texts, width=16, blocks=2)
+    document = {
+        "dataset": {"source": {"kind": "local", "path": str(scene.files["dataset"])}},
+        "recipe": {"epochs": 40, "batch": 8, "lr": 3e-4, "max_length": 64},
+        "runtime": {"checkpoint_seconds": 0.2, "threads": 1, "device": "cpu"},
+    }
+    wanted = train_reward_model(TrainSpec.model_validate({**document, "base": str(base)}), tmp_path / "wanted")
+    names = {"base": scene.place.upload(base)}
+    names["dataset"] = {"source": {"kind": "local", "path": scene.place.upload(scene.files["dataset"])}}
+    spec = TrainSpec.model_validate({**document, **names}).model_dump(mode="json")
+    scene.start()
+    job = scene.place.submit(spec, JobKind.TRAIN_RM)
+    scene.at_work(job, "training")
+    for share in (0.3, 0.6):
+        wait_until(lambda: _share(scene, job) > share, f"{share:.0%} is trained", 120)  # noqa: B023 - called at once
+        child = working_child(scene.workers[0].pid)
+        assert child is not None
+        os.kill(child, signal.SIGKILL)
+        wait_until(lambda: not alive(child), "the child is gone")  # noqa: B023 - called at once
+        time.sleep(2.0)  # for progress to be told anew
+        assert _share(scene, job) > share - 0.2
+    require_right(scene.place, job)
+    key = scene.place.jobs.stages(job.id)[1].key
+    assert key is not None
+    found = scene.place.store.read("training", key).path("model.safetensors").read_bytes()
+    assert found == (wanted.path / "model.safetensors").read_bytes()
+
+
+def _share(scene: Scene, job: JobRecord) -> float:
+    row = scene.place.jobs.stages(job.id)[1]
+    return row.done / row.total if row.total else 0.0
 
 
 def test_the_database_is_restarted(
