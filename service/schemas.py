@@ -328,12 +328,6 @@ class KeySecret(KeyView):
     secret: str
 
 
-class KeyList(Wire):
-    """The keys of a project."""
-
-    items: list[KeyView]
-
-
 class ProjectCreate(Request):
     """A project to make; limits not given are the settings'."""
 
@@ -353,12 +347,6 @@ class ProjectView(Wire):
     max_queued: int
     max_bytes: int
     gpu_seconds_per_job: float | None
-
-
-class ProjectList(Wire):
-    """All projects."""
-
-    items: list[ProjectView]
 
 
 class LogEntry(Wire):

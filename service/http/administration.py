@@ -13,13 +13,11 @@ from service.http.parameters import ServicesDep, known_id
 from service.jobs.access import DEFAULT_PROJECT, KeyRecord, Limits, Principal, Project, Role
 from service.schemas import (
     KeyCreate,
-    KeyList,
     KeySecret,
     KeyView,
     LogEntry,
     Page,
     ProjectCreate,
-    ProjectList,
     ProjectView,
 )
 
@@ -27,10 +25,10 @@ router = APIRouter(prefix="/v1", tags=["administration"])
 _DAY = 86_400.0
 
 
-@router.get("/keys", response_model=KeyList, responses=responses())
-def list_keys(who: Admin, services: ServicesDep) -> KeyList:
+@router.get("/keys", response_model=Page[KeyView], responses=responses())
+def list_keys(who: Admin, services: ServicesDep) -> Page[KeyView]:
     """The project's API keys, revoked ones too."""
-    return KeyList(items=[_key(key) for key in services.access.keys(who.project)])
+    return Page(items=[_key(key) for key in services.access.keys(who.project)])
 
 
 @router.post("/keys", status_code=201, response_model=KeySecret, responses=responses())
@@ -52,11 +50,11 @@ def revoke_key(
     return _key(services.access.revoke_key(who.project, known_id(key_id, "key"), who.key_id))
 
 
-@router.get("/projects", response_model=ProjectList, responses=responses())
-def list_projects(who: Admin, services: ServicesDep) -> ProjectList:
+@router.get("/projects", response_model=Page[ProjectView], responses=responses())
+def list_projects(who: Admin, services: ServicesDep) -> Page[ProjectView]:
     """All projects, for admins of `default`; others see their own."""
     found = services.access.projects() if who.project == DEFAULT_PROJECT else (services.access.project(who.project),)
-    return ProjectList(items=[_project(project) for project in found])
+    return Page(items=[_project(project) for project in found])
 
 
 @router.post("/projects", status_code=201, response_model=ProjectView, responses=responses(409))
