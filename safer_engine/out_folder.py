@@ -158,6 +158,10 @@ class OutFolder:
             return OutRecord.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return OutRecord()
+        except NotADirectoryError:
+            raise SpecError(
+                f"--out {self.root} lies below a file and is no folder", "name a folder elsewhere with --out"
+            ) from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no record of an audit's files"
             raise SpecError(f"{path} cannot be read: {reason}", "name another folder with --out") from error

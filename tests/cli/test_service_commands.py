@@ -224,7 +224,7 @@ def test_waiting_shows_the_end_and_takes_its_code(  # noqa: PLR0917 - fixtures a
 
 def test_ctrl_c_leaves_the_job_running(as_admin: Path, service: LiveService) -> None:
     running = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "submit", *AUDIT, "--wait"],
+        ["env", "--default-signal=INT", sys.executable, "-m", "cli.main", "submit", *AUDIT, "--wait"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert running.stderr is not None

@@ -204,7 +204,7 @@ def test_check_counts_and_warns_of_evaluation_pairs(material: Path, tmp_path: Pa
     flags = ["check", *_flags(material, tmp_path / "store", "--eval-dataset", str(tmp_path / "apart.jsonl"))]
     assert run_main(flags) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "warning: only 5 of 8 evaluation pairs are usable, fewer than 20 (dropped: in_training_data 3)" in shown
+    assert "warning: only 5 of 8 evaluation pairs are usable, fewer than 20 (dropped: 3 in training data)" in shown
     assert run_main([*flags, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["health"]["evaluation"]["n_kept"], len(facts["warnings"])) == (5, 1)

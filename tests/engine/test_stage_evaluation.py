@@ -181,7 +181,7 @@ def test_no_usable_pair_is_an_absence_that_counts_why(bench: Bench) -> None:
     watcher = Watcher()
     rows = [*rows_of(6), {"id": "e", "prompt": "Other?", "chosen": "Yes.", "rejected": " "}]
     found = bench.run(bench.request(rows_of(6), rows), watcher)
-    why = "none of the 7 evaluation pairs is usable (dropped: empty_side 1, in_training_data 6)"
+    why = "none of the 7 evaluation pairs is usable (dropped: 1 empty side, 6 in training data)"
     assert reason_of(found).startswith(why)
     assert any(note.startswith(f"warning: {why}") for note in watcher.notes)
     assert isinstance(found[Activations], Activations)
