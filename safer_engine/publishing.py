@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safer_engine.errors import ResourceError, SpecError
 
+DISK_HINT = "free disk space and run again"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EROFS)
@@ -43,6 +44,10 @@ def publishing(final: Path, staging: Path | None = None) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise write_failed(final, error) from error
+    except BaseException as error:  # of a library that says in its own way that the disk is full
+        if not is_full(error):
+            raise
+        raise write_failed(final, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
 
 
 def withdraw(path: Path) -> None:
@@ -88,11 +93,23 @@ def require_writable(folder: Path, what: str) -> None:
         ) from error
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error is, or comes from, a disk that is full; safetensors says so in words only."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in _FULL:
+            return True
+        if any(f"(os error {number})" in str(found) for number in _FULL):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
+
+
 def write_failed(path: Path, error: OSError) -> ResourceError:
     """What to raise when a file cannot be written, with a hint that follows from the cause."""
     hint = "check the disk and run again"
     if error.errno in _FULL:
-        hint = "free disk space and run again"
+        hint = DISK_HINT
     elif error.errno in _NO_FOLDER:
         hint = "name a file in a folder that is there, or can be made"
     elif error.errno in _FORBIDDEN:

@@ -19,10 +19,11 @@ from types import FrameType
 from typing import Any
 
 from safer_engine.errors import Interrupted, SaferError
+from safer_engine.publishing import DISK_HINT, is_full
 from service.infra.logs import Redactor, secrets_of
 from service.infra.settings import Settings, load_settings
 from service.source_policy import LABELLER_KEY_VARIABLE
-from workers.inputs import Names
+from workers.inputs import Names, names_of
 from workers.observer import STOP, Line, LineHandler, PipeObserver
 from workers.order import Order
 from workers.stage_run import perform, tidy
@@ -33,7 +34,7 @@ _MORE_LIKELY_KILLED = "500"
 def main(order_json: str, pipe: Connection) -> None:
     """Compute the unit, telling the parent at the other end of the pipe what happens and how it ended."""
     settings = load_settings()
-    redact, names = Redactor(secrets_of(settings)), Names(settings.folder)
+    redact, names = Redactor(secrets_of(settings)), names_of(settings)
     line = Line(pipe, lambda text: redact(names(text)))
     stopping = threading.Event()
     _isolate(settings, stopping)
@@ -60,6 +61,14 @@ def _ended(order: Order, settings: Settings, observer: PipeObserver, names: Name
     except MemoryError:
         return {"kind": "failed", "code": "resource_exhausted", "message": "out of memory", "hint": "", "retryable": True}
     except BaseException as error:  # the process ends here; its parent tells the job's owner and the operator
+        if is_full(error):
+            return {
+                "kind": "failed",
+                "code": "resource_exhausted",
+                "message": "a disk is full",
+                "hint": DISK_HINT,
+                "retryable": True,
+            }
         return {"kind": "failed", "code": "internal", "message": _described(error), "hint": "", "retryable": True}
 
 

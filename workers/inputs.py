@@ -23,6 +23,7 @@ from safer_engine.train_spec import TrainSpec
 from safer_engine.training import TrainSources
 from service.errors import SourceNotAllowed
 from service.infra.input_cache import InputCache
+from service.infra.local_service_store import store_folder
 from service.infra.settings import Settings
 from service.infra.stores import Stores
 from service.infra.upload_files import UploadFiles
@@ -49,6 +50,14 @@ class Names:
         for path in sorted(self._names, key=len, reverse=True):
             text = text.replace(path, self._names[path])
         return text
+
+
+def names_of(settings: Settings) -> Names:
+    """Names for the folders of a worker: its own, and that of the artifacts where they are in a folder."""
+    names = Names(settings.folder)
+    if not settings.on_s3:
+        names.add(store_folder(settings), "…")
+    return names
 
 
 class InputFinder:

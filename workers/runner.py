@@ -24,6 +24,7 @@ from sqlalchemy import Engine
 
 from safer_engine.artifacts import ABSENT
 from safer_engine.errors import ArtifactError, SaferError
+from safer_engine.publishing import DISK_HINT, is_full
 from service.errors import LeaseLost, Unavailable
 from service.infra.logs import log_context
 from service.infra.metrics import WorkerMetrics
@@ -35,6 +36,7 @@ from service.jobs.queue import Sender
 from service.jobs.requests import Finished
 from service.jobs.stage_plan import stages_of
 from service.jobs.store import JobStore
+from workers.inputs import names_of
 from workers.lease import Course, LeaseKeeper
 from workers.order import Order, make_order, parts_of
 from workers.supervisor import Ended, Nursery, Reason
@@ -86,6 +88,7 @@ class Runner:
         self._jobs = bench.jobs
         self._nursery = nursery
         self._logs = JobLogs(bench.engine, bench.jobs, bench.stores)
+        self._names = names_of(bench.settings)
         self._stopping = threading.Event()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
@@ -134,7 +137,7 @@ class Runner:
             taken = self._fail(lease, JobError(error.code, error.message, error.hint, error.retryable))
         except Exception as error:
             _LOG.exception("an unexpected error")
-            taken = self._fail(lease, JobError("internal", f"unexpected {type(error).__name__} in the worker", "", True))
+            taken = self._fail(lease, _unexpected(error))
         if taken is not Taken.PARKED and taken is not Taken.DONE:
             outcome = "failed" if taken is Taken.FAILED else "stopped"
             self._bench.metrics.finished(lease.stage, outcome, time.monotonic() - began, on_gpu=lease.stage in _ON_GPU)
@@ -189,6 +192,7 @@ class Runner:
         return Taken.DONE
 
     def _fail(self, lease: Lease, error: JobError) -> Taken:
+        error = replace(error, message=self._names(error.message), hint=self._names(error.hint))
         _LOG.warning("failed with %s: %s", error.code, error.message)
         self._bench.metrics.failed(lease.stage, error.code)
         self._settle(lambda: self._jobs.fail(lease, error))
@@ -238,6 +242,12 @@ def _finished(order: Order, facts: dict[str, object]) -> Finished:
     if order.key is not None and not order.part and told.get("key") != order.key:
         raise ArtifactError("a child committed another cache key than it was asked for", "restart the worker")
     return Finished(**told)  # type: ignore[arg-type]
+
+
+def _unexpected(error: Exception) -> JobError:
+    if is_full(error):
+        return JobError("resource_exhausted", "a disk of the worker is full", DISK_HINT, True)
+    return JobError("internal", f"unexpected {type(error).__name__} in the worker", "", True)
 
 
 def _error(ended: Ended, settings: Settings) -> JobError:

@@ -172,7 +172,8 @@ def _reachable() -> Iterator[None]:
         if not _passes(error):
             raise
         cause = getattr(error.orig, "sqlite_errorname", type(error.orig).__name__)
-        raise Unavailable(f"the database cannot be used now ({cause})", "try again shortly") from error
+        hint = "free disk space where the database is" if cause == "SQLITE_FULL" else "try again shortly"
+        raise Unavailable(f"the database cannot be used now ({cause})", hint) from error
 
 
 def _passes(error: DBAPIError) -> bool:

@@ -66,3 +66,15 @@ def test_withdrawing_what_is_not_there_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ResourceError, match="cannot write"):
         withdraw(tmp_path / "folder")
+
+
+def test_a_full_disk_is_known_whoever_writes(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    final = tmp_path / "weights.safetensors"
+    with pytest.raises(ResourceError) as failed, publishing(final):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert failed.value.hint == "free disk space and run again"
+    with pytest.raises(ValueError, match="unlike"), publishing(final):
+        raise ValueError("unlike a full disk")
+    assert list(tmp_path.iterdir()) == []
