@@ -29,7 +29,7 @@ from sqlalchemy import func, insert, select
 
 from benchmarks.machine_line import machine_line
 from benchmarks.service_processes import LOCAL, Deployment, deployment
-from service.client import AuditClient, Submission, TransferObserver, read_files
+from service.client import AuditClient, JobFilter, Submission, TransferObserver, read_files
 from service.embedded import broker_program, free_port
 from service.jobs.ids import new_id
 from service.jobs.model import FINAL_JOB_STATES, JobState
@@ -60,6 +60,7 @@ def main() -> None:
         folder = Path(made)
         with broker(folder) as url, deployment(folder / "home", url, arguments.workers, arguments.database) as running:
             facts |= storm(running, folder, arguments)
+            show(facts)
             for number in (int(text) for text in arguments.stored.split(",") if text):
                 facts[f"api at {number} jobs"] = api_speed(running, number)
     show(facts)
@@ -197,7 +198,7 @@ def api_speed(running: Deployment, stored: int) -> dict[str, Any]:
         calls: dict[str, Callable[[], object]] = {
             "status": lambda: client.job(some),
             "list of 20": lambda: list(client.jobs(limit=20)),
-            "list of failed": lambda: list(client.jobs(states=["failed"], limit=20)),
+            "list of failed": lambda: list(client.jobs(JobFilter(states=["failed"]), limit=20)),
         }
         return {name: quantiles([timed(call) for _ in range(_CALLS)]) for name, call in calls.items()}
 
