@@ -29,9 +29,10 @@ from rich.table import Table
 from benchmarks.machine_line import machine_line
 from safer_engine.science.batches import IntArray, pad
 from safer_engine.science.extraction import Reading, batch_plan, extract
+from safer_engine.science.hook_place import hook_layer
 from safer_engine.science.messages import Message, message_cell
 from safer_engine.science.rendering import RenderedSide, make_renderer
-from safer_engine.science.reward_model import LoadFacts, RewardModel, hook_layer, inspect
+from safer_engine.science.reward_model import LoadFacts, RewardModel, inspect
 from safer_engine.spec import HookSpec
 
 CLOCK = time.perf_counter
