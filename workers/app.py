@@ -14,6 +14,7 @@ from kombu import Queue
 
 from service.infra.settings import Settings
 from service.jobs.queue import common_options
+from workers.broker import keep_listening
 from workers.runner import Runner
 from workers.tasks import register
 
@@ -52,6 +53,7 @@ def make_app(settings: Settings) -> Celery:
 
 def serve(settings: Settings, runner: Runner) -> int:
     """Take messages until SIGTERM or SIGINT; the unit at hand is given back first. Returns the exit code."""
+    keep_listening()
     app = make_app(settings)
     register(app, runner)
 
