@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
@@ -99,6 +99,11 @@ class ManifestDraft:
     provenance: dict[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     planned: Planned | None = None
+
+    def manifest(self, project: str, stage: str, key: str, files: dict[str, FileEntry]) -> Manifest:
+        """The manifest with its files, under an attempt id of its own."""
+        drafted = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Manifest(project=project, stage=stage, key=key, files=files, attempt=uuid.uuid4().hex, **drafted)
 
 
 class StoredArtifact(Protocol):
@@ -348,20 +353,7 @@ class LocalArtifactStore:
 
     def _commit(self, stage: str, key: str, work: LocalWork, draft: ManifestDraft) -> LocalStored:
         files = {path.name: self._keep_blob(path) for path in sorted(work.payload.iterdir())}
-        manifest = Manifest(
-            project=self.project,
-            stage=stage,
-            key=key,
-            files=files,
-            attempt=uuid.uuid4().hex,
-            stage_version=draft.stage_version,
-            artifact=draft.artifact,
-            meta=draft.meta,
-            inputs=draft.inputs,
-            provenance=draft.provenance,
-            cost=draft.cost,
-            planned=draft.planned,
-        )
+        manifest = draft.manifest(self.project, stage, key, files)
         if not self.has(stage, key):
             self.set_aside(stage, key)
         self._create_exclusively(self._manifest_path(stage, key), canonical_json(manifest.model_dump(mode="json")))

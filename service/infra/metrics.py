@@ -6,13 +6,15 @@ Two processes expose them. A worker counts what it does itself (`WorkerMetrics`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from service.jobs.requests import QueueFacts
 
 _SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
@@ -22,30 +24,17 @@ OTHER = "other"
 
 
 @dataclass(frozen=True)
-class QueueFacts:
-    """What SQL knows of one queue.
-
-    Attributes:
-        depth: units that are ready, sent or leased.
-        oldest_seconds: age of the oldest unit that nobody has taken; 0 where there is none.
-    """
-
-    depth: int
-    oldest_seconds: float
-
-
-@dataclass(frozen=True)
 class ServiceFacts:
     """What SQL knows of all jobs.
 
     Attributes:
         jobs: state → number of jobs ever seen in it now.
-        queues: queue → its facts.
+        queues: how each queue stands.
         lease_expired, messages_resent: counted since the database was made.
     """
 
     jobs: Mapping[str, int] = field(default_factory=dict)
-    queues: Mapping[str, QueueFacts] = field(default_factory=dict)
+    queues: Sequence[QueueFacts] = ()
     lease_expired: int = 0
     messages_resent: int = 0
 
@@ -68,9 +57,9 @@ class ServiceCollector(Collector):
         yield GaugeMetricFamily("safer_jobs_running", "Jobs that are running.", value=facts.jobs.get("running", 0))
         depth = GaugeMetricFamily("safer_queue_depth", "Units ready, sent or leased.", labels=["queue"])
         oldest = GaugeMetricFamily("safer_queue_oldest_seconds", "Age of the oldest unit nobody has taken.", labels=["queue"])
-        for queue, found in sorted(facts.queues.items()):
-            depth.add_metric([queue], found.depth)
-            oldest.add_metric([queue], found.oldest_seconds)
+        for found in facts.queues:
+            depth.add_metric([found.queue], found.depth)
+            oldest.add_metric([found.queue], found.oldest_seconds)
         yield depth
         yield oldest
         yield CounterMetricFamily("safer_lease_expired", "Leases that ran out.", value=facts.lease_expired)

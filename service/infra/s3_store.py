@@ -112,21 +112,7 @@ class S3ArtifactStore:
         if gone:
             raise Unavailable(f"{', '.join(gone)} of {stage} vanished from the store before the commit", "run it again")
         self.set_aside(stage, key)
-        manifest = Manifest(
-            project=self.project,
-            stage=stage,
-            key=key,
-            files=files,
-            attempt=uuid.uuid4().hex,
-            stage_version=draft.stage_version,
-            artifact=draft.artifact,
-            meta=draft.meta,
-            inputs=draft.inputs,
-            provenance=draft.provenance,
-            cost=draft.cost,
-            planned=draft.planned,
-        )
-        self._writer.create(manifest)
+        self._writer.create(draft.manifest(self.project, stage, key, files))
         return self.read(stage, key)
 
     def open_range(self, stage: str, key: str, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

@@ -8,7 +8,6 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine, Row, func, select
 
 from service.errors import Unavailable
-from service.infra.metrics import QueueFacts as QueueMetrics
 from service.infra.metrics import ServiceFacts
 from service.jobs import moves
 from service.jobs.clock import UtcNow
@@ -46,7 +45,7 @@ class Facts:
         try:
             with reading(self._engine) as connection:
                 counted = {row.name: row.value for row in connection.execute(select(counters))}
-            queues = {found.queue: QueueMetrics(found.depth, found.oldest_seconds) for found in self.queue_facts()}
+            queues = self.queue_facts()
             states = {state.value: number for state, number in self.job_counts().items()}
         except Unavailable:
             return None

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.infra.metrics import HttpMetrics, QueueFacts, ServiceCollector, ServiceFacts, WorkerMetrics
+from service.infra.metrics import HttpMetrics, ServiceCollector, ServiceFacts, WorkerMetrics
 from service.infra.settings import Settings
+from service.jobs.requests import QueueFacts
 from tests.helpers.servers import missing
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def known_metrics() -> set[str]:
     registry = CollectorRegistry()
     WorkerMetrics(registry)
     HttpMetrics(registry)
-    registry.register(ServiceCollector(lambda: ServiceFacts({"queued": 0}, {"cpu": QueueFacts(0, 0.0)})))
+    registry.register(ServiceCollector(lambda: ServiceFacts({"queued": 0}, (QueueFacts("cpu"),))))
     text = generate_latest(registry).decode()
     return set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)) | set(re.findall(r"^(\w+)[ {]", text, re.MULTILINE))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.infra.metrics import HttpMetrics, QueueFacts, ServiceCollector, ServiceFacts, WorkerMetrics
+from service.infra.metrics import HttpMetrics, ServiceCollector, ServiceFacts, WorkerMetrics
+from service.jobs.requests import QueueFacts
 
 SERVICE = {
     'safer_jobs_total{state="succeeded"} 3.0',
@@ -22,7 +23,9 @@ def exposed(registry: CollectorRegistry) -> set[str]:
 
 def test_service_metrics_are_what_sql_knows() -> None:
     registry = CollectorRegistry()
-    facts = ServiceFacts({"succeeded": 3, "running": 2}, {"gpu": QueueFacts(5, 7.5)}, 1, 4)
+    facts = ServiceFacts(
+        {"succeeded": 3, "running": 2}, (QueueFacts("gpu", ready=2, sent=1, leased=2, oldest_seconds=7.5),), 1, 4
+    )
     registry.register(ServiceCollector(lambda: facts))
     assert exposed(registry) >= SERVICE
 
