@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from service.errors import SourceNotAllowed, Unavailable
 from service.infra.settings import Settings
-from service.jobs.callbacks import CallbackStore
+from service.jobs.callbacks import CallbackStore, OwedCallback
 from service.jobs.model import JobRecord
 from service.outbound import Outbound
+from service.signing import signed_headers, signing_key
 
 _POLL_SECONDS = 2.0
 _LOG = logging.getLogger(__name__)
@@ -42,15 +44,16 @@ class Callbacks:
     def step(self) -> int:
         """Send what is due now; how many were tried. Raises Unavailable: the database is away."""
         due = self._store.take()
-        for job in due:
-            self._send(job)
+        for owed in due:
+            self._send(owed)
         return len(due)
 
-    def _send(self, job: JobRecord) -> None:
+    def _send(self, owed: OwedCallback) -> None:
         """One attempt. An answer of 2xx settles it for good, and so does an address that is not allowed."""
+        job = owed.job
         assert job.callback_url is not None, job.id
         try:
-            status = self._outbound.post(job.callback_url, callback_document(job, self._settings.public_url))
+            status = self._outbound.post(job.callback_url, callback_document(job, self._settings.public_url), self._signer(owed))
         except SourceNotAllowed:
             _LOG.warning("a callback's address is not allowed", extra={"audit_id": job.id})
             self._store.settle(job, delivered=False)
@@ -62,6 +65,14 @@ class Callbacks:
             self._store.settle(job, delivered=True)
         else:
             _LOG.info("a callback was answered with %d", status, extra={"audit_id": job.id})
+
+    def _signer(self, owed: OwedCallback) -> Callable[[bytes], dict[str, str]] | None:
+        """Signs a callback's body; None where no secret is set. A callback that is sent again has the same id."""
+        secret = self._settings.callback_secret
+        if secret is None:
+            return None
+        message = f"{owed.job.id}-{owed.job.attempt}"
+        return lambda body: signed_headers(signing_key(secret.get_secret_value()), message, owed.at, body)
 
 
 def callback_document(job: JobRecord, public_url: str | None) -> dict[str, Any]:

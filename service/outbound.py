@@ -12,6 +12,7 @@ import ipaddress
 import json
 import socket
 import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -94,8 +95,11 @@ class Outbound:
             return False
         return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
-    def post(self, url: str, document: dict[str, Any]) -> int:
+    def post(self, url: str, document: dict[str, Any], sign: Callable[[bytes], Mapping[str, str]] | None = None) -> int:
         """Send JSON; the answer's status.
+
+        Args:
+            sign: gives headers for the very bytes that are sent.
 
         Raises:
             SourceNotAllowed: see `check`, which is made anew.
@@ -103,9 +107,10 @@ class Outbound:
         """
         target = self.check(url)
         body = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "safer-audit", **(sign(body) if sign else {})}
         connection = _Pinned(target, self._seconds)
         try:
-            connection.request("POST", target.path, body, {"Content-Type": "application/json", "User-Agent": "safer-audit"})
+            connection.request("POST", target.path, body, headers)
             return connection.getresponse().status
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"{target.url.hostname} did not answer: {type(error).__name__}") from None

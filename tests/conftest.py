@@ -1,12 +1,14 @@
-"""Servers that tests share: each is started once, when a test first asks for it, and stopped at the end."""
+"""Servers and the browser that tests share: each is started once, when a test first asks for it, and stopped at the end."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from tests.helpers.browser import chromium
 from tests.helpers.rgw import ACCESS_KEY, SECRET_KEY, rgw_server
 from tests.helpers.servers import LOCAL, S3, Postgres, Redis, moto_server, postgres_server, redis_server, s3_bucket, wait_until
 
@@ -68,3 +70,10 @@ def s3_rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     server = rgw_server(tmp_path_factory.mktemp("rgw"))
     yield s3_bucket(server.endpoint, ACCESS_KEY, SECRET_KEY)
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium. A module's own: while Playwright's loop is open in this thread, no other test of it can run one."""
+    with chromium() as started:
+        yield started

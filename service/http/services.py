@@ -10,7 +10,6 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
-from safer_engine.errors import SpecError
 from service.http.limits import RateLimit
 from service.http.recent import Recent
 from service.http.streaming import OpenStreams
@@ -86,8 +85,7 @@ def open_services(settings: Settings) -> Services:
     Raises:
         SpecError: a setting that the API needs is missing or cannot be used.
     """
-    if settings.secret_pepper is None:
-        raise SpecError("SAFER_SECRET_PEPPER is not set", "set it to 32 random bytes in hex, and keep it: keys depend on it")
+    pepper = settings.pepper
     engine = open_database(settings)
     registry = CollectorRegistry()
     artifacts = ArtifactMetrics(registry)
@@ -106,7 +104,7 @@ def open_services(settings: Settings) -> Services:
         sender=Sender(settings),
         registry=registry,
         http_metrics=HttpMetrics(registry),
-        pepper=settings.secret_pepper.get_secret_value().encode(),
+        pepper=pepper,
         outbound=Outbound(settings.allowed_networks),
         rate=RateLimit(settings.requests_per_minute),
         strangers=RateLimit(STRANGERS_PER_MINUTE),

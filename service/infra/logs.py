@@ -89,11 +89,12 @@ def _within(value: Any, redact: Redactor) -> Any:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send all logs of this process to standard error as JSON lines."""
+    """Send all logs of this process, and what libraries warn of, to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(Redactor(secrets_of(settings))))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
+    logging.captureWarnings(True)
     for loud in ("alembic", "botocore", "boto3", "urllib3", "httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(loud).setLevel(logging.WARNING)

@@ -28,12 +28,14 @@ class ServiceFacts:
     """What SQL knows of all jobs.
 
     Attributes:
-        jobs: state → number of jobs ever seen in it now.
+        entered: state → how often a job came into it; never falls.
+        running: jobs that run now.
         queues: how each queue stands.
         lease_expired, messages_resent: counted since the database was made.
     """
 
-    jobs: Mapping[str, int] = field(default_factory=dict)
+    entered: Mapping[str, int] = field(default_factory=dict)
+    running: int = 0
     queues: Sequence[QueueFacts] = ()
     lease_expired: int = 0
     messages_resent: int = 0
@@ -50,11 +52,11 @@ class ServiceCollector(Collector):
         facts = self._facts()
         if facts is None:
             return
-        jobs = CounterMetricFamily("safer_jobs", "Jobs by state.", labels=["state"])
-        for state, number in sorted(facts.jobs.items()):
+        jobs = CounterMetricFamily("safer_jobs", "Jobs that came into a state.", labels=["state"])
+        for state, number in sorted(facts.entered.items()):
             jobs.add_metric([state], number)
         yield jobs
-        yield GaugeMetricFamily("safer_jobs_running", "Jobs that are running.", value=facts.jobs.get("running", 0))
+        yield GaugeMetricFamily("safer_jobs_running", "Jobs that are running.", value=facts.running)
         depth = GaugeMetricFamily("safer_queue_depth", "Units ready, sent or leased.", labels=["queue"])
         oldest = GaugeMetricFamily("safer_queue_oldest_seconds", "Age of the oldest unit nobody has taken.", labels=["queue"])
         for found in facts.queues:

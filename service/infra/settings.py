@@ -14,6 +14,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from safer_engine.errors import SpecError
+from service.signing import signing_key
+from service.jobs.model import QUEUES
 
 MiB, GiB = 1 << 20, 1 << 30
 
@@ -46,6 +48,9 @@ class Settings(BaseSettings):
         ("127.0.0.1", "localhost"), description="Accepted Host headers, comma-separated; `*` for any."
     )
     public_url: str | None = Field(None, description="What clients call the API; for links in callbacks.")
+    callback_secret: SecretStr | None = Field(
+        None, description="Signs callbacks: `whsec_` and 24 to 64 random bytes in base64. Without it they are not signed."
+    )
     secret_pepper: SecretStr | None = Field(None, description="Pepper of API keys; required by `serve`; `up` makes one.")
     body_limit_bytes: int = Field(2 * MiB, gt=0, description="Largest request body, upload parts aside.")
     requests_per_minute: int = Field(600, gt=0, description="Per API key.")
@@ -79,7 +84,7 @@ class Settings(BaseSettings):
     default_max_queued: int = Field(1000, ge=1, description="Queued jobs of a project.")
     default_max_bytes: int = Field(1 << 40, ge=1, description="Bytes of uploads and artifacts of a project.")
 
-    queues: Annotated[tuple[str, ...], NoDecode] = Field(("cpu", "gpu"), description="Queues this worker serves.")
+    queues: Annotated[tuple[str, ...], NoDecode] = Field(QUEUES, description="Queues this worker serves.")
     device: str = Field("auto", description="Device of this worker: `auto`, `cpu`, `cuda`, `cuda:N`.")
     precision_device: Literal["worker", "cpu", "cuda"] = Field(
         "worker",
@@ -109,8 +114,15 @@ class Settings(BaseSettings):
     @field_validator("queues")
     @classmethod
     def _known_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or set(value) - {"cpu", "gpu"}:
+        if not value or set(value) - set(QUEUES):
             raise ValueError("queues are cpu and gpu")
+        return value
+
+    @field_validator("callback_secret")
+    @classmethod
+    def _signing_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            signing_key(value.get_secret_value())
         return value
 
     @model_validator(mode="after")
@@ -123,6 +135,18 @@ class Settings(BaseSettings):
     def folder(self) -> Path:
         """`home`, absolute."""
         return self.home.expanduser().absolute()
+
+    @property
+    def pepper(self) -> bytes:
+        """`secret_pepper`, which whatever checks API keys needs. Raises SpecError where it is not set."""
+        given = self.secret_pepper.get_secret_value() if self.secret_pepper else ""
+        if not given:
+            raise SpecError(
+                "SAFER_SECRET_PEPPER is not set",
+                "set it to a long random string (`openssl rand -hex 32`), the same for every process, and keep it: API keys "
+                "depend on it",
+            )
+        return given.encode()
 
     @property
     def database(self) -> str:

@@ -109,12 +109,9 @@ class AccessStore:
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        pepper = settings.secret_pepper.get_secret_value() if settings.secret_pepper else ""
-        if not pepper:
-            raise SpecError("SAFER_SECRET_PEPPER is not set", "set it to a long random string, the same for every process")
+        self._pepper = settings.pepper
         self._engine = engine
         self._settings = settings
-        self._pepper = pepper.encode()
 
     def ensure_project(self, name: str) -> Project:
         """A project, made with the default limits where there is none. Raises SpecError for a name that cannot be one."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
+
 from sqlalchemy import Engine, select, update
 
 from service.jobs import moves
@@ -15,13 +18,21 @@ MAX_ATTEMPTS = 8
 _FIRST_PAUSE_SECONDS = 15.0
 
 
+@dataclass(frozen=True)
+class OwedCallback:
+    """A callback to send now. `at`: when that was decided, by the database's clock."""
+
+    job: JobRecord
+    at: datetime
+
+
 class CallbackStore:
     """Callbacks that are owed. Every method is one or more transactions and may raise Unavailable."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def take(self, limit: int = 20) -> tuple[JobRecord, ...]:
+    def take(self, limit: int = 20) -> tuple[OwedCallback, ...]:
         """Ended jobs whose callback is due now.
 
         Each is due again after a pause that doubles, unless `settle` says how it went; after `MAX_ATTEMPTS` it is given up.
@@ -30,9 +41,9 @@ class CallbackStore:
         due = (jobs.c.callback_state == "pending") & (jobs.c.callback_at <= UtcNow())
         with reading(self._engine) as connection:
             found = connection.execute(select(jobs.c.id).where(due).order_by(jobs.c.callback_at).limit(limit)).scalars().all()
-        return tuple(job for job_id in found if (job := self._take(job_id)) is not None)
+        return tuple(owed for job_id in found if (owed := self._take(job_id)) is not None)
 
-    def _take(self, job_id: str) -> JobRecord | None:
+    def _take(self, job_id: str) -> OwedCallback | None:
         with writing(self._engine) as connection:
             job = moves.lock_job(connection, job_id)
             due = (jobs.c.id == job_id) & (jobs.c.callback_state == "pending") & (jobs.c.callback_at <= UtcNow())
@@ -43,7 +54,8 @@ class CallbackStore:
             again = utc_after(_FIRST_PAUSE_SECONDS * 2.0 ** (attempts - 1))
             values = {"callback_state": state, "callback_attempts": attempts, "callback_at": again}
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-            return job_of(job)
+            at: datetime = connection.execute(select(UtcNow())).scalar_one()
+            return OwedCallback(job_of(job), at)
 
     def settle(self, job: JobRecord, *, delivered: bool) -> None:
         """The callback of this attempt of the job arrived, or never will; a job that was tried again since owes its own."""

@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 from service.errors import Unavailable
 from service.infra.settings import Settings
-from service.jobs.queue import QUEUES, Sender
+from service.jobs.model import QUEUES
+from service.jobs.queue import Sender
 from service.jobs.requests import Message
 from service.jobs.store import JobStore
 

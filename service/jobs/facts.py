@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, Row, func, select
+from sqlalchemy import Connection, Engine, Row, func, literal, select, union_all
 
 from service.errors import Unavailable
 from service.infra.metrics import ServiceFacts
 from service.jobs import moves
 from service.jobs.clock import UtcNow
 from service.jobs.database import reading
-from service.jobs.model import JobState, UnitState
+from service.jobs.model import FINAL_JOB_STATES, QUEUES, JobState, UnitState
 from service.jobs.requests import QueueFacts
 from service.jobs.tables import counters, jobs, units
-
-QUEUES = ("cpu", "gpu")
 
 
 class Facts:
@@ -43,13 +41,40 @@ class Facts:
     def facts(self) -> ServiceFacts | None:
         """All figures of the metrics page; None while the database cannot be reached."""
         try:
-            with reading(self._engine) as connection:
-                counted = {row.name: row.value for row in connection.execute(select(counters))}
             queues = self.queue_facts()
-            states = {state.value: number for state, number in self.job_counts().items()}
+            with reading(self._engine) as connection:
+                rows = connection.execute(_TALLY).all()
         except Unavailable:
             return None
-        return ServiceFacts(states, queues, counted.get("lease_expired", 0), counted.get("messages_resent", 0))
+        now = {JobState(row.name): row for row in rows if row.is_state}
+        counted = {row.name: row.number for row in rows if not row.is_state}
+        running = now[JobState.RUNNING].number if JobState.RUNNING in now else 0
+        entered = _entered({state: row.number for state, row in now.items()}, sum(row.started for row in now.values()), counted)
+        return ServiceFacts(entered, running, queues, counted.get("lease_expired", 0), counted.get("messages_resent", 0))
+
+
+# One statement, so that one moment: a counter that is read a little lower than before would look like a restart.
+_TALLY = union_all(
+    select(
+        literal(True).label("is_state"), jobs.c.state.label("name"), func.count().label("number"),
+        func.count(jobs.c.started).label("started"),
+    ).group_by(jobs.c.state),
+    select(literal(False), counters.c.name, counters.c.value, literal(0)),
+)  # fmt: skip
+
+
+def count_retry(connection: Connection, source: JobState, started: bool) -> None:
+    """A job leaves a final state; last in its transaction, since every retry comes by the same rows."""
+    count(connection, f"left_{source}", 1)
+    count(connection, "started_before", int(started))
+
+
+def _entered(now: Mapping[JobState, int], started: int, counted: Mapping[str, int]) -> dict[str, int]:
+    """How often a job entered each state: those that are in it or went on from it, and those that came again by a retry."""
+    left = {state: counted.get(f"left_{state}", 0) for state in FINAL_JOB_STATES}
+    entered = {state.value: now.get(state, 0) + left[state] for state in FINAL_JOB_STATES}
+    queued = sum(now.values()) + sum(left.values())
+    return {**entered, JobState.QUEUED.value: queued, JobState.RUNNING.value: started + counted.get("started_before", 0)}
 
 
 def count(connection: Connection, name: str, more: int) -> None:

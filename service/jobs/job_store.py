@@ -14,6 +14,7 @@ from service.infra.settings import Settings
 from service.jobs import audit_log, moves
 from service.jobs.clock import UtcNow
 from service.jobs.database import reading, writing
+from service.jobs.facts import count_retry
 from service.jobs.ids import new_id
 from service.jobs.model import FINAL_JOB_STATES, EventRecord, JobKind, JobRecord, JobState, StageRecord, StageState, UnitState
 from service.jobs.records import event_of, job_of, stage_of, unit_of
@@ -167,6 +168,7 @@ class JobRequests:
             assert stage is not None, job_id
             again = _locked(connection, job_id)
             moves.open_stage(connection, again, stage)
+            count_retry(connection, *source, started=job["started"] is not None)
             return job_of(again)
 
     def delete(self, project: str, job_id: str, actor: str) -> None:

@@ -15,6 +15,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+QUEUES = ("cpu", "gpu")
+"""What a stage needs, and so the queue its units go to."""
+
 
 class JobKind(StrEnum):
     """What a job does."""

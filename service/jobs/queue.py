@@ -20,10 +20,10 @@ from redis.retry import Retry
 
 from service.errors import Unavailable
 from service.infra.settings import Settings
+from service.jobs.model import QUEUES
 
 TASK = "safer.unit"
 WAKE = "safer:wake"
-QUEUES = ("cpu", "gpu")
 _CONNECT_SECONDS = 2.0
 _ANSWER_SECONDS = 2.0
 _LONGEST_QUEUE = 1000

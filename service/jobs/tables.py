@@ -92,7 +92,7 @@ jobs = Table(
     Index("ix_jobs_project_created", "project", "created", "id"),
     Index("ix_jobs_project_state", "project", "state", "created", "id"),
     Index("ix_jobs_project_kind", "project", "kind", "created", "id"),
-    Index("ix_jobs_state_created", "state", "created"),
+    Index("ix_jobs_state_started", "state", "started"),
     Index("ix_jobs_callback", "callback_state", "callback_at"),
 )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from sqlalchemy import insert
 
 from service.jobs.access import AccessStore, Limits
 from service.jobs.clock import utc_after
 from service.jobs.database import writing
-from service.jobs.model import JobState, UnitState
+from service.jobs.model import JobError, JobState, UnitState
 from service.jobs.requests import Finished, Message, QueueFacts, Reconciled
 from service.jobs.tables import key_locks, units
 from tests.helpers.databases import Database
@@ -148,7 +150,30 @@ def test_facts_count_what_waits_and_what_runs(db: Database) -> None:
     }  # fmt: skip
     facts = db.store.facts()
     assert facts is not None
-    assert (facts.jobs["running"], facts.queues["gpu"].depth) == (2, 1)
+    assert (facts.running, [each.depth for each in facts.queues]) == (2, [2, 1])
+    assert facts.entered == {"queued": 3, "running": 2, "succeeded": 0, "failed": 0, "cancelled": 0}
+
+
+def test_counters_of_jobs_never_fall(db: Database) -> None:
+    def entered() -> dict[str, int]:
+        facts = db.store.facts()
+        assert facts is not None
+        return dict(facts.entered)
+
+    never_ran, runs = db.submit("a"), db.submit("a")
+    seen = [entered()]
+    db.store.request_cancel("default", never_ran.id, "me")
+    seen.append(entered())
+    db.store.fail(db.take(), JobError("internal", "broken"))
+    seen.append(entered())
+    for job in (never_ran, runs):
+        db.store.retry("default", job.id, "me")
+        seen.append(entered())
+    db.store.finish(db.take(), Finished())
+    seen.append(entered())
+    assert seen[0] == {"queued": 2, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+    assert seen[-1] == {"queued": 4, "running": 2, "succeeded": 1, "failed": 1, "cancelled": 1}
+    assert all(later[state] >= sooner[state] for sooner, later in pairwise(seen) for state in later)
 
 
 def test_an_empty_queue_has_facts_too(db: Database) -> None:

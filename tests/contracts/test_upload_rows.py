@@ -119,18 +119,18 @@ def test_an_ended_job_owes_its_callback_until_it_is_settled(db: Database) -> Non
     assert callbacks.take() == ()
     db.store.request_cancel("default", job.id, "a")
     (owed,) = callbacks.take()
-    assert (owed.id, owed.state) == (job.id, JobState.CANCELLED)
+    assert (owed.job.id, owed.job.state) == (job.id, JobState.CANCELLED)
     assert callbacks.take() == ()
     db.change(jobs, jobs.c.id == job.id, callback_at=utc_after(-1.0))
-    assert [found.id for found in callbacks.take()] == [job.id]
-    callbacks.settle(owed, delivered=True)
+    assert [found.job.id for found in callbacks.take()] == [job.id]
+    callbacks.settle(owed.job, delivered=True)
     db.change(jobs, jobs.c.id == job.id, callback_at=utc_after(-1.0))
     assert callbacks.take() == ()
     db.store.retry("default", job.id, "a")
     db.store.request_cancel("default", job.id, "a")
-    callbacks.settle(owed, delivered=True)
+    callbacks.settle(owed.job, delivered=True)
     (again,) = callbacks.take()
-    assert again.attempt == 2
+    assert again.job.attempt == 2
 
 
 def test_a_callback_that_never_arrives_is_given_up(db: Database) -> None:

@@ -1,8 +1,5 @@
 """The report in a real browser: no errors, no requests, keyboard, themes, contrast, narrow screens, print."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +9,11 @@ from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import MAX_BYTES, render_html
 from safer_engine.report.model import Text
 from tests.helpers import fake_artifacts
+from tests.helpers.browser import UNFOLD, UNREADABLE, WatchedPage
 
 pytestmark = [pytest.mark.full, pytest.mark.browser]
 
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 EVALUATION: dict[str, Any] = {"evaluation": {"source": {"kind": "local", "path": "data/eval.jsonl"}}}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-    if found is None:
-        reason = "no Chromium is installed (Debian: apt-get install chromium)"
-        if os.environ.get("SAFER_REQUIRE_ALL") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=found, args=list(FLAGS))
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +32,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return written
 
 
-class Visit:
-    """A page, with what it complained about and what it asked the network for."""
+class Visit(WatchedPage):
+    """A report that is open."""
 
     def __init__(self, browser: Any, path: Path, *, width: int = 1440, scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", self._refuse)
-        self.page.on("request", lambda request: self.requests.append(request.url))
+        super().__init__(browser, width=width, scheme=scheme)
         self.page.goto(path.as_uri())
-
-    def _refuse(self, dialog: Any) -> None:
-        self.complaints.append(f"dialog {dialog.message}")
-        dialog.dismiss()
-
-    def __enter__(self) -> "Visit":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
 
 
 @pytest.mark.parametrize("name", ["plain", "hostile", "bare"])
@@ -84,7 +45,7 @@ def test_no_complaint_no_request_and_small(browser: Any, files: dict[str, Path],
     with Visit(browser, files[name]) as visit:
         if visit.page.query_selector("#reveal-all"):
             visit.page.click("#reveal-all")
-        visit.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        visit.page.evaluate(UNFOLD)
         visit.page.mouse.wheel(0, 5_000)
         visit.page.hover(".plot.wide-only .dot >> nth=0", force=True)
         assert visit.complaints == []
@@ -174,7 +135,7 @@ def test_theme_follows_the_system_and_the_button(browser: Any, files: dict[str, 
 @pytest.mark.parametrize("name", ["plain", "hostile"])
 def test_nothing_runs_off_the_side(browser: Any, files: dict[str, Path], width: int, name: str) -> None:
     with Visit(browser, files[name], width=width) as visit:
-        visit.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        visit.page.evaluate(UNFOLD)
         visit.page.click("#reveal-all")
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -182,7 +143,7 @@ def test_nothing_runs_off_the_side(browser: Any, files: dict[str, Path], width: 
 @pytest.mark.parametrize("width", [1300, 1440])
 def test_tables_fit_their_card_on_a_laptop(browser: Any, files: dict[str, Path], width: int) -> None:
     with Visit(browser, files["plain"], width=width) as visit:
-        visit.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        visit.page.evaluate(UNFOLD)
         wraps = "[...document.querySelectorAll('.table-wrap')]"
         assert visit.page.evaluate(f"{wraps}.filter((n) => n.scrollWidth > n.clientWidth).map((n) => n.ariaLabel)") == []
 
@@ -197,7 +158,7 @@ def test_narrow_and_wide_plots_take_turns(browser: Any, files: dict[str, Path]) 
 def test_the_table_sorts(browser: Any, files: dict[str, Path]) -> None:
     with Visit(browser, files["plain"]) as visit:
         page = visit.page
-        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        page.evaluate(UNFOLD)
         cells = "[...document.querySelectorAll('.sortable tbody tr')].map((row) => Number(row.cells[4].dataset.v))"
         page.click(".sortable thead th:nth-child(5) button")
         assert page.evaluate(cells) == sorted(page.evaluate(cells), reverse=True)
@@ -253,56 +214,13 @@ def test_tooltips_show_on_hover_and_focus(browser: Any, files: dict[str, Path]) 
         page.wait_for_selector("#tip.on")
 
 
-CONTRAST = """
-() => {
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const known = new Map();
-  const rgba = (color) => {
-    if (!known.has(color)) {
-      canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
-      const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; known.set(color, [r, g, b, a / 255]);
-    }
-    return known.get(color);
-  };
-  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3]));
-  const backdrop = (node) => {
-    const layers = [];
-    for (let at = node; at; at = at.parentElement) layers.unshift(rgba(getComputedStyle(at).backgroundColor));
-    return layers.reduce((below, top) => over(top, below), [255, 255, 255]);
-  };
-  const luminance = (color) => {
-    const [r, g, b] = color.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const bad = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    const words = walker.currentNode.textContent.trim();
-    if (!words || !node.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true })) continue;
-    if (node.closest("option, script, style, #tip, .visually-hidden, .skip")) continue;
-    const style = getComputedStyle(node);
-    const below = backdrop(node);
-    const ink = over(rgba(node instanceof SVGElement ? style.fill : style.color), below);
-    const [x, y] = [luminance(ink), luminance(below)].sort((p, q) => q - p);
-    const ratio = (x + 0.05) / (y + 0.05);
-    const size = parseFloat(style.fontSize);
-    const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
-    const name = `${node.tagName}.${node.getAttribute("class")}`;
-    if (ratio < (large ? 3 : 4.5)) bad.push(`${ratio.toFixed(2)} ${name} ${words.slice(0, 40)}`);
-  }
-  return [...new Set(bad)];
-}
-"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["plain", "hostile"])
 def test_text_stands_out_from_its_ground(browser: Any, files: dict[str, Path], scheme: str, name: str) -> None:
     with Visit(browser, files[name], scheme=scheme) as visit:
         visit.page.click("#reveal-all")
-        visit.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        assert visit.page.evaluate(CONTRAST) == []
+        visit.page.evaluate(UNFOLD)
+        assert visit.page.evaluate(UNREADABLE) == []
 
 
 def test_hidden_texts_stay_hidden_on_paper(browser: Any, files: dict[str, Path]) -> None:

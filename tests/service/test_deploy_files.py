@@ -32,7 +32,7 @@ def known_metrics() -> set[str]:
     registry = CollectorRegistry()
     WorkerMetrics(registry)
     HttpMetrics(registry)
-    registry.register(ServiceCollector(lambda: ServiceFacts({"queued": 0}, (QueueFacts("cpu"),))))
+    registry.register(ServiceCollector(lambda: ServiceFacts({"queued": 0}, queues=(QueueFacts("cpu"),))))
     text = generate_latest(registry).decode()
     return set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)) | set(re.findall(r"^(\w+)[ {]", text, re.MULTILINE))
 

@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import threading
-import time
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import render_html
 from service.jobs.model import JobError, JobRecord
 from service.jobs.requests import Finished
 from tests.helpers import fake_artifacts
-from tests.helpers.http_world import HttpWorld, edit_line, http_world, payloads
-from tests.helpers.servers import free_port, wait_until
+from tests.helpers.browser import UNFOLD, UNREADABLE, WatchedPage
+from tests.helpers.http_world import edit_line, payloads
+from tests.helpers.live_service import LiveService, live_service
+from tests.helpers.servers import wait_until
 
 pytestmark = [pytest.mark.full, pytest.mark.browser]
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-CONTRAST = """() => {
-  const rgb = (text) => {
-    const canvas = new OffscreenCanvas(1, 1).getContext("2d");
-    canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => [r, g, b].map((v) => linear(v / 255))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (node) => {
-    for (; node; node = node.parentElement) {
-      const found = rgb(getComputedStyle(node).backgroundColor);
-      if (found[3] === 255) return found;
-    }
-    return [255, 255, 255];
-  };
-  const bad = [];
-  for (const node of document.querySelectorAll("main *, header *")) {
-    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
-    if (!own || !node.checkVisibility()) continue;
-    const [a, b] = [light(rgb(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) bad.push([node.tagName, node.textContent.trim().slice(0, 30), ratio]);
-  }
-  return bad;
-}"""
 
 
 def until(page: Any, expression: str) -> None:
@@ -59,27 +27,12 @@ def until(page: Any, expression: str) -> None:
     wait_until(lambda: bool(page.evaluate(expression)), expression)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-    if found is None:
-        reason = "no Chromium is installed (Debian: apt-get install chromium)"
-        if os.environ.get("SAFER_REQUIRE_ALL") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=found, args=list(FLAGS))
-        yield started
-        started.close()
-
-
 class Site:
     """A server with jobs in every state."""
 
-    def __init__(self, world: HttpWorld, folder: Path) -> None:
-        self.world = world
+    def __init__(self, service: LiveService, folder: Path) -> None:
+        self.url = service.url
+        self.world = world = service.world
         audit = fake_artifacts.build(folder)
         document = build_report(ReportRequest(audit.spec, audit.sources, audit.found, "2026-01-02T03:04:05Z"))
         contents = payloads()
@@ -93,9 +46,6 @@ class Site:
         world.services.jobs.fail(
             world.lease(self.failed), JobError("model_refused", "the head is freshly initialised", "train it")
         )
-        self.url = f"http://127.0.0.1:{free_port()}"
-        config = uvicorn.Config(world.app, port=int(self.url.rpartition(":")[2]), log_level="error", lifespan="off")
-        self.server = uvicorn.Server(config)
 
     def running(self) -> JobRecord:
         """A job that a worker is at."""
@@ -103,38 +53,22 @@ class Site:
 
 
 def _json(line: dict[str, Any]) -> str:
-    import json
-
     return json.dumps(line, ensure_ascii=False)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with http_world() as world:
-        made = Site(world, tmp_path_factory.mktemp("fake"))
-        thread = threading.Thread(target=made.server.run)
-        thread.start()
-        while not made.server.started:
-            time.sleep(0.02)
-        yield made
-        world.services.stopping.set()
-        made.server.should_exit = True
-        thread.join()
+    with live_service() as service:
+        yield Site(service, tmp_path_factory.mktemp("fake"))
 
 
-class Visit:
+class Visit(WatchedPage):
     """A page of somebody who has logged in, with what it complained about and what it asked the network for."""
 
     def __init__(
         self, browser: Any, site: Site, *, role: str = "admin", width: int = 1280, scheme: str = "light", **given: Any
     ) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **given)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
+        super().__init__(browser, width=width, scheme=scheme, **given)
         self.site = site
         site.world.services.logins._buckets.clear()
         self.go("/login")
@@ -145,12 +79,6 @@ class Visit:
     def go(self, path: str) -> Any:
         self.page.goto(f"{self.site.url}{path}")
         return self.page
-
-    def __enter__(self) -> Visit:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -167,8 +95,8 @@ def test_no_complaint_no_foreign_request_and_readable(browser: Any, site: Site, 
             f"/audits/{site.done.id}/edits",
         ):
             page = visit.go(path)
-            page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-            assert page.evaluate(CONTRAST) == [], path
+            page.evaluate(UNFOLD)
+            assert page.evaluate(UNREADABLE) == [], path
         frame = visit.go(f"/audits/{site.done.id}/report").frame_locator("iframe")
         frame.locator("h1").wait_for()
         assert frame.locator("#theme").get_attribute("aria-pressed") == ("true" if scheme == "dark" else "false")

@@ -23,9 +23,8 @@ def exposed(registry: CollectorRegistry) -> set[str]:
 
 def test_service_metrics_are_what_sql_knows() -> None:
     registry = CollectorRegistry()
-    facts = ServiceFacts(
-        {"succeeded": 3, "running": 2}, (QueueFacts("gpu", ready=2, sent=1, leased=2, oldest_seconds=7.5),), 1, 4
-    )
+    queues = (QueueFacts("gpu", ready=2, sent=1, leased=2, oldest_seconds=7.5),)
+    facts = ServiceFacts({"succeeded": 3}, 2, queues, lease_expired=1, messages_resent=4)
     registry.register(ServiceCollector(lambda: facts))
     assert exposed(registry) >= SERVICE
 

@@ -173,6 +173,69 @@ def test_a_callback_tells_the_end_and_no_text(world: Database) -> None:
     assert set(body) == {"job", "attempt", "kind", "state", "labels", "error", "verdict", "finished", "url"}
 
 
+def documented_verify() -> Callable[[str, dict[str, str], bytes], bool]:
+    """The function that docs/api.md gives to receivers."""
+    code = (Path(__file__).parents[2] / "docs" / "api.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {each.__name__: each for each in (base64, hashlib, hmac, time)} | {"Mapping": dict}
+    exec(code, names)  # noqa: S102 - the very lines that are documented
+    verify: Callable[[str, dict[str, str], bytes], bool] = names["verify"]
+    return verify
+
+
+def openssl_mac(key: bytes, signed: bytes) -> str:
+    """HMAC-SHA256 by a program that shares nothing with ours."""
+    command = ["openssl", "dgst", "-sha256", "-mac", "HMAC", "-macopt", f"hexkey:{key.hex()}", "-binary"]
+    return base64.b64encode(subprocess.run(command, input=signed, capture_output=True, check=True).stdout).decode()
+
+
+def test_a_receiver_knows_who_calls(world: Database) -> None:
+    key = bytes(range(32))
+    secret = "whsec_" + base64.b64encode(key).decode()
+    settings = settings_for(world.settings.home, callback_secret=secret)
+    with receiver() as there:
+        there.answers = [500]
+        job_id = failed_job(world, f"http://127.0.0.1:{there.port}/hook")
+        sender = Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), settings)
+        sender.step()
+        make_due(world)
+        sender.step()
+        (_, headers, _), (_, again, _) = there.got
+        body = there.raw[0]
+    headers, again = ({name.lower(): value for name, value in each.items()} for each in (headers, again))
+    assert headers["webhook-id"] == again["webhook-id"] == f"{job_id}-1"
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    assert headers["webhook-signature"] == f"v1,{openssl_mac(key, signed)}"
+    verify = documented_verify()
+    assert verify(secret, headers, body)
+    assert verify(secret, {**headers, "webhook-signature": "v1,AAAA " + headers["webhook-signature"]}, body)
+    assert not verify(secret, headers, body.replace(b"failed", b"succeeded"))
+    assert not verify(secret, {**headers, "webhook-id": "another"}, body)
+    assert not verify(secret, {**headers, "webhook-timestamp": str(int(headers["webhook-timestamp"]) - 400)}, body)
+    assert not verify("whsec_" + base64.b64encode(bytes(32)).decode(), headers, body)
+
+
+def test_the_time_of_a_signature_is_the_databases(world: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed_job(world, "http://127.0.0.1:9/hook")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    (owed,) = CallbackStore(world.engine).take()
+    assert abs(owed.at.timestamp() - now) < 60
+
+
+def test_without_a_secret_nothing_is_signed(world: Database) -> None:
+    with receiver() as there:
+        failed_job(world, f"http://127.0.0.1:{there.port}/hook")
+        Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), world.settings).step()
+        assert not any(name.lower().startswith("webhook-") for name in there.got[0][1])
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", "c2hvcnQ" * 8, "whsec_" + "ä" * 40, "whsec_" + "!" * 40])
+def test_a_secret_that_is_none_stops_the_start(world: Database, secret: str) -> None:
+    with pytest.raises(SpecError, match="SAFER_CALLBACK_SECRET") as refused:
+        settings_for(world.settings.home, callback_secret=secret)
+    assert len(secret) < 8 or secret not in str(refused.value)
+
+
 def test_a_callback_that_was_refused_or_not_answered_is_tried_again(world: Database) -> None:
     with receiver() as there:
         there.answers = [500, 302]

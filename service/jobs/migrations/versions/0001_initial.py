@@ -205,7 +205,7 @@ def _jobs() -> None:
     op.create_index("ix_jobs_project_created", "jobs", ["project", "created", "id"])
     op.create_index("ix_jobs_project_kind", "jobs", ["project", "kind", "created", "id"])
     op.create_index("ix_jobs_project_state", "jobs", ["project", "state", "created", "id"])
-    op.create_index("ix_jobs_state_created", "jobs", ["state", "created"])
+    op.create_index("ix_jobs_state_started", "jobs", ["state", "started"])
 
 
 def _uploads() -> None:
