@@ -14,8 +14,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from safer_engine.errors import SpecError
-from service.signing import signing_key
 from service.jobs.model import QUEUES
+from service.signing import signing_key
 
 MiB, GiB = 1 << 20, 1 << 30
 

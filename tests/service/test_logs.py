@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -76,3 +78,16 @@ def test_secret_settings_are_masked_by_value(monkeypatch: pytest.MonkeyPatch, ca
     assert len(lines) == 2
     assert "correct horse" not in json.dumps(lines)
     assert "Traceback" in lines[1]["exception"]
+
+
+def test_what_libraries_warn_of_is_a_line_like_others() -> None:
+    code = (
+        "import warnings; from service.infra.logs import configure_logging; from service.infra.settings import load_settings\n"
+        "configure_logging(load_settings())\n"
+        "warnings.warn('mind\\nthe gap, hf_abcdefGHIJKL', RuntimeWarning)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (told,) = [json.loads(each) for each in done.stderr.splitlines()]
+    assert (told["level"], told["logger"]) == ("WARNING", "py.warnings")
+    assert "the gap" in told["message"]
+    assert "hf_abc" not in done.stderr
