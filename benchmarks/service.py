@@ -5,14 +5,17 @@
 Jobs audit a tiny reward model, trained here, on one of `--distinct` small preference sets; those of equal data find the
 others' artifacts. A worker or a stage's process is killed with -9 every few seconds. Reported: lost jobs (not succeeded),
 doubled ones (a stage of one cache key computed and committed twice), submits per second, what the queue adds to a stage
-(jobs that run alone, everything cached), and p50 / p99 of API calls at so many stored jobs.
+(jobs that run alone, everything cached), bytes of database a job, the API's peak memory, and p50 / p99 of API calls at so
+many stored jobs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 
 from benchmarks.machine_line import machine_line
 from benchmarks.service_processes import LOCAL, Deployment, deployment
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--stored", default="1000,100000")
     parser.add_argument("--database", help="SQLAlchemy URL of an empty PostgreSQL database; default: SQLite")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its processes end with it
     facts: dict[str, Any] = {"machine": machine_line()}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -101,6 +105,8 @@ def storm(running: Deployment, folder: Path, arguments: argparse.Namespace) -> d
         "doubled": doubled(running),
         "submits per second": len(submitted) / submit_seconds,
         "seconds in all": total_seconds,
+        "database, kB a job": database_bytes(running) / len(submitted) / 1000.0,
+        "API's peak memory, MB": peak_memory(running.processes["api"].pid) / 1e6,
         "overhead of a stage, ms": overhead(running, specs[0]),
     }
 
@@ -166,6 +172,20 @@ def doubled(running: Deployment) -> int:
     query = select(func.count()).where(computed).group_by(stages.c.name, stages.c.key).having(func.count() > 1)
     with running.engine.connect() as connection:
         return len(connection.execute(query).all())
+
+
+def database_bytes(running: Deployment) -> int:
+    """Size of the database, without its write-ahead log."""
+    sqlite = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+    query = sqlite if running.engine.dialect.name == "sqlite" else "SELECT pg_database_size(current_database())"
+    with running.engine.connect() as connection:
+        return int(connection.execute(text(query)).scalar_one())
+
+
+def peak_memory(pid: int) -> int:
+    """Bytes that a process held at most."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def overhead(running: Deployment, spec: dict[str, Any]) -> dict[str, float]:
