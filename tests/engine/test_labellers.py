@@ -434,7 +434,7 @@ class TestChatApi:
                 chat(endpoint, rubric, kept).label(candidates, [], quiet)
             assert caught.value.retryable
             assert len(endpoint.asked) == 1 + 3 * 3
-            endpoint.otherwise = None
+            endpoint.otherwise = answer(json.dumps(GOOD))
             endpoint.asked.clear()
             found = chat(endpoint, rubric, kept).label(candidates, [], quiet)
         assert {label.status for label in found.labels} == {"labelled"}

@@ -109,7 +109,7 @@ def test_answers_survive_a_failure_and_the_key_is_written_nowhere(world: LatentW
             world.run(LabelsStage())
         kept = list(world.root.rglob("answer-*.txt"))
         assert len(kept) == 6
-        endpoint.otherwise = None
+        endpoint.otherwise = answer(json.dumps(GOOD))
         endpoint.asked.clear()
         assert world.run(LabelsStage()).meta["counts"] == {"labelled": 10}
         assert len(endpoint.asked) == 4

@@ -9,14 +9,15 @@ import http.client
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from datetime import UTC, datetime
+from email.utils import formatdate
 from typing import Literal
+from urllib.parse import parse_qs, urlsplit
 
-LOCAL = "127.0.0.1"
-_CHUNK = 1 << 16
+from tests.helpers.local_http import LocalHttp, QuietHandler
+
+_SKEW_SECONDS = 900.0
 
 
 @dataclass
@@ -52,100 +53,53 @@ class Fault:
         return True
 
 
-@dataclass
-class FaultProxy:
-    """A running proxy. `faults` may be changed at any time; `requests` are those that came, as `METHOD path`.
-
-    Attributes:
-        stripped: names of request headers, in small letters, that are not forwarded: a server that does not know them.
-    """
-
-    port: int
-    upstream: tuple[str, int]
-    faults: list[Fault] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-    stripped: frozenset[str] = frozenset()
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://{LOCAL}:{self.port}"
-
-    def add(self, fault: Fault) -> Fault:
-        """Inject a fault from now on."""
-        with self.lock:
-            self.faults.append(fault)
-        return fault
-
-    def strike(self, kinds: tuple[str, ...], method: str, path: str, size: int) -> Fault | None:
-        """The first fault of some kinds that strikes a request."""
-        with self.lock:
-            return next((each for each in self.faults if each.kind in kinds and each.matches(method, path, size)), None)
-
-
-@contextmanager
-def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
-    """A proxy in front of an HTTP server, in threads of this process."""
-    host, _, port = upstream_url.removeprefix("http://").rstrip("/").partition(":")
-    proxy = FaultProxy(0, (host, int(port)))
-
-    class Handler(_Handler):
-        faulty = proxy
-
-    server = ThreadingHTTPServer((LOCAL, 0), Handler)
-    server.daemon_threads = True
-    proxy.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    faulty: FaultProxy
-    disable_nagle_algorithm = True
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing."""
+class _Handler(QuietHandler):
+    owner: FaultProxy
 
     def _handle(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
-        self.faulty.requests.append(f"{self.command} {self.path}")
-        cut = self.faulty.strike(("cut_request",), self.command, self.path, size)
+        self.owner.requests.append(f"{self.command} {self.path}")
+        cut = self.owner.strike(("cut_request",), self.command, self.path, size)
         if cut is not None:
             self.rfile.read(min(cut.after, size))
             self.close_connection = True
             return
         body = self.rfile.read(size)
-        error = self.faulty.strike(("error",), self.command, self.path, size)
+        if self._is_skewed():
+            self.owner.requests.append(f"skewed {self.command} {self.path}")
+            code = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
+            self._answer(403, [], b"" if self.command == "HEAD" else code)
+            return
+        error = self.owner.strike(("error",), self.command, self.path, size)
         if error is not None:
             self._answer(error.status, [], b"")
             return
         status, headers, content = self._forward(body)
-        slow = self.faulty.strike(("slow",), self.command, self.path, len(content))
+        slow = self.owner.strike(("slow",), self.command, self.path, len(content))
         if slow is not None:
             time.sleep(slow.seconds)
-        lost = self.faulty.strike(("lost",), self.command, self.path, len(content))
+        lost = self.owner.strike(("lost",), self.command, self.path, len(content))
         if lost is not None:
             self._answer(lost.status, [], b"")
             return
-        cut = self.faulty.strike(("cut_answer",), self.command, self.path, len(content))
+        cut = self.owner.strike(("cut_answer",), self.command, self.path, len(content))
         self._answer(status, headers, content, cut.after if cut else None)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle
 
+    def _is_skewed(self) -> bool:
+        signed = self.headers.get("X-Amz-Date") or parse_qs(urlsplit(self.path).query).get("X-Amz-Date", [None])[0]
+        if self.owner.ahead_seconds is None or signed is None:
+            return False
+        at = datetime.strptime(signed, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+        return abs(time.time() + self.owner.ahead_seconds - at) > _SKEW_SECONDS
+
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        connection = http.client.HTTPConnection(*self.faulty.upstream, timeout=60)
+        connection = http.client.HTTPConnection(*self.owner.upstream, timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
-                if name.lower() not in ("connection", "expect", *self.faulty.stripped):
+                if name.lower() not in ("connection", "expect", *self.owner.stripped):
                     connection.putheader(name, value)
             connection.endheaders(body)
             answer = connection.getresponse()
@@ -158,6 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: int | None = None) -> None:
         self.send_response_only(status)
         length = None
+        if self.owner.ahead_seconds is not None:
+            headers = [each for each in headers if each[0].lower() != "date"]
+            self.send_header("Date", formatdate(time.time() + self.owner.ahead_seconds, usegmt=True))
         for name, value in headers:
             if name.lower() == "content-length":
                 length = value
@@ -172,3 +129,39 @@ class _Handler(BaseHTTPRequestHandler):
         if cut is not None:
             self.wfile.flush()
             self.close_connection = True
+
+
+@dataclass
+class FaultProxy(LocalHttp):
+    """A running proxy. `faults` may be changed at any time; `requests` are those that came, as `METHOD path`.
+
+    Attributes:
+        stripped: names of request headers, in small letters, that are not forwarded: a server that does not know them.
+        ahead_seconds: how far the server's clock is ahead. It dates its answers by it, and refuses, as S3 does, what was signed
+            at a time a quarter of an hour from it: such requests are noted as `skewed METHOD path`. None: it looks at no clock.
+    """
+
+    upstream: tuple[str, int]
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    stripped: frozenset[str] = frozenset()
+    ahead_seconds: float | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    handler = _Handler
+
+    def add(self, fault: Fault) -> Fault:
+        """Inject a fault from now on."""
+        with self.lock:
+            self.faults.append(fault)
+        return fault
+
+    def strike(self, kinds: tuple[str, ...], method: str, path: str, size: int) -> Fault | None:
+        """The first fault of some kinds that strikes a request."""
+        with self.lock:
+            return next((each for each in self.faults if each.kind in kinds and each.matches(method, path, size)), None)
+
+
+def fault_proxy(upstream_url: str) -> FaultProxy:
+    """A proxy in front of an HTTP server; not open yet."""
+    host, _, port = upstream_url.removeprefix("http://").rstrip("/").partition(":")
+    return FaultProxy((host, int(port)))

@@ -11,14 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-import threading
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.helpers.local_http import LocalHttp, QuietHandler
 
 
 def commit_of(repository: Path) -> str:
@@ -41,97 +39,36 @@ class Found:
     rest: str
 
 
-class HubStandIn:
-    """Context manager: the server runs while it is open; `requests` holds "METHOD path" of each request so far."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.requests: list[str] = []
-        stand_in = self
-
-        class Handler(_Handler):
-            hub = stand_in
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> HubStandIn:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def endpoint(self) -> str:
-        """What HF_ENDPOINT must be."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def environment(self, home: Path) -> dict[str, str]:
-        """Environment for a subprocess that uses this endpoint and keeps its cache in `home`."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
-        settings = {
-            "HF_ENDPOINT": self.endpoint,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
-        }
-        repository = str(Path(__file__).resolve().parents[2])
-        return {**kept, **settings, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": repository}
-
-    def locate(self, path: str, after: str) -> Found | None:
-        """Take apart `{kind}s/{org}/{name}/{after}/{revision}[/rest]`; None when it names nothing here."""
-        parts = [unquote(part) for part in path.strip("/").split("/")]
-        if len(parts) < 5 or parts[0] not in ("models", "datasets") or parts[3] != after:
-            return None
-        folder = self.root / parts[0] / parts[1] / parts[2]
-        if not folder.is_dir():
-            return None
-        commit = commit_of(folder)
-        found = Found(parts[0], f"{parts[1]}/{parts[2]}", folder, commit, "/".join(parts[5:]))
-        return found if parts[4] in ("main", commit) else None
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     """Answers one connection."""
 
-    hub: HubStandIn
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
+    owner: HubStandIn
 
     def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         path = urlsplit(self.path).path
-        self.hub.requests.append(f"{self.command} {path}")
+        self.owner.requests.append(f"{self.command} {path}")
         if path.startswith("/api/"):
             self._api(path.removeprefix("/api/"), body)
         else:
             self._file(path)
 
+    do_GET = do_HEAD = do_POST = _answer
+
     def _api(self, path: str, body: bytes) -> None:
         if path.count("/") == 2:
             path += "/revision/main"
-        if found := self.hub.locate(path, "revision"):
+        if found := self.owner.locate(path, "revision"):
             self._json(_info(found))
-        elif found := self.hub.locate(path, "tree"):
+        elif found := self.owner.locate(path, "tree"):
             self._json(_entries(found, [found.rest]))
-        elif found := self.hub.locate(path, "paths-info"):
+        elif found := self.owner.locate(path, "paths-info"):
             self._json(_entries(found, _wanted_paths(body), listed=False))
         else:
             self._missing("RepoNotFound" if "/revision/main" in path else "RevisionNotFound")
 
     def _file(self, path: str) -> None:
-        found = self.hub.locate(path if path.startswith("/datasets/") else f"/models{path}", "resolve")
+        found = self.owner.locate(path if path.startswith("/datasets/") else f"/models{path}", "resolve")
         if found is None:
             self._missing("RevisionNotFound")
             return
@@ -157,15 +94,41 @@ class _Handler(BaseHTTPRequestHandler):
             stop = min(int(last) + 1 if last else len(data), len(data))
             headers = {**headers, "Content-Range": f"bytes {first}-{stop - 1}/{len(data)}"}
             status, data = 206, data[int(first) : stop]
-        self.send_response(status)
-        for name, value in {**headers, "Content-Type": kind, "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        self.reply(status, data, {**headers, "Content-Type": kind})
 
-    def log_message(self, *_: Any) -> None:
-        """Stay quiet."""
+
+class HubStandIn(LocalHttp):
+    """The server, while it is open; `requests` holds "METHOD path" of each request so far."""
+
+    handler = _Handler
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.requests: list[str] = []
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Environment for a subprocess that uses this endpoint and keeps its cache in `home`."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
+        settings = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        repository = str(Path(__file__).resolve().parents[2])
+        return {**kept, **settings, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": repository}
+
+    def locate(self, path: str, after: str) -> Found | None:
+        """Take apart `{kind}s/{org}/{name}/{after}/{revision}[/rest]`; None when it names nothing here."""
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        if len(parts) < 5 or parts[0] not in ("models", "datasets") or parts[3] != after:
+            return None
+        folder = self.root / parts[0] / parts[1] / parts[2]
+        if not folder.is_dir():
+            return None
+        commit = commit_of(folder)
+        found = Found(parts[0], f"{parts[1]}/{parts[2]}", folder, commit, "/".join(parts[5:]))
+        return found if parts[4] in ("main", commit) else None
 
 
 def _oid(data: bytes) -> str:
@@ -198,9 +161,3 @@ def _wanted_paths(body: bytes) -> list[str]:
     document = json.loads(body)
     paths = document["paths"]
     return [paths] if isinstance(paths, str) else list(paths)
-
-
-if __name__ == "__main__":
-    with HubStandIn(Path(sys.argv[1])) as server:
-        print(server.endpoint, flush=True)
-        threading.Event().wait()
