@@ -153,6 +153,7 @@ class StageRecord:
     Attributes:
         outcome: `computed`, `cached` or `absent`, once done.
         done, total, unit: progress as the engine reports it, over all units.
+        pace_done, pace_since: what was done, and when, where the present worker's pace began to be measured.
         cost: what it took (`safer_engine.cost.Cost`), once done.
     """
 
@@ -168,6 +169,8 @@ class StageRecord:
     done: float = 0.0
     total: float = 0.0
     unit: str = ""
+    pace_done: float | None = None
+    pace_since: datetime | None = None
     started: datetime | None = None
     finished: datetime | None = None
     cost: dict[str, Any] | None = None
@@ -182,6 +185,7 @@ class JobRecord:
         inputs: role (`model`, `dataset`, `evaluation`, `corpus`, `base`, `labels`: the rubric; `u:<role>`: the upload) →
             content digest, once known; and what else is settled once for all stages: `<role>.revision`, `model.dtype`,
             `sae.dtype`.
+        plan: what `prepare` expects of each stage (`service.jobs.outlook.JobPlan`, dumped); None before, and where nothing is.
         verdict: outcome of a policy, apart from the job's state; None with a reason in `verdict_reason`.
         gpu_seconds: spent so far over all attempts, against `gpu_seconds_budget`.
     """
@@ -203,6 +207,7 @@ class JobRecord:
     cancel_requested: bool = False
     error: JobError | None = None
     inputs: dict[str, str] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
     verdict_reason: str = "no policy was given"
     gpu_seconds: float = 0.0

@@ -121,7 +121,7 @@ def add_unit(connection: Connection, job: RowMapping, stage: RowMapping, kind: U
 def open_stage(connection: Connection, job: RowMapping, stage: RowMapping) -> None:
     """Open a stage: its `whole` unit becomes ready. What an attempt before left of it is put away."""
     source = StageState(stage["state"])
-    values = {"done": 0.0, "total": 0.0, "unit": "", "started": None, "finished": None}
+    values = {"done": 0.0, "total": 0.0, "unit": "", "pace_since": None, "started": None, "finished": None}
     moved = move_stage(connection, stage["id"], (source,), StageState.OPEN, **values)
     assert moved, stage
     connection.execute(delete(units).where(units.c.stage_id == stage["id"]))

@@ -31,6 +31,7 @@ def job_of(row: RowMapping) -> JobRecord:
         cancel_requested=row["cancel_requested"],
         error=error_of(row["error"]),
         inputs=row["inputs"],
+        plan=row["plan"],
         verdict=row["verdict"],
         verdict_reason=row["verdict_reason"],
         gpu_seconds=row["gpu_seconds"],

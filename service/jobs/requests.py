@@ -82,7 +82,7 @@ class Finished:
         key, content_digest: of the committed artifact; None where the stage commits none.
         cost: `safer_engine.cost.Cost`, dumped.
         bytes: size of the artifact's payload.
-        inputs: role → content digest, from the stage that resolves them.
+        inputs: role → content digest, from the stage that resolves them; plan: what it expects of the others.
     """
 
     outcome: Literal["computed", "cached", "absent"] = "computed"
@@ -91,6 +91,7 @@ class Finished:
     cost: Mapping[str, Any] | None = None
     bytes: int = 0
     inputs: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

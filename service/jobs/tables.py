@@ -80,6 +80,7 @@ jobs = Table(
     Column("deleted", _TIME),
     Column("error", _JSON),
     Column("inputs", _JSON, nullable=False),
+    Column("plan", _JSON),
     Column("verdict", _JSON),
     Column("verdict_reason", Text, nullable=False),
     Column("gpu_seconds", Float, nullable=False),
@@ -123,6 +124,8 @@ stages = Table(
     Column("done", Float, nullable=False),
     Column("total", Float, nullable=False),
     Column("unit", String(40), nullable=False),
+    Column("pace_done", Float),
+    Column("pace_since", _TIME),
     Column("started", _TIME),
     Column("finished", _TIME),
     Column("cost", _JSON),
@@ -131,6 +134,7 @@ stages = Table(
     Index("ix_stages_state_name", "state", "name"),
     sqlite_autoincrement=True,
 )
+"""`pace_done`, `pace_since`: what was done, and when, where the present measurement of the pace begins."""
 
 units = Table(
     "units",
@@ -212,6 +216,7 @@ uploads = Table(
     Column("project", String(63), ForeignKey("projects.name"), nullable=False),
     Column("kind", String(12), nullable=False),
     Column("state", String(12), nullable=False),
+    Column("title", String(200), nullable=False),
     Column("files", _JSON, nullable=False),
     Column("digest", String(64)),
     Column("bytes", BigInteger, nullable=False),

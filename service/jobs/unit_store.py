@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, RowMapping, func, select, update
+from sqlalchemy import Connection, Engine, RowMapping, case, func, select, update
 
 from service.errors import LeaseLost
 from service.infra.settings import Settings
@@ -103,8 +103,7 @@ class UnitLeases:
             if found.rowcount != 1:
                 raise LeaseLost(f"unit {lease.unit_id} is no longer held", "write nothing more under this lease")
             if lease.kind is UnitKind.WHOLE:
-                values = {"done": done, "total": total, "unit": unit}
-                connection.execute(update(stages).where(stages.c.id == lease.stage_id).values(values))
+                _note_progress(connection, lease.stage_id, done, total, unit)
             elif lease.kind is UnitKind.PART:
                 _sum_parts(connection, lease.stage_id)
 
@@ -203,6 +202,8 @@ def _leased(connection: Connection, unit_id: int) -> Lease:
     first = stages.c.started.is_(None) & (stages.c.id == unit["stage_id"])
     if connection.execute(update(stages).where(first).values(started=UtcNow())).rowcount:
         moves.add_event(connection, unit["job_id"], "stage", unit["stage_name"], {"state": "started"})
+    if unit["kind"] == UnitKind.WHOLE:  # another worker's pace, and the time in between, say nothing of this one's
+        connection.execute(update(stages).where(stages.c.id == unit["stage_id"]).values(pace_since=None))
     return Lease(
         unit_id=unit_id,
         stage_id=unit["stage_id"],
@@ -254,6 +255,8 @@ def _stage_done(connection: Connection, lease: Lease, job: RowMapping, finished:
         put_inputs(connection, lease.job_id, finished.inputs)
         known = {**job["inputs"], **finished.inputs}
         connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(inputs=known))
+    if finished.plan is not None:
+        connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(plan=dict(finished.plan)))
     moves.add_event(connection, lease.job_id, "stage", lease.stage, {"state": StageState.DONE, "outcome": finished.outcome})
     following = moves.current_stage(connection, lease.job_id)
     if following is None:
@@ -266,7 +269,17 @@ def _sum_parts(connection: Connection, stage_id: int) -> None:
     query = select(units.c.state, units.c.done, units.c.total)
     rows = connection.execute(query.where(units.c.stage_id == stage_id, units.c.kind == UnitKind.PART)).all()
     shares = [1.0 if state == UnitState.DONE else min(done / total, 1.0) if total > 0 else 0.0 for state, done, total in rows]
-    values = {"done": sum(shares), "total": float(len(rows)), "unit": "parts"}
+    _note_progress(connection, stage_id, sum(shares), float(len(rows)), "parts")
+
+
+def _note_progress(connection: Connection, stage_id: int, done: float, total: float, unit: str) -> None:
+    """How far a stage is. Its pace is measured anew where it begins to count otherwise, or again."""
+    anew = stages.c.pace_since.is_(None) | (stages.c.unit != unit) | (stages.c.done > done)
+    since = {
+        "pace_done": case((anew, done), else_=stages.c.pace_done),
+        "pace_since": case((anew, UtcNow()), else_=stages.c.pace_since),
+    }
+    values = {"done": done, "total": total, "unit": unit, **since}
     connection.execute(update(stages).where(stages.c.id == stage_id).values(values))
 
 

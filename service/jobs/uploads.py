@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, update
 
@@ -58,6 +59,7 @@ class UploadRecord:
 
     Attributes:
         kind: `model` or `dataset`.
+        title: what the client calls the file or folder; may be empty.
         digest: `upload_digest` of its files; specs name it as `upload:<digest>`.
         expires: when an upload that is not complete by then is removed.
     """
@@ -66,6 +68,7 @@ class UploadRecord:
     project: str
     kind: str
     state: UploadState
+    title: str
     files: tuple[UploadFile, ...]
     digest: str
     bytes: int
@@ -87,12 +90,14 @@ class UploadStore:
         self._engine = engine
         self._settings = settings
 
-    def create(self, project: str, kind: str, files: Sequence[UploadFile], created_by: str) -> UploadRecord:
+    def create(
+        self, project: str, kind: str, files: Sequence[UploadFile], created_by: str, title: str = ""
+    ) -> UploadRecord:  # fmt: skip
         """A new upload, or the project's one of the same content: complete, or under way. Raises NotFound, QuotaExceeded."""
         digest, size = upload_digest(files), sum(file.size for file in files)
         row = {
             "id": new_id(), "project": project, "kind": kind, "state": UploadState.OPEN, "bytes": size, "created": UtcNow(),
-            "files": [asdict(file) for file in files], "digest": digest, "created_by": created_by,
+            "title": title, "files": [asdict(file) for file in files], "digest": digest, "created_by": created_by,
             "expires": utc_after(self._settings.upload_days * _DAY),
         }  # fmt: skip
         with writing(self._engine) as connection:
@@ -114,6 +119,15 @@ class UploadStore:
         """The project's complete upload of a digest."""
         with reading(self._engine) as connection:
             return _complete(connection, project, digest)
+
+    def names(self, project: str, digests: Collection[str]) -> dict[str, str]:
+        """What people call uploads, by digest: the title, else the only file's name, else the first and how many more."""
+        wanted = (uploads.c.project == project) & uploads.c.digest.in_(sorted(digests))
+        query = select(uploads.c.digest, uploads.c.title, uploads.c.files).where(wanted).order_by(uploads.c.created)
+        if not digests:
+            return {}
+        with reading(self._engine) as connection:
+            return {row.digest: row.title or _told(row.files) for row in connection.execute(query)}
 
     def add_part(self, project: str, upload_id: str, part: UploadPart) -> None:
         """Note a part that has come; one that comes again replaces itself. Raises NotFound, Conflict: it is not open."""
@@ -193,6 +207,11 @@ def _used(connection: Connection, project: str, digest: str) -> bool:
     live = (jobs.c.project == project) & jobs.c.state.not_in(FINAL_JOB_STATES)
     query = select(jobs.c.id).join(job_inputs, job_inputs.c.job_id == jobs.c.id).where(live, job_inputs.c.digest == digest)
     return connection.execute(query.limit(1)).first() is not None
+
+
+def _told(files: Sequence[Mapping[str, Any]]) -> str:
+    first = min(str(file["path"]) for file in files)
+    return first.rpartition("/")[2] if len(files) == 1 else f"{first} and {len(files) - 1} more"
 
 
 def _upload(row: RowMapping) -> UploadRecord:
