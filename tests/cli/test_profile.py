@@ -9,7 +9,7 @@ import pytest
 from cli.main import run_main
 from cli.profile import find_profile
 from safer_engine.errors import SpecError
-from tests.helpers.servers import free_port
+from service.embedded import free_port
 
 TWO = '[default]\nurl = "https://a.example"\ntoken = "key-a"\n[lab]\nurl = "http://lab:8321"\ntoken = "key-b"\n'
 

@@ -16,12 +16,13 @@ from sqlalchemy import MetaData, create_engine, select
 from sqlalchemy.engine import make_url
 
 from safer_engine.pipeline import STAGES
+from service.embedded import free_port
 from service.infra.stores import Stores
 from service.jobs.model import JobState
 from tests.helpers.chat_endpoint import GOOD, ChatEndpoint, Handler, completion
 from tests.helpers.deployment import Deployment
 from tests.helpers.scripted_server import Reply, ScriptedServer
-from tests.helpers.servers import LOCAL, Postgres, free_port, moto_server, redis_server, s3_bucket, wait_until
+from tests.helpers.servers import LOCAL, Postgres, moto_server, redis_server, s3_bucket, wait_until
 from tests.helpers.tiny_model import build_reward_model
 from tests.helpers.workplace import PROJECT, material
 
@@ -162,13 +163,13 @@ def _headless(folder: Path) -> Path:
 
 
 def _rate(handler: Handler) -> None:
-    handler.send(200, completion(json.dumps(GOOD)))
+    handler.reply(200, completion(json.dumps(GOOD)))
 
 
 def _tell_all(handler: Handler) -> None:
     """Refuse, and quote the key and the question, as endpoints do."""
     said = {"error": {"message": f"bad key {handler.headers.get('authorization')} for {TEXT}"}}
-    handler.send(401, json.dumps(said).encode())
+    handler.reply(401, json.dumps(said).encode())
 
 
 def _what_clients_see(place: Deployment, job_id: str) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from service.embedded import free_port
 from service.jobs.model import JobState, UnitState
 from tests.helpers.deployment import Deployment
-from tests.helpers.servers import Redis, free_port
+from tests.helpers.servers import Redis
 from tests.helpers.workplace import material
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]

@@ -18,13 +18,14 @@ import yaml
 from sqlalchemy import Engine
 
 from service.client import AuditClient
+from service.embedded import free_port
 from service.infra.settings import Settings, load_settings
 from service.infra.stores import Stores
 from service.jobs.attachments import AttachmentStore
 from service.jobs.database import open_database
 from service.jobs.model import FINAL_JOB_STATES, FINAL_UNIT_STATES, JobRecord, JobState, StageState
 from service.jobs.store import JobStore
-from tests.helpers.servers import LOCAL, Server, free_port, wait_until
+from tests.helpers.servers import LOCAL, Server, wait_until
 from tests.helpers.workplace import FAST, PROJECT, ROOT, SMALL, environment_text, stop_group
 
 _PATIENCE = 400.0

@@ -10,8 +10,9 @@ from typing import Any
 
 import uvicorn
 
+from service.embedded import free_port
 from tests.helpers.http_world import HttpWorld, http_world
-from tests.helpers.servers import free_port, wait_until
+from tests.helpers.servers import wait_until
 
 
 @dataclass

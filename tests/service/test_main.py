@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.embedded import free_port
 from service.infra.settings import Settings
 from service.jobs.access import AccessStore, Role
 from service.jobs.database import migrate, open_database
@@ -22,7 +23,7 @@ from service.jobs.requests import NewJob
 from service.jobs.stage_plan import stages_of
 from service.jobs.store import JobStore
 from tests.helpers.databases import PEPPER, settings_for
-from tests.helpers.servers import LOCAL, accepts, free_port, wait_until
+from tests.helpers.servers import LOCAL, accepts, wait_until
 
 ROOT = Path(__file__).parents[2]
 

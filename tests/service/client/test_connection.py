@@ -12,8 +12,8 @@ import pytest
 from safer_engine.errors import ModelRefused, SaferError, SpecError
 from service import errors
 from service.client.connection import Connection, Patience, make_error
+from service.embedded import free_port
 from tests.helpers.scripted_server import Reply, ScriptedServer
-from tests.helpers.servers import free_port
 
 QUICK = Patience(attempts=4, first_pause=0.001)
 

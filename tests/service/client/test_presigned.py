@@ -10,8 +10,9 @@ import pytest
 
 from service.client import AuditClient, TransferObserver, read_files
 from service.client.connection import Patience
+from service.embedded import free_port
 from tests.helpers.live_service import LiveService, live_service
-from tests.helpers.servers import S3, free_port
+from tests.helpers.servers import S3
 
 QUICK = Patience(attempts=2, first_pause=0.01)
 
