@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,9 @@ class ObjectFacts:
 
 class ObjectSpace(Protocol):
     """Objects by name, with `/` between the parts of a name."""
+
+    def now(self) -> float:
+        """The time by the clock that `ObjectFacts.changed` is counted by. Raises SaferError where it cannot be told."""
 
     def facts(self, name: str) -> ObjectFacts | None:
         """Size and time of an object; None where there is none."""
@@ -97,6 +101,16 @@ class FolderSpace:
         if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
             raise SpecError(f"{name[:100]!r} is no object's name")
         return self.root / name
+
+    def now(self) -> float:
+        """See `ObjectSpace.now`. The folder may lie on another machine, so its own time is asked for; that needs no space."""
+        try:
+            os.utime(self.root)
+            return self.root.stat().st_mtime
+        except FileNotFoundError:
+            return time.time()  # there is nothing yet whose age could be asked for
+        except OSError as error:
+            raise SpecError(f"the artifact store's folder cannot be written: {error.strerror}", "run this as its user") from error
 
     def facts(self, name: str) -> ObjectFacts | None:
         """See `ObjectSpace.facts`."""

@@ -26,6 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from safer_engine.errors import ArtifactError, SaferError, SpecError
 from safer_engine.publishing import write_failed
 from service.infra.object_space import CHUNK, ObjectFacts, ObjectMissing
+from service.infra.s3_clock import EndpointClock
 from service.infra.s3_retry import Exists, NotSupported, Patience
 from service.infra.settings import Settings
 
@@ -54,7 +55,15 @@ class S3Client:
         self.prefix = f"{url.path.strip('/')}/" if url.path.strip("/") else ""
         self._on_transfer = on_transfer
         self._api = _connect(settings)
+        self._clock = EndpointClock()
+        self._clock.attach(self._api)
         self._md5 = _off_aws(settings)
+
+    def now(self) -> float:
+        """See `ObjectSpace.now`."""
+        if not self._clock.fresh:
+            self.check()
+        return self._clock.now()
 
     def facts(self, name: str) -> ObjectFacts | None:
         """See `ObjectSpace.facts`."""
@@ -194,12 +203,17 @@ class S3Client:
     def presigned_get(self, name: str, seconds: int, filename: str, content_type: str) -> str:
         """A URL that gives the object to whoever has it. Never log it."""
         named = {"ResponseContentDisposition": f'attachment; filename="{filename}"', "ResponseContentType": content_type}
-        return str(self._api.generate_presigned_url("get_object", Params={**self._at(name), **named}, ExpiresIn=seconds))
+        return self._presigned("get_object", {**self._at(name), **named}, seconds)
 
     def presigned_put(self, name: str, seconds: int, size: int) -> str:
         """A URL under which whoever has it may write exactly `size` bytes to the object. Never log it."""
-        given = {**self._at(name), "ContentLength": size}
-        return str(self._api.generate_presigned_url("put_object", Params=given, ExpiresIn=seconds))
+        return self._presigned("put_object", {**self._at(name), "ContentLength": size}, seconds)
+
+    def _presigned(self, operation: str, given: dict[str, Any], seconds: int) -> str:
+        """A URL that is good from now on by the server's clock, where that can be asked for."""
+        with suppress(SaferError):
+            self.now()
+        return str(self._api.generate_presigned_url(operation, Params=given, ExpiresIn=seconds))
 
     def check(self) -> None:
         """See that the bucket answers. Raises SaferError."""
