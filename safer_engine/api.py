@@ -24,6 +24,7 @@ from safer_engine.pipeline import AuditRequest, Found, OnArtifact
 from safer_engine.planning import AuditEstimate, estimate, record_rates
 from safer_engine.preflight import check_evaluation
 from safer_engine.publishing import publishing, require_writable
+from safer_engine.rates import rates_file
 from safer_engine.refusals import refuse_early
 from safer_engine.report.interim import write_stopped
 from safer_engine.report.model import ReportDocument
@@ -183,7 +184,8 @@ def run_request(
                 write_stopped(request, so_far, folder, error)
         raise
     if expected is not None:
-        record_rates(store, expected, found, request.spec)
+        manifests = [value.stored.manifest for value in found.values() if isinstance(value, Artifact)]
+        record_rates(rates_file(store), expected, manifests, request.spec)
     if folder is not None:
         export(found, folder)
     copies = {"copies": store.root / "reports"} if isinstance(store, LocalArtifactStore) else {}

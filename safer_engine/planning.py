@@ -8,17 +8,17 @@ derived from that of a matrix product, which is timed once and remembered too. S
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from safer_engine.artifacts import Artifact
 from safer_engine.cost import Planned, planned_total
-from safer_engine.pipeline import AuditRequest, Found, StagePlan, plan
-from safer_engine.rates import MATMUL, machine_flops, rate_name, read_rates, remember_rates
+from safer_engine.pipeline import AuditRequest, StagePlan, plan
+from safer_engine.rates import MATMUL, machine_flops, rate_name, rates_file, read_rates, remember_rates
 from safer_engine.science.sae_budget import sae_width, training_size
 from safer_engine.spec import AuditSpec
-from safer_engine.store import ArtifactStore
+from safer_engine.store import ArtifactStore, Manifest
 
 _BASE_BYTES = 700e6  # the interpreter with torch and transformers loaded
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -71,6 +71,24 @@ class ModelSize:
 
 _NO_SIZE = ModelSize(0, 0, 0, 0, 0)
 """Stands where the size is not known, for stages whose work does not follow from it."""
+
+
+@dataclass(frozen=True)
+class AuditSize:
+    """All that an estimate needs to know of an audit's inputs; the same on every machine. `model`: None where not known."""
+
+    workload: Workload
+    model: ModelSize | None
+
+    def dumped(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def loaded(cls, document: Mapping[str, Any]) -> AuditSize:
+        """What `dumped` gave."""
+        model = document["model"]
+        return cls(Workload(**document["workload"]), None if model is None else ModelSize(**model))
 
 
 @dataclass(frozen=True)
@@ -135,25 +153,39 @@ def estimate(request: AuditRequest, store: ArtifactStore) -> AuditEstimate:
         DatasetRefused: the rows cannot be read. ModelRefused: the tokenizer cannot.
     """
     planned = plan(request, store)
+    return estimate_of(request.spec, audit_size(request, store, planned), planned, rates_file(store))
+
+
+def audit_size(request: AuditRequest, store: ArtifactStore, planned: tuple[StagePlan, ...]) -> AuditSize:
+    """How large an audit is, by its inputs and what is computed already. Raises as `estimate`."""
     load = _workload(request, store, {stage.name: stage for stage in planned})
-    size = model_size(request.sources.model.path)
-    rates, spec = read_rates(store), request.spec
-    known = {stage.name: rates.get(rate_name(stage.name, spec)) for stage in planned}
+    return AuditSize(load, model_size(request.sources.model.path))
+
+
+def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...], rates: Path | None) -> AuditEstimate:
+    """What stages would take on this machine, `spec.runtime.device` being its device. Opens no input.
+
+    Args:
+        planned: the stages to be estimated.
+        rates: file of the rates measured on this machine.
+    """
+    remembered = read_rates(rates)
+    known = {stage.name: remembered.get(rate_name(stage.name, spec)) for stage in planned}
     unknown = {stage.name for stage in planned if stage.state == "compute" and known[stage.name] is None}
-    if not load.n_eval:
+    if not size.workload.n_eval:
         unknown.discard("evaluation")
     flops = None
-    if size is not None and unknown & set(_EFFICIENCY):
-        flops = rates.get(rate_name(MATMUL, spec)) or machine_flops(spec.runtime.device, spec.model.dtype)
+    if size.model is not None and unknown & set(_EFFICIENCY):
+        flops = remembered.get(rate_name(MATMUL, spec)) or machine_flops(spec.runtime.device, spec.model.dtype)
     stages = {}
     for stage in planned:
-        if size is None and stage.name in _SIZED:
+        if size.model is None and stage.name in _SIZED:
             stages[stage.name] = Estimate(stage.name, stage.state, stage.resource, None, None, None, None, None, measured=False)
             continue
         rate = known[stage.name] or _assumed_rate(stage.name, spec, flops)
-        made = _estimate(stage, spec, load, size or _NO_SIZE, rate)
+        made = _estimate(stage, spec, size.workload, size.model or _NO_SIZE, rate)
         stages[stage.name] = replace(made, measured=known[stage.name] is not None)
-    return AuditEstimate(load, stages, flops)
+    return AuditEstimate(size.workload, stages, flops)
 
 
 def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize, rate: float) -> Estimate:
@@ -174,16 +206,15 @@ def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize
     )
 
 
-def record_rates(store: ArtifactStore, expected: AuditEstimate, found: Found, spec: AuditSpec) -> None:
+def record_rates(path: Path | None, expected: AuditEstimate, manifests: Iterable[Manifest], spec: AuditSpec) -> None:
     """Remember the rates of the stages that were computed since the estimate, and of the matrix product if it was timed."""
     rates = {} if expected.flops is None else {rate_name(MATMUL, spec): expected.flops}
-    manifests = [value.stored.manifest for value in found.values() if isinstance(value, Artifact)]
     for manifest in manifests:
         stage = expected.stages[manifest.stage]
         working = manifest.cost.seconds - _FIXED_SECONDS.get(manifest.stage, 0.0)
         if stage.state == "compute" and stage.work and working > 0.5:
             rates[rate_name(manifest.stage, spec)] = stage.work / working
-    remember_rates(store, rates)
+    remember_rates(path, rates)
 
 
 def model_size(folder: Path) -> ModelSize | None:

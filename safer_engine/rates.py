@@ -22,9 +22,8 @@ def rate_name(what: str, spec: AuditSpec) -> str:
     return f"{what}/{spec.runtime.device}/{spec.model.dtype}"
 
 
-def read_rates(store: ArtifactStore) -> dict[str, float]:
+def read_rates(path: Path | None) -> dict[str, float]:
     """The rates by name, in units of work a second; empty where there are none or the file is damaged."""
-    path = _path(store)
     try:
         read = json.loads(path.read_text()) if path else {}
     except (OSError, ValueError):
@@ -32,13 +31,12 @@ def read_rates(store: ArtifactStore) -> dict[str, float]:
     return {str(key): float(value) for key, value in read.items() if isinstance(value, (int, float)) and value > 0}
 
 
-def remember_rates(store: ArtifactStore, found: Mapping[str, float]) -> None:
-    """Keep rates; those under other names stay. A store that is no local folder, or a full one, has no place for them."""
-    path = _path(store)
+def remember_rates(path: Path | None, found: Mapping[str, float]) -> None:
+    """Keep rates; those under other names stay. A full disk, or None, is no place for them."""
     if path is None or not found:
         return
     with suppress(ResourceError), publishing(path) as temporary:
-        temporary.write_text(json.dumps({**read_rates(store), **found}, sort_keys=True, indent=1))
+        temporary.write_text(json.dumps({**read_rates(path), **found}, sort_keys=True, indent=1))
 
 
 def machine_flops(device: str, dtype: str) -> float:
@@ -60,6 +58,7 @@ def machine_flops(device: str, dtype: str) -> float:
     return float(2 * width**3 * rounds / elapsed)
 
 
-def _path(store: ArtifactStore) -> Path | None:
+def rates_file(store: ArtifactStore) -> Path | None:
+    """Where rates are kept beside artifacts; None for a store that is no local folder."""
     root = getattr(store, "root", None)
     return root / "rates.json" if isinstance(root, Path) else None

@@ -14,11 +14,11 @@ from safer_engine import api, demo_data
 from safer_engine.artifacts import view
 from safer_engine.cost import Cost, Planned
 from safer_engine.events import NullObserver
-from safer_engine.pipeline import STAGES, AuditRequest, Found, run_stage
-from safer_engine.planning import estimate, model_size, record_rates
-from safer_engine.rates import machine_flops
+from safer_engine.pipeline import STAGES, AuditRequest, Found, plan, run_stage
+from safer_engine.planning import AuditSize, audit_size, estimate, estimate_of, model_size, record_rates
+from safer_engine.rates import machine_flops, rates_file
 from safer_engine.spec_layers import Layer, build_spec
-from safer_engine.store import LocalArtifactStore, ManifestDraft
+from safer_engine.store import LocalArtifactStore, Manifest, ManifestDraft
 from tests.helpers.tiny_model import build_reward_model
 
 
@@ -63,7 +63,7 @@ def test_an_estimate_computes_nothing_and_remembers_rates(request_: AuditRequest
     assert not (tmp_path / "manifests").exists()
     assert all(e.state == "compute" and e.seconds is not None and e.seconds >= 0 for e in first.stages.values())
     assert not any(e.measured for e in first.stages.values())
-    record_rates(store, first, _took(store, activations=104.0), request_.spec)
+    record_rates(rates_file(store), first, _took(store, activations=104.0), request_.spec)
     second = estimate(request_, store)
     assert second.stages["activations"].measured
     assert second.stages["activations"].seconds == pytest.approx(104.0, rel=1e-6)
@@ -75,7 +75,7 @@ def test_the_rate_of_a_stage_that_was_not_computed_now_is_not_taken(request_: Au
     store = LocalArtifactStore(tmp_path)
     run_stage(STAGES[0], request_, store, {}, NullObserver())
     expected = estimate(request_, store)
-    record_rates(store, expected, _took(store, pairs=50.0, activations=0.1), request_.spec)
+    record_rates(rates_file(store), expected, _took(store, pairs=50.0, activations=0.1), request_.spec)
     assert set(json.loads((tmp_path / "rates.json").read_text())) == {"matmul/cpu/float32"}
 
 
@@ -100,21 +100,33 @@ def test_a_plan_walks_the_stages_once(request_: AuditRequest, tmp_path: Path) ->
     assert {"pairs", "activations"} <= set(store.asked)
 
 
-def _took(store: LocalArtifactStore, **seconds: float) -> Found:
-    """Artifacts of stages that took so long."""
+def _took(store: LocalArtifactStore, **seconds: float) -> list[Manifest]:
+    """Records of stages that took so long."""
     kinds = {stage.name: stage.produces for stage in STAGES}
-    found: Found = {}
+    found = []
     for name, value in seconds.items():
         other = LocalArtifactStore(store.root / "elsewhere")
         with other.open_work(name, "0" * 64) as work:
             draft = ManifestDraft(stage_version=1, artifact=kinds[name].__name__, meta={}, cost=Cost(seconds=value))
-            found[kinds[name]] = kinds[name](other.commit(name, "0" * 64, work, draft))
+            found.append(other.commit(name, "0" * 64, work, draft).manifest)
     return found
+
+
+def test_a_size_that_was_written_down_gives_the_same_estimate_without_the_inputs(request_: AuditRequest, tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    planned = plan(request_, store)
+    size = audit_size(request_, store, planned)
+    expected = estimate(request_, store)
+    record_rates(rates_file(store), expected, [], request_.spec)  # the matrix product is timed once
+    again = AuditSize.loaded(json.loads(json.dumps(size.dumped())))
+    assert again == size
+    assert estimate_of(request_.spec, again, planned, rates_file(store)).stages == expected.stages
+    assert AuditSize.loaded(replace(size, model=None).dumped()).model is None
 
 
 def test_more_work_takes_longer_and_more_room(request_: AuditRequest, tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path)
-    record_rates(store, estimate(request_, store), _took(store, sae=50.0), request_.spec)
+    record_rates(rates_file(store), estimate(request_, store), _took(store, sae=50.0), request_.spec)
     larger = request_.spec.model_copy(update={"sae": request_.spec.sae.model_copy(update={"expansion": 64})})
     small, large = estimate(request_, store).stages, estimate(AuditRequest(larger, request_.sources), store).stages
     assert small["sae"].seconds is not None
