@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.migrate import home_option
-from cli.options import json_option
+from cli.options import Amount, json_option
 from cli.output import console, print_json, size, table
 from cli.programs import ask
 
@@ -34,7 +34,7 @@ def keys_group() -> None:
 @_project_option
 @click.option("--name", required=True, help="Whose it is, or what for.")
 @click.option("--role", "roles", multiple=True, required=True, type=_ROLES, help="What it may do; may be repeated.")
-@click.option("--days", type=click.FloatRange(0, min_open=True), help="Days until it ends; default never.")
+@click.option("--days", type=Amount(), help="Days until it ends; default never.")
 @click.option("--make-project", is_flag=True, help="Make the project if there is none.")
 @json_option
 @click.pass_obj

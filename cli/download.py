@@ -31,6 +31,7 @@ def download_command(job_id: str, names: tuple[str, ...], out: Path | None, only
     Digests are checked. An interrupted download goes on when the command is given again.
     """
     from cli.transfers import fetch, into
+    from safer_engine.publishing import require_writable
     from service.errors import NotFound
 
     with connect() as client:
@@ -42,6 +43,7 @@ def download_command(job_id: str, names: tuple[str, ...], out: Path | None, only
             _show(wanted, as_json)
             return
         folder = out or Path("audits") / job_id
+        require_writable(folder, "--out")
         paths = fetch(client, job_id, into(folder, wanted), None if quiet or as_json else console(err=True))
     if as_json:
         print_json({"files": [str(path.resolve()) for path in paths]})

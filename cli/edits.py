@@ -15,7 +15,17 @@ _CHANGES = ("drop", "flip", "review")
 _ACTIONS = click.Choice(["keep", "review", "drop", "flip"])
 
 
-@click.group("edits", invoke_without_command=True)
+class _ListByDefault(click.Group):
+    """`edits ID --json` is `edits ID list --json`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Group`."""
+        if len(args) > 1 and args[1].startswith("-") and args[1] not in self.get_help_option_names(ctx):
+            args = [args[0], "list", *args[1:]]
+        return super().parse_args(ctx, args)
+
+
+@click.group("edits", cls=_ListByDefault, invoke_without_command=True)
 @click.argument("job_id", metavar="ID")
 @click.pass_context
 def edits_group(context: click.Context, job_id: str) -> None:
@@ -42,6 +52,9 @@ def list_edits(
         found = nlargest(limit, every, key=lambda edit: -1.0 if edit.suspicion is None else edit.suspicion)
     if as_json:
         print_json({"items": [edit.model_dump(mode="json") for edit in found]})
+        return
+    if not found:
+        click.echo("no pair is so: `--action keep` lists those that nothing is recommended for", err=True)
         return
     rows = [
         (
@@ -97,9 +110,12 @@ def decide_edit(job_id: str, pair_id: str, action: str, note: str, as_json: bool
 def export_edits(job_id: str, out: Path | None, as_json: bool) -> None:
     """Make the decisions so far a file of the job that never changes."""
     from cli.transfers import fetch, into
+    from safer_engine.publishing import require_writable
 
     with connect() as client:
         export = client.export_decisions(job_id)
+        if out is not None:
+            require_writable(out, "--out")
         path = fetch(client, job_id, into(out, [export]), None)[0].resolve() if out else None
     if as_json:
         print_json({**export.model_dump(mode="json"), "path": None if path is None else str(path)})

@@ -55,11 +55,19 @@ def local_inputs(document: Document) -> list[LocalInput]:
     return list(_found(document))
 
 
+def bare_names(document: Document) -> list[str]:
+    """Models named by one word that is no folder here: rare on a hub, where names are `org/name`, and likely a slip."""
+    values = (_value(document, where) for where in (*_MODELS, *_ADAPTERS))
+    words = [value for value in values if isinstance(value, str) and "/" not in value and not value.startswith(UPLOAD_PREFIX)]
+    return [word for word in words if not Path(word).exists()]
+
+
 def _found(document: Document) -> Iterator[LocalInput]:
     from safer_engine.sources.models import files_to_send
 
     for where in (*_MODELS, *_ADAPTERS):
-        path = _local(_value(document, where), must=False)
+        value = _value(document, where)
+        path = _local(value, must=isinstance(value, str) and (value.startswith((".", "~")) or value.count("/") > 1))
         if path is not None and path.is_dir():
             yield LocalInput(where, path, "model", tuple(files_to_send(path, adapter=where in _ADAPTERS)))
     for where in _DATASETS:

@@ -20,6 +20,7 @@ from cli.profile import connect
 def report_command(job_id: str, show: bool, out: Path | None, as_json: bool) -> None:
     """A job's report: saved as a page that needs nothing else, and its path printed."""
     from cli.transfers import fetch
+    from safer_engine.publishing import require_writable
 
     target = _place(job_id, out)
     with connect() as client:
@@ -27,6 +28,7 @@ def report_command(job_id: str, show: bool, out: Path | None, as_json: bool) -> 
         if as_json:
             click.echo(json.dumps(json.loads(client.read(job_id, wanted)), indent=2, ensure_ascii=False))
             return
+        require_writable(target.parent, "--out")
         (path,) = fetch(client, job_id, [(wanted, target)], None)
     click.echo(str(path.resolve()))
     if show and not webbrowser.open(path.resolve().as_uri()):

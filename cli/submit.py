@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.options import build_from_flags, flag_options, json_option, quiet_option
+from cli.options import Amount, build_from_flags, flag_options, json_option, quiet_option
 from cli.output import console, print_json
 from cli.profile import connect
 from safer_engine.errors import SpecError
@@ -25,7 +25,7 @@ _ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first within the project.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="For finding the job again.")
 @click.option("--callback", metavar="URL", help="Is told of the end by a POST.")
-@click.option("--gpu-hours", type=click.FloatRange(0, min_open=True), help="GPU time after which the job fails.")
+@click.option("--gpu-hours", type=Amount(), help="GPU time after which the job fails.")
 @click.option("--idempotency-key", help="The same key and request always give the same job.")
 @json_option
 @quiet_option
@@ -35,13 +35,16 @@ def submit_command(flags: Document, kind: str, base: str | None, wait: bool, as_
     Takes the flags of `run`. Models and datasets on this machine are uploaded, unless the service has them; an interrupted
     upload goes on when the command is given again. Ctrl-C during --wait leaves the job running.
     """
-    from cli.inputs import local_inputs, send_inputs
+    from cli.inputs import bare_names, local_inputs, send_inputs
     from cli.live import outcome_error, wait_for
 
     document = _audit(flags, base) if kind == "audit" else _training(flags, base)
     labels = parse_labels(given["labels"])
     inputs = local_inputs(document)
     shown = None if quiet or as_json else console(err=True)
+    if shown is not None:
+        for name in bare_names(document):
+            shown.print(f"{name}: no folder here has this name; the service will look for it on its hub", markup=False)
     with connect() as client:
         if inputs:
             client.me()  # a key that is refused is refused before gigabytes are read

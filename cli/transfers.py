@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cli.inputs import showing_transfer
+from cli.output import console
 from safer_engine.errors import Interrupted
+from safer_engine.out_folder import EDITS_FILE
+from safer_engine.publishing import keep_aside
+from safer_engine.store import digest_file
 from service.client import target_of
 
 if TYPE_CHECKING:
@@ -34,7 +38,9 @@ def fetch(client: AuditClient, job_id: str, wanted: list[Wanted], shown: Console
     try:
         for artifact, target in wanted:
             with showing_transfer(shown, artifact.name) as observer:
-                observer.begin("receiving", artifact.size)
+                if artifact.name == EDITS_FILE and target.is_file() and digest_file(target) != artifact.digest:
+                    kept = keep_aside(target)  # decisions may have been written into it
+                    console(err=True).print(f"{target} is not as the job made it; it is kept as {kept.name}", markup=False)
                 client.download(job_id, artifact, target, observer)
     except KeyboardInterrupt:
         raise Interrupted("the download was stopped", "the same command goes on where it stopped") from None

@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from safer_engine.errors import SpecError
-from safer_engine.publishing import publishing, sync, withdraw, write_failed
+from safer_engine.publishing import keep_aside, publishing, sync, withdraw, write_failed
 from safer_engine.report.write import REPORT_FILES, SAE_FILES
 from safer_engine.spec import AuditSpec, LocalSource
 from safer_engine.store import digest_file
@@ -135,10 +135,7 @@ class OutFolder:
         sync(final.parent)
 
     def _keep(self, path: Path) -> None:
-        number = 1
-        while os.path.lexists(kept := path.with_name(f"{path.name}.bak{number if number > 1 else ''}")):
-            number += 1
-        os.rename(path, kept)
+        kept = keep_aside(path)
         self.note(f"{path} is not as an audit wrote it; it is kept as {kept.name}")
 
     def _write(self, record: OutRecord) -> None:

@@ -93,6 +93,15 @@ def require_writable(folder: Path, what: str) -> None:
         ) from error
 
 
+def keep_aside(path: Path) -> Path:
+    """Rename a file to the first free of `NAME.bak`, `NAME.bak2`, …, and return that. Raises OSError."""
+    number = 1
+    while os.path.lexists(kept := path.with_name(f"{path.name}.bak{number if number > 1 else ''}")):
+        number += 1
+    os.rename(path, kept)
+    return kept
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error is, or comes from, a disk that is full; safetensors says so in words only."""
     found: BaseException | None = error

@@ -7,7 +7,8 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from safer_engine.errors import ArtifactError, ResourceError
+from safer_engine.errors import ArtifactError
+from safer_engine.publishing import write_failed
 from service.client.connection import Connection, Patience
 from service.client.files import TransferObserver
 from service.errors import Unreachable
@@ -42,6 +43,7 @@ def receive(
     """
     if _is_there(target, expected):
         return False
+    observer.begin("receiving", expected.size)
     partial = target.with_name(f".{target.name}.{expected.digest[:16]}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def receive(
             raise ArtifactError(f"{expected.name} came with other content than the service promised", "download it again")
         partial.replace(target)
     except OSError as error:
-        raise ResourceError(f"cannot write {target}: {error.strerror}", "name another folder with --out") from error
+        raise write_failed(target, error) from error
     return True
 
 

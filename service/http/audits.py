@@ -13,7 +13,18 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from service.errors import NotFound
 from service.http.auth import Submitter, Watcher
 from service.http.errors import Responses, responses
-from service.http.parameters import Cursor, DigestPath, IdempotencyKey, JobId, Labelled, Limit, ServicesDep, labels_of, moment
+from service.http.parameters import (
+    Cursor,
+    DigestPath,
+    IdempotencyKey,
+    JobId,
+    Labelled,
+    Limit,
+    ServicesDep,
+    StageName,
+    labels_of,
+    moment,
+)
 from service.http.services import Services
 from service.http.streaming import EVENTS_AT_ONCE, Seen, Watch, event_stream
 from service.http.submissions import new_audit, new_training
@@ -64,7 +75,7 @@ class JobFilters(BaseModel):
     state: Annotated[list[JobState], Field(description="Any of these.", max_length=5)] = []
     kind: JobKind | None = None
     label: Labelled = []
-    stage: Annotated[str | None, Field(pattern=r"^[a-z_]{1,40}$", description="The step that is open.")] = None
+    stage: Annotated[StageName | None, Field(description="The step that is open.")] = None
     created_from: AwareDatetime | None = None
     created_before: AwareDatetime | None = None
     cursor: Cursor = None

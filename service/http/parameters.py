@@ -7,15 +7,24 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Header, Path
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field, WithJsonSchema
 
 from service.errors import FieldProblem, NotFound, RequestInvalid
 from service.http.services import Services, services_of
 from service.jobs.ids import is_id
+from service.jobs.stage_plan import stage_names
 from service.schemas import LabelName, LabelValue
 
 _LABEL = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._/-]{0,62})=(?P<value>.{0,200})$", re.DOTALL)
 
+
+def _known_stage(name: str) -> str:
+    if name not in stage_names():
+        raise ValueError(f"there is no such stage; there are: {', '.join(stage_names())}")
+    return name
+
+
+StageName = Annotated[str, AfterValidator(_known_stage), WithJsonSchema({"type": "string", "enum": list(stage_names())})]
 ServicesDep = Annotated[Services, Depends(services_of)]
 Limit = Annotated[int, Field(ge=1, le=200, description="Items of a page.")]
 Cursor = Annotated[str | None, Field(max_length=400, pattern=r"^[A-Za-z0-9_=-]+$", description="`next` of the page before.")]

@@ -9,6 +9,11 @@ PREPARE = "prepare"
 TRAINING = "training"
 
 
+def stage_names() -> tuple[str, ...]:
+    """The name of every stage of every kind of job, in order, each once."""
+    return tuple(dict.fromkeys(part.name for kind in JobKind for part in stages_of(kind)))
+
+
 def stages_of(kind: JobKind) -> tuple[StagePart, ...]:
     """`prepare` finds and fingerprints the inputs; then an audit walks the engine's stages, a training has one."""
     first = StagePart(PREPARE, "cpu")

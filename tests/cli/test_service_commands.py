@@ -71,6 +71,7 @@ def test_a_job_from_submit_to_retry(command: Command) -> None:
     assert command("list", "--label", "team=red", "--stage", "pairs")["items"] == []
     assert command("list", "--label", "team=red", "--before", "2020-01-01")["items"] == []
     assert len(command("list", "--label", "team=red", "--since", "2020-01-01", "--stage", "prepare")["items"]) == 1
+    assert command("list", "--stage", "nonsense", code=2) == {}
     assert command("cancel", job["id"])["state"] == "cancelled"
     assert command("cancel", job["id"])["state"] == "cancelled"
     again = command("retry", job["id"])
@@ -238,6 +239,22 @@ def test_ctrl_c_leaves_the_job_running(as_admin: Path, service: LiveService) -> 
     service.world.services.jobs.request_cancel("default", job_id, "test")
 
 
+def test_what_is_no_amount_is_refused_before_anything_is_sent(command: Command) -> None:
+    for wrong in ("nan", "inf", "0", "-1", "soon"):
+        command("submit", *AUDIT, "--gpu-hours", wrong, code=2)
+
+
+def test_a_model_that_is_not_here_is_said_to_be_the_hubs(
+    as_admin: Path, service: LiveService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(["submit", "-m", "my-modle", "-d", "org/pairs"]) == 0
+    shown = capsys.readouterr()
+    assert "my-modle: no folder here has this name" in shown.err
+    assert run_main(["submit", "-m", "./my-modle", "-d", "org/pairs"]) == 2
+    assert "./my-modle does not exist on this machine" in capsys.readouterr().err
+    service.world.services.jobs.request_cancel("default", shown.out.strip(), "test")
+
+
 def test_report_and_files(as_admin: Path, service: LiveService, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     job = service.world.finished()
     assert run_main(["report", job.id]) == 0
@@ -258,6 +275,14 @@ def test_report_and_files(as_admin: Path, service: LiveService, command: Command
         "sae/sae.safetensors",
     ]
     command("download", job.id, "nothing", code=2)
+    mine = as_admin / "all" / "edits.jsonl"
+    mine.write_text("decided by hand\n")
+    command("download", job.id, "--out", "all")
+    assert mine.with_name("edits.jsonl.bak").read_text() == "decided by hand\n"
+    assert "decided by hand" not in mine.read_text()
+    command("download", job.id, "--out", "all")
+    assert not mine.with_name("edits.jsonl.bak2").exists()
+    command("download", job.id, "--out", str(mine), code=2)
     command("report", service.world.submit().id, code=2)
 
 
@@ -293,6 +318,13 @@ def test_reviewers_decide(as_admin: Path, service: LiveService, command: Command
     assert len(lines) == len(EDITS)
     assert {line["pair_id"]: line["action"] for line in lines}["p/1"] == "keep"
     command("edits", job.id, "show", "no such pair", code=2)
+    assert command("edits", job.id)["items"] == command("edits", job.id, "list")["items"]
+    assert [item["pair_id"] for item in command("edits", job.id, "--open", "--action", "drop")["items"]] == ["p-4"]
+    for each in ("p-4", '"suspicion": 1'):
+        command("edits", job.id, "decide", each, "keep")
+    capsys.readouterr()
+    assert run_main(["edits", job.id, "--open"]) == 0
+    assert "--action keep" in capsys.readouterr().err
 
 
 def test_a_key_may_do_what_its_roles_say(
