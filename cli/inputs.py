@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from cli.output import size
 from safer_engine.errors import SpecError
-from service.client import UPLOAD_PREFIX, TransferObserver, files_below, read_files
+from service.client import UPLOAD, TransferObserver, files_below, read_files
 
 if TYPE_CHECKING:
     from service.client import AuditClient
@@ -58,7 +58,7 @@ def local_inputs(document: Document) -> list[LocalInput]:
 def bare_names(document: Document) -> list[str]:
     """Models named by one word that is no folder here: rare on a hub, where names are `org/name`, and likely a slip."""
     values = (_value(document, where) for where in (*_MODELS, *_ADAPTERS))
-    words = [value for value in values if isinstance(value, str) and "/" not in value and not value.startswith(UPLOAD_PREFIX)]
+    words = [value for value in values if isinstance(value, str) and "/" not in value and not value.startswith(UPLOAD)]
     return [word for word in words if not Path(word).exists()]
 
 
@@ -97,7 +97,7 @@ def send_inputs(client: AuditClient, document: Document, inputs: list[LocalInput
 
 def _local(value: object, *, must: bool) -> Path | None:
     """The path, if it is one of this machine; None for names of the service (`upload:…`, `s3://…`, its own folders)."""
-    if not isinstance(value, str) or value.startswith((UPLOAD_PREFIX, "s3://")):
+    if not isinstance(value, str) or value.startswith((UPLOAD, "s3://")):
         return None
     path = Path(value).expanduser()
     if path.exists():

@@ -44,7 +44,7 @@ def find_profile() -> Profile:
     Raises:
         SpecError: none is given, one is incomplete, or a file with a key in it can be read by others.
     """
-    url, token = os.environ.get("SAFER_AUDIT_URL", ""), os.environ.get("SAFER_AUDIT_TOKEN", "")
+    url, token = os.environ.get("SAFER_AUDIT_URL", "").strip(), os.environ.get("SAFER_AUDIT_TOKEN", "").strip()
     named = os.environ.get("SAFER_AUDIT_PROFILE")
     if url and token:
         return _checked(Profile(url, token, "the environment"))
@@ -57,7 +57,7 @@ def find_profile() -> Profile:
         )
     if url and url.rstrip("/") != found.url.rstrip("/"):  # a key is never sent to an address it was not made for
         raise SpecError("SAFER_AUDIT_URL is set without SAFER_AUDIT_TOKEN", f"set both, or neither to use {found.origin}")
-    return Profile(found.url, token or found.token, found.origin)
+    return _checked(Profile(found.url, token or found.token, found.origin))
 
 
 def connect() -> AuditClient:
@@ -122,4 +122,8 @@ def _checked(profile: Profile) -> Profile:
         raise SpecError(f"the service's address {profile.url!r} (from {profile.origin}) is not an http or https URL")
     if parts.username or parts.password:
         raise SpecError(f"the address from {profile.origin} has a password in it", "put the key into SAFER_AUDIT_TOKEN")
+    if not profile.token.isascii() or not profile.token.isprintable() or " " in profile.token:
+        raise SpecError(
+            f"the API key from {profile.origin} has characters that no key has", "copy it once more, without line breaks"
+        )
     return profile

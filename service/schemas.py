@@ -25,6 +25,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=200)]
 Labels = Annotated[dict[LabelName, LabelValue], Field(max_length=MAX_LABELS)]
+Title = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
@@ -140,6 +141,9 @@ class JobSummary(Wire):
     cancel_requested: bool
     error: ErrorView | None
     verdict: dict[str, Any] | None = Field(description="Outcome of a policy; null where none was given.")
+    model: str = Field(description="The reward model (of a training: the base), as the spec names it.")
+    dataset: str = Field(description="The dataset, as the spec names it.")
+    names: dict[str, str] = Field(description="`upload:<digest>` → what its file or folder was called.")
 
 
 class JobView(JobSummary):
@@ -147,7 +151,9 @@ class JobView(JobSummary):
 
     stage: str | None = Field(description="The step that is open; null before and after.")
     progress: float | None = Field(description="Share of the open step that is done, in [0, 1]; null where not known.")
-    eta_seconds: float | None = Field(description="Until the open step ends, at its own pace so far; null where not known.")
+    eta_seconds: float | None = Field(
+        description="Seconds that the whole job will still compute, waiting for workers not counted; null where not known."
+    )
     queue_position: int | None = Field(description="Its place in the queue, 1 being next; null when it is not waiting.")
     stages: list[StageView]
     inputs: dict[str, str] = Field(description="Role → content digest, once known.")
@@ -226,12 +232,9 @@ class Decide(Request):
     note: str = Field("", max_length=2000)
 
 
-class ExportView(Wire):
+class ExportView(ArtifactView):
     """Decisions as an immutable artifact."""
 
-    name: str
-    digest: str
-    size: int
     decisions: int
 
 
@@ -247,6 +250,7 @@ class CreateUpload(Request):
     """A model folder or a dataset to upload."""
 
     kind: Literal["model", "dataset"]
+    title: Title = Field("", description="What people call it: the name of the file or folder.")
     files: list[UploadFile] = Field(min_length=1, max_length=2000)
 
 

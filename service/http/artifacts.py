@@ -10,7 +10,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from service.http.auth import Reader
+from service.artifact_names import DECISIONS_NAME
+from service.http.auth import EditReader, Reader, allow
 from service.http.errors import Responses, responses
 from service.http.job_files import job_file, job_files, read_file, send_file
 from service.http.parameters import JobId, ServicesDep
@@ -43,13 +44,15 @@ def list_artifacts(job_id: JobId, who: Reader, services: ServicesDep) -> Artifac
 def get_artifact(
     job_id: JobId,
     name: Annotated[str, Path(max_length=500, description="As listed; may hold `/`.")],
-    who: Reader,
+    who: EditReader,
     services: ServicesDep,
     request: Request,
     redirect: Annotated[bool, Query(description="Answer with a presigned address, where there is one.")] = False,
     _range: Range = None,
 ) -> Response:
-    """One file. Its ETag is its sha256."""
+    """One file. Its ETag is its sha256. A reviewer gets the exported decisions alone."""
+    if name != DECISIONS_NAME:
+        allow(who, "read")
     job = services.jobs.get(who.project, job_id)
     file = job_file(services, job, name)
     if redirect and services.settings.presign:

@@ -28,7 +28,7 @@ from service.http.parameters import (
 from service.http.services import Services
 from service.http.streaming import EVENTS_AT_ONCE, Seen, Watch, event_stream
 from service.http.submissions import new_audit, new_training
-from service.http.views import job_view, progress_of, summary
+from service.http.views import Standing, job_view, progress_of, summary, upload_names
 from service.jobs.access import Principal
 from service.jobs.model import JobKind, JobRecord, JobState
 from service.jobs.requests import JobQuery, NewJob
@@ -173,7 +173,10 @@ def delete_audit(job_id: JobId, who: Submitter, services: ServicesDep) -> None:
 
 def view_of(services: Services, job: JobRecord) -> JobView:
     """A job in full, with what stands in other tables."""
-    return job_view(job, services.jobs.stages(job.id), services.jobs.queue_position(job))
+    stages, now = services.jobs.stages(job.id), services.outlook.now()
+    left = services.outlook.seconds_left(job, stages, now)
+    names = upload_names(services.uploads, job.project, (job.spec,))
+    return job_view(job, Standing(stages, services.jobs.queue_position(job), now, left, names))
 
 
 async def _counted(services: Services, who: Principal, stream: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -192,7 +195,8 @@ def _submit(services: Services, who: Principal, new: NewJob, response: Response)
 
 def _page(services: Services, project: str, query: JobQuery, cursor: str | None, limit: int) -> Page[JobSummary]:
     found = services.jobs.find(project, query, cursor, limit)
-    return Page(items=[summary(job) for job in found.items], next=found.next)
+    names = upload_names(services.uploads, project, (job.spec for job in found.items))
+    return Page(items=[summary(job, names) for job in found.items], next=found.next)
 
 
 def _look(services: Services, project: str, job_id: str, after: int) -> Seen:

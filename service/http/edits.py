@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from safer_engine.store import ManifestDraft, canonical_json, digest_bytes
-from service.artifact_names import DECISIONS_NAME, DECISIONS_STAGE
+from service.artifact_names import DECISIONS_NAME, DECISIONS_STAGE, StoredFile
 from service.errors import NotFound
 from service.http.auth import EditReader, Reviewer
 from service.http.edit_rows import EditFilter, EditRows, Line, suspicion_order
@@ -115,7 +115,8 @@ def export_decisions(services: Services, who: Principal, job: JobRecord) -> Expo
             services.access.record(job.project, who.key_id, "edit.export", job.id, {"key": key, "decisions": len(decisions)})
         entry = store.manifest(DECISIONS_STAGE, key).files[DECISIONS_NAME]
     services.attachments.attach(job.project, job.id, Reference(DECISIONS_STAGE, key), entry.size)
-    return ExportView(name=DECISIONS_NAME, digest=entry.digest, size=entry.size, decisions=len(decisions))
+    made = StoredFile(DECISIONS_NAME, DECISIONS_STAGE, key, DECISIONS_NAME, entry.size, entry.digest)
+    return ExportView(name=made.name, size=made.size, digest=made.digest, media_type=made.media_type, decisions=len(decisions))
 
 
 def _commit_decisions(

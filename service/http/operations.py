@@ -22,6 +22,8 @@ from service.schemas import Healthy, Me, PartState, Ready
 
 router = APIRouter(tags=["operations"])
 _LOOPBACK = frozenset(("127.0.0.1", "::1", "local"))
+_HANDED_ON = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+"""What proxies add to a request that is not their own."""
 _AWAY: Responses = {503: {"model": Ready, "description": "Something is away."}}
 _TEXT: Responses = {
     200: {"description": "In Prometheus's text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -73,7 +75,7 @@ def tool_version() -> str:
 
 def _own(request: Request, services: Services) -> bool:
     headers = request.headers
-    if client_of(request) not in _LOOPBACK or "forwarded" in headers or "x-forwarded-for" in headers:
+    if client_of(request) not in _LOOPBACK or any(name in headers for name in _HANDED_ON):
         return False
     check_host(headers.get("host", ""), services.settings.allowed_hosts)
     return True

@@ -19,6 +19,7 @@ from service.infra.stores import ServiceStore, Stores
 from service.jobs.access import AccessStore
 from service.jobs.attachments import AttachmentStore
 from service.jobs.database import open_database
+from service.jobs.outlook import Outlook
 from service.jobs.queue import Sender
 from service.jobs.reviews import ReviewStore
 from service.jobs.store import JobStore
@@ -55,6 +56,7 @@ class Services:
     reviews: ReviewStore
     uploads: UploadStore
     attachments: AttachmentStore
+    outlook: Outlook
     stores: Stores
     sender: Sender
     registry: CollectorRegistry
@@ -100,6 +102,7 @@ def open_services(settings: Settings) -> Services:
         reviews=ReviewStore(engine),
         uploads=UploadStore(engine, settings),
         attachments=AttachmentStore(engine),
+        outlook=Outlook(engine),
         stores=stores,
         sender=Sender(settings),
         registry=registry,

@@ -23,10 +23,10 @@ from service.http.parameters import ServicesDep, UploadId
 from service.http.services import Services
 from service.infra.settings import Settings
 from service.infra.upload_files import PartReceipt, PartSink, UploadFiles, checked_files
-from service.infra.upload_files import UploadFile as DeclaredFile
 from service.jobs.access import Principal
-from service.jobs.uploads import UploadFile, UploadPart, UploadRecord, UploadState
+from service.jobs.uploads import UploadPart, UploadRecord, UploadState
 from service.schemas import CreateUpload, PartDone, PartView, PresignedPart, UploadFileView, UploadView
+from service.upload_names import UploadFile, upload_name
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 MAX_PARTS = 10_000
@@ -91,13 +91,13 @@ PartDigest = Annotated[str, Depends(given_digest)]
 @router.post("", status_code=201, response_model=UploadView, responses=responses(own=_CREATED))
 def create_upload(asked: CreateUpload, who: Submitter, services: ServicesDep, response: Response) -> UploadView:
     """Declare the files of a model folder or a dataset. Files that the project has are not sent again."""
-    files = [UploadFile(file.path, file.size, file.sha256) for file in asked.files]
-    checked_files(_declared(files))
+    files = [UploadFile(file.path, file.sha256, file.size) for file in asked.files]
+    checked_files(files)
     size = sum(file.size for file in files)
     if size > services.settings.upload_limit_bytes:
         raise TooLarge(f"the upload has {size} bytes, over {services.settings.upload_limit_bytes}", "send a smaller sample")
     part_bytes(services.settings, files)
-    started = services.uploads.create(who.project, asked.kind, files, who.key_id)
+    started = services.uploads.create(who.project, asked.kind, files, who.key_id, asked.title)
     response.status_code = 200 if started.state is UploadState.COMPLETE else 201
     response.headers["Location"] = f"/v1/uploads/{started.id}"
     return _view(services, started)
@@ -156,7 +156,7 @@ def complete_upload(upload_id: UploadId, who: Submitter, services: ServicesDep) 
     """Check every file against its sha256; from then on specs may name the upload. Doing it again is no error."""
     upload = services.uploads.get(who.project, upload_id)
     if upload.state is UploadState.OPEN:
-        UploadFiles(services.stores, upload.project).complete(upload.id, _declared(upload.files))
+        UploadFiles(services.stores, upload.project).complete(upload.id, upload.files)
         upload = services.uploads.complete(who.project, upload.id, who.key_id)
     return _view(services, upload)
 
@@ -215,10 +215,6 @@ def _expected(settings: Settings, upload: UploadRecord, place: Place) -> int:
     return min(each, upload.files[place.index].size - begins)
 
 
-def _declared(files: tuple[UploadFile, ...] | list[UploadFile]) -> tuple[DeclaredFile, ...]:
-    return tuple(DeclaredFile(file.path, file.sha256, file.size) for file in files)
-
-
 def _view(services: Services, upload: UploadRecord) -> UploadView:
     each = part_bytes(services.settings, upload.files)
     received: dict[int, list[PartView]] = {}
@@ -230,7 +226,7 @@ def _view(services: Services, upload: UploadRecord) -> UploadView:
             index=index,
             path=file.path,
             size=file.size,
-            sha256=file.sha256,
+            sha256=file.digest,
             parts=-(-file.size // each),
             received=received.get(index, []),
         )
@@ -244,7 +240,7 @@ def _view(services: Services, upload: UploadRecord) -> UploadView:
         files=files,
         created=upload.created,
         expires=upload.expires,
-        name=f"upload:{upload.digest}" if complete else None,
+        name=upload_name(upload.digest) if complete else None,
         digest=upload.digest if complete else None,
         presigned=services.stores.s3 is not None and services.settings.presign,
     )

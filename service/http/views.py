@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from service.jobs.model import JobRecord, JobState, StageRecord, StageState
+from service.jobs.model import JobRecord, StageRecord, StageState
+from service.jobs.uploads import UploadStore
 from service.schemas import ErrorView, JobSummary, JobView, StageView
+from service.source_policy import UPLOAD
 
 
-def summary(job: JobRecord) -> JobSummary:
-    """A job as lists show it."""
+@dataclass(frozen=True)
+class Subject:
+    """What a job is about, as its spec names it."""
+
+    model: str
+    dataset: str
+
+
+def subject_of(spec: Mapping[str, Any]) -> Subject:
+    """Model (or base) and dataset of a spec."""
+    model = spec.get("base") or (spec.get("model") or {}).get("path", "")
+    source = (spec.get("dataset") or {}).get("source") or {}
+    return Subject(str(model), str(source.get("path", "")))
+
+
+def uploads_in(value: Any) -> frozenset[str]:
+    """Every `upload:<digest>` in a spec."""
+    if isinstance(value, str):
+        return frozenset((value,) if value.startswith(UPLOAD) else ())
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return frozenset(name for each in inner for name in uploads_in(each))
+
+
+def upload_names(uploads: UploadStore, project: str, specs: Iterable[Any]) -> dict[str, str]:
+    """What people call the uploads that specs name, by `upload:<digest>`."""
+    named = frozenset(name.removeprefix(UPLOAD) for spec in specs for name in uploads_in(spec))
+    return {f"{UPLOAD}{digest}": told for digest, told in uploads.names(project, named).items()}
+
+
+def summary(job: JobRecord, names: Mapping[str, str]) -> JobSummary:
+    """A job as lists show it. `names`: what people call uploads, by `upload:<digest>`."""
+    subject = subject_of(job.spec)
     error = job.error
     return JobSummary(
         id=job.id,
@@ -25,19 +59,33 @@ def summary(job: JobRecord) -> JobSummary:
         cancel_requested=job.cancel_requested,
         error=ErrorView(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable) if error else None,
         verdict=job.verdict,
+        model=subject.model,
+        dataset=subject.dataset,
+        names={name: names[name] for name in uploads_in(job.spec) if name in names},
     )
 
 
-def job_view(job: JobRecord, stages: tuple[StageRecord, ...], queue_position: int | None) -> JobView:
+@dataclass(frozen=True)
+class Standing:
+    """Where a job stands, as other tables say. `now`: by the database's clock; `names`: see `upload_names`."""
+
+    stages: tuple[StageRecord, ...]
+    queue_position: int | None
+    now: datetime
+    seconds_left: float | None
+    names: Mapping[str, str]
+
+
+def job_view(job: JobRecord, standing: Standing) -> JobView:
     """A job in full."""
-    now = datetime.now(UTC)
+    stages, now = standing.stages, standing.now
     current = next((stage for stage in stages if stage.state is StageState.OPEN), None)
     return JobView(
-        **dict(summary(job)),
+        **dict(summary(job, standing.names)),
         stage=current.name if current else None,
         progress=_progress(current),
-        eta_seconds=_eta(current, now) if job.state is JobState.RUNNING else None,
-        queue_position=queue_position,
+        eta_seconds=standing.seconds_left,
+        queue_position=standing.queue_position,
         stages=[stage_view(stage, now) for stage in stages],
         inputs=job.inputs,
         verdict_reason=job.verdict_reason,
@@ -84,13 +132,6 @@ def _progress(stage: StageRecord | None) -> float | None:
     if stage is None or stage.total <= 0:
         return None
     return min(1.0, max(0.0, stage.done / stage.total))
-
-
-def _eta(stage: StageRecord | None, now: datetime) -> float | None:
-    share = _progress(stage)
-    if stage is None or stage.started is None or share is None or share <= 0:
-        return None
-    return max(0.0, (now - stage.started).total_seconds() * (1 - share) / share)
 
 
 def _links(job: JobRecord) -> dict[str, str]:

@@ -39,6 +39,17 @@ def test_the_environment_comes_first_then_the_file_then_this_machine(at_home: Pa
     assert (find_profile().url, find_profile().token) == ("https://env.example", "key-c")
 
 
+@pytest.mark.parametrize("token", ["sk-safer-a\nb", "sk-safer-é", "sk safer"])
+def test_a_key_that_was_copied_wrongly_is_refused_and_not_told(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("SAFER_AUDIT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("SAFER_AUDIT_TOKEN", f" {token}\n")
+    with pytest.raises(SpecError, match="characters that no key has") as raised:
+        find_profile()
+    assert "safer" not in raised.value.message
+    monkeypatch.setenv("SAFER_AUDIT_TOKEN", "sk-safer-good\n")
+    assert find_profile().token == "sk-safer-good"
+
+
 def test_a_key_is_not_sent_to_another_address(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(profiles(at_home), TWO)
     monkeypatch.setenv("SAFER_AUDIT_URL", "https://elsewhere.example")

@@ -130,6 +130,9 @@ def test_the_export_is_what_apply_reads_and_never_changes(world: HttpWorld, job:
     assert second["digest"] != first["digest"]
     served = client.get(f"/v1/audits/{job.id}/artifacts/decisions.jsonl")
     assert served.headers["etag"] == f'"{second["digest"]}"'
+    reviewer = world.client("review")
+    assert reviewer.get(f"/v1/audits/{job.id}/artifacts/decisions.jsonl").content == served.content
+    assert reviewer.get(f"/v1/audits/{job.id}/artifacts/edits.jsonl").status_code == 403
     logged = [entry["action"] for entry in client.get("/v1/log?limit=500").json()["items"] if entry["target"] == job.id]
     assert logged.count("edit.export") == 2
     assert logged.count("edit.decide") == 2

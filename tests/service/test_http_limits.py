@@ -269,7 +269,8 @@ def test_metrics_are_for_this_machine_and_its_operators(world: HttpWorld) -> Non
     assert 'safer_jobs_total{state="queued"}' in text
     assert 'safer_queue_depth{queue="gpu"}' in text
     assert 'safer_http_seconds_count{method="GET",route="/v1/audits"' in text
-    assert near.get("/metrics", headers={"X-Forwarded-For": "8.8.8.8"}).status_code == 401
+    for proxied in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"):
+        assert near.get("/metrics", headers={proxied: "8.8.8.8"}).status_code == 401
     assert near.get("/metrics", headers={"Host": "evil.example"}).status_code == 400
     assert world.client(None).get("/metrics").status_code == 401
     assert world.client("admin").get("/metrics").status_code == 200
