@@ -17,13 +17,12 @@ from safer_engine.spec import AuditSpec, ChatApiLabeller, DatasetSource, Dataset
 from safer_engine.train_spec import TrainSpec
 from service.errors import SourceNotAllowed
 from service.infra.settings import Settings
+from service.upload_names import UPLOAD, named_upload
 
-UPLOAD = "upload:"
 HUB = "hub:"
 S3 = "s3://"
 LABELLER_KEY_VARIABLE = "OPENAI_API_KEY"
 """The one environment variable that a spec may name for a labeller's key."""
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?:@[\w./-]+)?")
 _SPLIT = re.compile(r"[\w-][\w.-]*")
 _DEVICE_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")
@@ -80,13 +79,7 @@ def places_of(spec: AuditSpec | TrainSpec) -> tuple[Place, ...]:
 
 def upload_digests(spec: AuditSpec | TrainSpec) -> dict[str, str]:
     """Digests of the uploads that a spec names, as job inputs: `u:<role>`, apart from the content digests known later."""
-    return {f"u:{place.role}": digest for place in places_of(spec) if (digest := upload_digest(place.name)) is not None}
-
-
-def upload_digest(name: str) -> str | None:
-    """The digest in a name like `upload:<digest>`; None for any other name."""
-    digest = name.removeprefix(UPLOAD)
-    return digest if name.startswith(UPLOAD) and _DIGEST.fullmatch(digest) else None
+    return {f"u:{place.role}": digest for place in places_of(spec) if (digest := named_upload(place.name)) is not None}
 
 
 def _model(role: str, field: str, name: str) -> Place:
@@ -117,7 +110,7 @@ def _check_places(places: tuple[Place, ...], settings: Settings) -> None:
 
 def _allowed(name: str, settings: Settings) -> bool:
     if name.startswith(UPLOAD):
-        return UPLOAD in settings.allowed_sources and upload_digest(name) is not None
+        return UPLOAD in settings.allowed_sources and named_upload(name) is not None
     if name.startswith(HUB):
         return any(prefix.startswith(HUB) and name.startswith(prefix) for prefix in settings.allowed_sources)
     if name.startswith(S3):

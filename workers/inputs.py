@@ -27,7 +27,8 @@ from service.infra.local_service_store import store_folder
 from service.infra.settings import Settings
 from service.infra.stores import Stores
 from service.infra.upload_files import UploadFiles
-from service.source_policy import S3, UPLOAD, upload_digest
+from service.source_policy import S3
+from service.upload_names import UPLOAD, named_upload
 from workers.order import pinned_inputs, source_name
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -165,7 +166,7 @@ class InputFinder:
     def _locate(self, name: str, role: str, pins: Mapping[str, str]) -> str:
         """What the engine is to open for a name: a path, or a hub id at the commit that was pinned."""
         if name.startswith(UPLOAD):
-            digest = upload_digest(name)
+            digest = named_upload(name)
             if digest is None:
                 raise InputRefused(f"{name[:80]!r} is no upload", "write upload:<digest>, as the upload was answered")
             path = self._stack.enter_context(self._uploads.on_disk(digest, self._cache))

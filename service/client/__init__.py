@@ -6,10 +6,11 @@ Importing this package does not load the HTTP library; making a client does.
 from service.client.client import AuditClient, JobFilter, Submission, is_final, job_error
 from service.client.connection import make_error
 from service.client.downloads import target_of
-from service.client.files import UPLOAD_PREFIX, LocalFiles, TransferObserver, files_below, read_files
+from service.client.files import LocalFiles, TransferObserver, files_below, read_files
+from service.upload_names import UPLOAD
 
 __all__ = [
-    "UPLOAD_PREFIX",
+    "UPLOAD",
     "AuditClient",
     "JobFilter",
     "LocalFiles",

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safer_engine.errors import DatasetRefused
-from safer_engine.store import canonical_json, digest_bytes
+from service.upload_names import UploadFile, upload_digest, upload_name
 
-UPLOAD_PREFIX = "upload:"
 _CHUNK = 1 << 20
 
 
@@ -43,13 +42,13 @@ class LocalFiles:
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON of [[relative path, sha256, size] …], by path."""
-        return digest_bytes(canonical_json([[file.name, file.digest, file.size] for file in self.files]))
+        """What the service calls the digest of an upload of these files."""
+        return upload_digest(UploadFile(file.name, file.digest, file.size) for file in self.files)
 
     @property
     def name(self) -> str:
         """What a spec names these files."""
-        return f"{UPLOAD_PREFIX}{self.digest}"
+        return upload_name(self.digest)
 
     @property
     def size(self) -> int:

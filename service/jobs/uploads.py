@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,6 +19,7 @@ from service.jobs.ids import new_id
 from service.jobs.job_store import check_bytes, kept_bytes
 from service.jobs.model import FINAL_JOB_STATES
 from service.jobs.tables import job_inputs, jobs, upload_parts, uploads
+from service.upload_names import UploadFile, upload_digest
 
 _DAY = 86400.0
 
@@ -31,15 +30,6 @@ class UploadState(StrEnum):
     OPEN = "open"
     COMPLETE = "complete"
     REMOVED = "removed"
-
-
-@dataclass(frozen=True)
-class UploadFile:
-    """One file of an upload: relative path, size in bytes, sha256 of its content."""
-
-    path: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -75,12 +65,6 @@ class UploadRecord:
     created: datetime
     expires: datetime
     created_by: str
-
-
-def upload_digest(files: Sequence[UploadFile]) -> str:
-    """sha256 of the canonical JSON of the sorted [path, sha256, size] of all files."""
-    listed = sorted([file.path, file.sha256, file.size] for file in files)
-    return hashlib.sha256(json.dumps(listed, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
 
 class UploadStore:

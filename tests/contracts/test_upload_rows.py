@@ -15,10 +15,11 @@ from service.jobs.clock import utc_after
 from service.jobs.model import JobState
 from service.jobs.reviews import ReviewStore
 from service.jobs.tables import jobs, uploads
-from service.jobs.uploads import UploadFile, UploadPart, UploadState, UploadStore, upload_digest
+from service.jobs.uploads import UploadPart, UploadState, UploadStore
+from service.upload_names import UploadFile, upload_digest
 from tests.helpers.databases import Database
 
-FILES = (UploadFile("b.json", 2, "b" * 64), UploadFile("a/é.json", 3, "a" * 64))
+FILES = (UploadFile("b.json", "b" * 64, 2), UploadFile("a/é.json", "a" * 64, 3))
 
 
 @pytest.fixture
@@ -67,9 +68,9 @@ def test_bytes_of_uploads_count_until_they_are_removed(db: Database, rows: Uploa
     AccessStore(db.engine, db.settings).set_limits("default", Limits(max_bytes=8), "operator")
     first = rows.create("default", "model", FILES, "key")
     with pytest.raises(QuotaExceeded):
-        rows.create("default", "model", (UploadFile("c", 4, "c" * 64),), "key")
+        rows.create("default", "model", (UploadFile("c", "c" * 64, 4),), "key")
     rows.remove("default", first.id, "key")
-    assert rows.create("default", "model", (UploadFile("c", 4, "c" * 64),), "key").bytes == 4
+    assert rows.create("default", "model", (UploadFile("c", "c" * 64, 4),), "key").bytes == 4
     with pytest.raises(NotFound):
         rows.get("default", first.id)
 
@@ -86,7 +87,7 @@ def test_what_a_live_job_uses_is_not_removed(db: Database, rows: UploadStore) ->
 
 
 def test_uploads_that_were_not_completed_in_time_are_found(db: Database, rows: UploadStore) -> None:
-    late, done, _ = (rows.create("default", "model", (UploadFile(str(n), n, "c" * 64),), "key") for n in range(3))
+    late, done, _ = (rows.create("default", "model", (UploadFile(str(n), "c" * 64, n),), "key") for n in range(3))
     rows.complete("default", done.id, "key")
     db.change(uploads, uploads.c.id.in_((late.id, done.id)), expires=utc_after(-1.0))
     assert [found.id for found in rows.expired()] == [late.id]

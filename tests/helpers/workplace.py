@@ -17,7 +17,7 @@ from safer_engine import demo_data
 from safer_engine.spec import AuditSpec
 from service.infra.settings import Settings, load_settings
 from service.infra.stores import ServiceStore, Stores
-from service.infra.upload_files import PartReceipt, UploadFile, UploadFiles
+from service.infra.upload_files import PartReceipt, UploadFiles
 from service.jobs.access import AccessStore
 from service.jobs.database import migrate, open_database
 from service.jobs.dispatcher import Dispatcher
@@ -27,6 +27,7 @@ from service.jobs.queue import Sender
 from service.jobs.requests import NewJob
 from service.jobs.stage_plan import stages_of
 from service.jobs.store import JobStore
+from service.upload_names import UploadFile, upload_name
 from tests.helpers.servers import wait_until
 from tests.helpers.tiny_model import build_reward_model
 
@@ -98,7 +99,7 @@ class Workplace:
             digest = hashlib.sha256(data).hexdigest()
             uploads.put_part("u1", number, 0, [data], PartReceipt(len(data), digest))
             listed.append(UploadFile(file.relative_to(root).as_posix(), digest, len(data)))
-        return f"upload:{uploads.complete('u1', listed)}"
+        return upload_name(uploads.complete("u1", listed))
 
     def submit(self, document: Mapping[str, Any], kind: JobKind = JobKind.AUDIT, **more: Any) -> JobRecord:
         """Store a job as the API would."""

@@ -12,7 +12,8 @@ import pytest
 from service.http.auth import COOKIE, new_session
 from service.jobs.access import Role
 from service.jobs.model import JobRecord
-from service.jobs.uploads import UploadFile, UploadRecord
+from service.jobs.uploads import UploadRecord
+from service.upload_names import UploadFile
 from tests.helpers.http_world import SPEC, TRAINING, HttpWorld, http_world
 
 SUBMIT, READ, REVIEW, REDTEAM, ADMIN = Role
@@ -98,7 +99,7 @@ def world() -> Iterator[HttpWorld]:
 @pytest.fixture
 def things(world: HttpWorld) -> Things:
     services = world.services
-    upload = services.uploads.create("default", "dataset", [UploadFile("a", 3, DIGEST)], "test")
+    upload = services.uploads.create("default", "dataset", [UploadFile("a", DIGEST, 3)], "test")
     key = services.access.create_key("default", "spare", [Role.READ], "test")
     return Things(world.finished(), upload, key.key.id)
 

@@ -12,7 +12,7 @@ from safer_engine.errors import SaferError
 from service.errors import RequestInvalid, TooLarge
 from service.http.uploads import MAX_PARTS, given_digest, part_bytes
 from service.infra.upload_files import UploadFiles
-from service.jobs.uploads import UploadFile
+from service.upload_names import UploadFile
 from tests.helpers.http_world import SPEC, HttpWorld, http_world
 from tests.helpers.servers import S3
 from tests.helpers.store_world import fresh_prefix
@@ -126,7 +126,7 @@ def test_limits_of_uploads(world: HttpWorld) -> None:
     with http_world(default_max_bytes=10) as small:
         response = small.client("submit").post("/v1/uploads", json=declared(a=SMALL))
         assert (response.status_code, response.json()["code"]) == (429, "quota_exceeded")
-    files = [UploadFile("a", 7 * MiB * MAX_PARTS, "0" * 64)]
+    files = [UploadFile("a", "0" * 64, 7 * MiB * MAX_PARTS)]
     assert part_bytes(world.services.settings.model_copy(update={"upload_part_limit_bytes": 64 * MiB}), files) == 7 * MiB
     with pytest.raises(TooLarge):
         part_bytes(world.services.settings, files)

@@ -19,14 +19,14 @@ from service.errors import Conflict
 from service.infra.purge import purge
 from service.infra.retention import Collected, gc
 from service.infra.stores import ServiceStore, Stores
-from service.infra.upload_files import PartReceipt, UploadFile, UploadFiles
+from service.infra.upload_files import PartReceipt, UploadFiles
 from service.jobs.clock import utc_after
 from service.jobs.model import JobError, JobRecord, JobState, StageState
 from service.jobs.requests import Finished
 from service.jobs.reviews import ReviewStore
 from service.jobs.tables import uploads as upload_rows
-from service.jobs.uploads import UploadFile as UploadRow
 from service.jobs.uploads import UploadState, UploadStore
+from service.upload_names import UploadFile
 from tests.helpers.databases import Database, database, memory_folder
 from tests.helpers.store_world import KEY, OTHER_KEY, World, draft, put
 
@@ -198,13 +198,13 @@ def test_artifacts_that_another_hand_removed_are_forgotten(db: Database, stores:
 def uploaded(db: Database, stores: Stores, files: dict[str, bytes], kind: str = "dataset", complete: bool = True) -> str:
     """Upload files; the upload's digest, or its id while it is not complete."""
     rows, space = UploadStore(db.engine, db.settings), UploadFiles(stores, "default")
-    listed = [UploadRow(path, len(data), digest_bytes(data)) for path, data in files.items()]
+    listed = [UploadFile(path, digest_bytes(data), len(data)) for path, data in files.items()]
     upload = rows.create("default", kind, listed, "me")
     for index, data in enumerate(files.values()):
         space.put_part(upload.id, index, 0, [data], PartReceipt(len(data), digest_bytes(data)))
     if not complete:
         return upload.id
-    digest = space.complete(upload.id, [UploadFile(file.path, file.sha256, file.size) for file in listed])
+    digest = space.complete(upload.id, listed)
     rows.complete("default", upload.id, "me")
     assert digest == upload.digest
     return digest
@@ -382,4 +382,4 @@ def test_gc_leaves_young_things_of_the_present(db: Database, stores: Stores, sto
         old = time.time() - 30 * DAY
         for found in stores.space.listing("manifests/"):
             os.utime(db.settings.folder.parent / "store" / found.name, (old, old))
-        assert [each.kind for each in gc(stores, db.engine).removed] == ["artifact"]
+        assert [each.kind for each in gc(stores, db.engine).removed] == ["artifact", "blob"]

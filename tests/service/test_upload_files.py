@@ -15,7 +15,8 @@ from safer_engine.errors import ArtifactError, SpecError
 from safer_engine.store import canonical_json, digest_bytes
 from service.errors import Conflict, NotFound, TooLarge
 from service.infra.input_cache import InputCache
-from service.infra.upload_files import PartFacts, PartReceipt, UploadFile, UploadFiles, checked_files, upload_digest
+from service.infra.upload_files import PartFacts, PartReceipt, UploadFiles, checked_files
+from service.upload_names import UploadFile, upload_digest
 from tests.helpers.databases import memory_folder
 from tests.helpers.store_world import World
 
