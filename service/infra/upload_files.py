@@ -21,24 +21,16 @@ from typing import IO
 
 from safer_engine.errors import ArtifactError, SpecError
 from safer_engine.publishing import write_failed
-from safer_engine.store import canonical_json, digest_bytes, digest_file
+from safer_engine.store import digest_file
 from service.errors import Conflict, NotFound, TooLarge
 from service.infra.input_cache import InputCache
 from service.infra.object_space import ObjectFacts, ObjectMissing, blob_name, plain
 from service.infra.s3_client import LEAST_PART, S3Client
 from service.infra.stores import Stores
+from service.upload_names import UPLOAD, UploadFile, file_list, upload_digest
 
-PREFIX = "upload:"
+PREFIX = UPLOAD
 _LONGEST_NAME = 500
-
-
-@dataclass(frozen=True, order=True)
-class UploadFile:
-    """One file of an upload. `path`: relative, with `/`; `digest`: sha256 of its bytes."""
-
-    path: str
-    digest: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -80,11 +72,6 @@ def checked_files(files: Iterable[UploadFile]) -> tuple[UploadFile, ...]:
     if not found:
         raise SpecError("an upload has no files", "name at least one")
     return found
-
-
-def upload_digest(files: Iterable[UploadFile]) -> str:
-    """What names an upload: sha256 of the canonical JSON of [[path, sha256, size] …], sorted."""
-    return digest_bytes(canonical_json(sorted([file.path, file.digest, file.size] for file in files)))
 
 
 def _check_path(path: str) -> None:
@@ -160,8 +147,7 @@ class UploadFiles:
             for index, file in enumerate(files):
                 self._keep_file(upload_id, index, file, [found for _, found in sorted(by_file.get(index, []))])
             self._require_blobs(upload_id, files)
-            listed = [[file.path, file.digest, file.size] for file in sorted(files)]
-            self._space.put(self._list_name(digest), canonical_json(listed))
+            self._space.put(self._list_name(digest), file_list(files))
         self.abort(upload_id)
         return digest
 
