@@ -5,17 +5,19 @@ Written when an attempt ends by an error or a stop, and now and then while it ma
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from safer_engine.cost import Cost
 from safer_engine.errors import SaferError
 from safer_engine.events import Observer
-from safer_engine.machine import Measurement
+from safer_engine.machine import Measurement, measured
 from safer_engine.store import WorkArea
 
-_FILE = "attempts.json"
+_FILE, _PART = "attempts.json", "cost-of-part-{}.json"
 _EVERY_SECONDS = 15.0
 
 
@@ -23,13 +25,14 @@ class Attempt:
     """One attempt at a stage: passes on what an observer is told, and keeps in mind what it took.
 
     Attributes:
-        earlier: what the attempts before it took.
+        before: what was spent until it began: attempts that did not end, and parts computed apart.
     """
 
     def __init__(
         self, work: WorkArea, measurement: Measurement, observer: Observer, every_seconds: float = _EVERY_SECONDS
     ) -> None:
-        self.earlier = _read(work)
+        self._earlier = _read(work.scratch / _FILE)
+        self.before = _total([self._earlier, *(_read(path) for path in sorted(work.scratch.glob(_PART.format("*"))))])
         self._work = work
         self._measurement = measurement
         self._observer = observer
@@ -40,7 +43,7 @@ class Attempt:
         """Write down what all attempts took so far; where that fails, it is not counted."""
         self._saved = time.monotonic()
         with suppress(SaferError, OSError), self._work.publish(_FILE, scratch=True) as path:
-            path.write_text(added(self.earlier, self._measurement.so_far()).model_dump_json(), encoding="utf-8")
+            path.write_text(added(self._earlier, self._measurement.so_far()).model_dump_json(), encoding="utf-8")
 
     @contextmanager
     def saved_on_failure(self) -> Iterator[None]:
@@ -88,8 +91,25 @@ def added(one: Cost, other: Cost) -> Cost:
     )
 
 
-def _read(work: WorkArea) -> Cost:
+@contextmanager
+def counted_part(work: WorkArea, part: str) -> Iterator[None]:
+    """Measure the computing of a part of a stage, and write it down for the stage's cost; where that fails, it is not counted."""
+    name = _PART.format(part)
+    measurement = Measurement()
     try:
-        return Cost.model_validate_json((work.scratch / _FILE).read_bytes())
+        with measured() as measurement:
+            yield
+    finally:
+        with suppress(SaferError, OSError), work.publish(name, scratch=True) as path:
+            path.write_text(added(_read(work.scratch / name), measurement.cost).model_dump_json(), encoding="utf-8")
+
+
+def _total(costs: Iterable[Cost]) -> Cost:
+    return functools.reduce(added, costs, Cost())
+
+
+def _read(path: Path) -> Cost:
+    try:
+        return Cost.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
         return Cost()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT, Absent, Artifact, view
-from safer_engine.attempts import Attempt, added
+from safer_engine.attempts import Attempt, added, counted_part
 from safer_engine.cost import Planned
 from safer_engine.errors import ArtifactError, DamagedArtifact, Interrupted, WorkBusy
 from safer_engine.events import NullObserver, Observer
@@ -179,7 +179,7 @@ def run_part(stage: Stage, part: str, request: AuditRequest, store: ArtifactStor
     told = False
     while not store.has(stage.name, key):
         try:
-            with store.open_work(stage.name, key, shared=True) as work:
+            with store.open_work(stage.name, key, shared=True) as work, counted_part(work, part):
                 return stage.run_part(_context(stage, request, work, observer), _inputs(stage, found), part)
         except WorkBusy as busy:
             told = _wait_for(busy, stage, observer, told)
@@ -232,7 +232,7 @@ def _compute(
                 raise
         draft = _draft(stage, outcome, request, {k.__name__: content_digest(found[k]) for k in stage.consumes})
         stored: StoredArtifact = store.commit(
-            stage.name, key, work, replace(draft, cost=added(attempt.earlier, measurement.cost))
+            stage.name, key, work, replace(draft, cost=added(attempt.before, measurement.cost))
         )
         observer.stage_finished(stage.name, "absent" if isinstance(outcome, Absent) else "computed", measurement.seconds)
         return stored

@@ -37,6 +37,7 @@ class Order:
         part: of a stage that has parts; empty for all of it.
         key: cache key under which the outcome is to be committed; None for `prepare`.
         keys: finished stage → key of its artifact.
+        plan: what `prepare` expected of the job, if it did.
     """
 
     job_id: str
@@ -48,6 +49,7 @@ class Order:
     spec: dict[str, Any]
     pins: dict[str, str]
     keys: dict[str, str]
+    plan: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """As one document."""
@@ -64,7 +66,7 @@ def make_order(lease: Lease, job: JobRecord, stages: Sequence[StageRecord], stor
     """What is to be done for a leased unit. Raises ArtifactError when a stage before it has no artifact."""
     keys = {row.name: row.key for row in stages if row.state is StageState.DONE and row.key is not None}
     part = lease.name if lease.kind is UnitKind.PART else ""
-    order = Order(job.id, job.project, job.kind, lease.stage, part, None, job.spec, job.inputs, keys)
+    order = Order(job.id, job.project, job.kind, lease.stage, part, None, job.spec, job.inputs, keys, job.plan)
     return dataclasses.replace(order, key=_key(order, stages, store))
 
 

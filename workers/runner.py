@@ -238,7 +238,8 @@ def _known(store: ServiceStore, order: Order) -> Finished | None:
 
 def _finished(order: Order, facts: dict[str, object]) -> Finished:
     """What a child said at its end. Raises ArtifactError when it speaks of another key."""
-    told = {name: facts[name] for name in ("outcome", "key", "content_digest", "cost", "bytes", "inputs") if name in facts}
+    known = ("outcome", "key", "content_digest", "cost", "bytes", "inputs", "plan")
+    told = {name: facts[name] for name in known if name in facts}
     if order.key is not None and not order.part and told.get("key") != order.key:
         raise ArtifactError("a child committed another cache key than it was asked for", "restart the worker")
     return Finished(**told)  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ from workers.hub_cache import hub_in_use, shrink_hub_cache
 from workers.inputs import InputFinder, Names
 from workers.observer import PipeObserver
 from workers.order import Order, audit_spec, engine_stage, found_artifacts
+from workers.plans import expect, learn, plan_audit
 
 TRAINED = "RewardModel"
 """Artifact type of a trained reward model: the files of its folder."""
@@ -47,7 +48,7 @@ def perform(order: Order, settings: Settings, observer: PipeObserver, names: Nam
     """Compute a unit and commit what it makes.
 
     Returns:
-        outcome, and where an artifact was committed key, content_digest, bytes, cost and meta; `prepare`: inputs.
+        outcome, and where an artifact was committed key, content_digest, bytes, cost and meta; `prepare`: inputs, plan.
 
     Raises:
         SaferError: see the engine; what was finished is kept in the work area.
@@ -105,7 +106,8 @@ class _Bench:
         adapter = sources.model.adapter_path
         if adapter is not None and "snapshots" in adapter.parts:
             pins["adapter.revision"] = adapter.name
-        return {"outcome": "computed", "inputs": pins}
+        planned = mending(lambda: plan_audit(request, self.store, self.settings), self.observer)
+        return {"outcome": "computed", "inputs": pins, "plan": planned.dumped()}
 
     def prepare_training(self) -> dict[str, Any]:
         spec = TrainSpec.model_validate(self.order.spec)
@@ -131,10 +133,16 @@ class _Bench:
             sparing(request, lambda it: run_part(stage, self.order.part, it, self.store, found, self.observer), self._note)
             return {"outcome": "computed"}
 
+        expected = expect(stage, spec, self.order.plan, self.settings)
+        request = replace(request, planned=expected.planned if expected else {})
+
         def computed() -> StoredArtifact:
             return sparing(request, lambda it: run_stage(stage, it, self.store, found, self.observer), self._note)
 
-        return self._committed(mending(computed, self.observer))
+        stored = mending(computed, self.observer)
+        if self.observer.outcome == "computed":
+            learn(expected, stored.manifest, spec, self.settings)
+        return self._committed(stored)
 
     def train(self) -> dict[str, Any]:
         assert self.order.key is not None

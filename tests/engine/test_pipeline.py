@@ -313,17 +313,40 @@ def test_the_cost_counts_attempts_that_were_broken_off(store: LocalArtifactStore
     assert set(found[PairSet].stored.manifest.files) == {f"{n}.json" for n in range(4)}  # type: ignore[union-attr]
 
 
+def test_the_cost_counts_parts_that_were_computed_apart(store: LocalArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("safer_engine.machine.time.perf_counter", lambda: clock[0])
+
+    class Shared(Numbers):
+        def parts(self, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:
+            return ("0-1", "2-3")
+
+        def run_part(self, ctx: StageContext, inputs: Inputs, part: str) -> None:
+            clock[0] += 100.0
+
+        def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
+            clock[0] += 1.0
+            return super().run(ctx, inputs)
+
+    for part in ("0-1", "2-3", "2-3"):  # the last one a second time: its first attempt counts too
+        run_part(Shared(), part, request(), store, {}, NullObserver())
+    with pytest.raises(RuntimeError, match="killed"):
+        run(request(), store, stages=(Shared(die_at=1),))
+    found = run(request(), store, stages=(Shared(),))
+    assert found[PairSet].stored.manifest.cost.seconds == 302.0  # type: ignore[union-attr]
+
+
 def test_progress_keeps_what_a_kill_would_lose(store: LocalArtifactStore) -> None:
     with store.open_work("numbers", "k") as work, measured() as measurement:
         Attempt(work, measurement, NullObserver(), every_seconds=60.0).progress("numbers", 1, 2, "units")
         assert not list(work.scratch.iterdir())
         killed = Attempt(work, measurement, NullObserver(), every_seconds=0.0)
         killed.progress("numbers", 1, 2, "units")
-        earlier = Attempt(work, measurement, NullObserver()).earlier
+        earlier = Attempt(work, measurement, NullObserver()).before
         assert earlier.cpu_seconds >= 0
         assert earlier.peak_memory_bytes is not None
         (work.scratch / "attempts.json").write_text("{torn")
-        assert Attempt(work, measurement, NullObserver()).earlier == Cost()
+        assert Attempt(work, measurement, NullObserver()).before == Cost()
 
 
 def test_costs_add_up_and_peaks_do_not() -> None:
