@@ -10,7 +10,7 @@ from typing import Any
 from service.jobs.model import JobRecord, StageRecord, StageState
 from service.jobs.uploads import UploadStore
 from service.schemas import ErrorView, JobSummary, JobView, StageView
-from service.source_policy import UPLOAD
+from service.upload_names import UPLOAD
 
 
 @dataclass(frozen=True)

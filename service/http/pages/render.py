@@ -41,7 +41,9 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(ago=ago, clock=clock, duration=duration, filesize=filesize, percent=percent, number=number)
+    environment.filters.update(
+        ago=ago, clock=clock, duration=duration, left=left, filesize=filesize, percent=percent, number=number
+    )
     return environment
 
 
@@ -71,6 +73,12 @@ def duration(seconds: float | None) -> str:
     if whole < 86_400:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def left(seconds: float) -> str:
+    """An estimated length of time: no more digits than it is worth."""
+    whole = round(seconds) if seconds < 20 else 5 * round(seconds / 5)
+    return "a moment" if whole < 1 else f"about {whole} s" if whole < 60 else f"about {duration(whole)}"
 
 
 def filesize(size: int) -> str:

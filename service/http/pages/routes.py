@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -20,10 +21,11 @@ from service.http.pages.render import STATIC, render, static_file
 from service.http.pages.session import Form, PageRoute, SessionForm, Visitor, VisitorDep, begin, end, local_path
 from service.http.parameters import JobId, ServicesDep
 from service.http.services import Services
-from service.http.views import summary
-from service.jobs.model import FINAL_JOB_STATES, JobState
+from service.http.views import Subject, subject_of, summary, upload_names
+from service.jobs.model import FINAL_JOB_STATES, JobRecord, JobState
 from service.jobs.requests import JobQuery
 from service.schemas import Decide
+from service.upload_names import UPLOAD
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 _JOBS_PAGE, _EDITS_PAGE, _EVENTS = 50, 20, 100
@@ -74,7 +76,8 @@ def jobs_page(
     allow(seen.who, *_WATCH)
     query = JobQuery(states=(state,) if state else ())
     page = services.jobs.find(seen.who.project, query, cursor, _JOBS_PAGE)
-    rows = [{"job": summary(job), "subject": subject_of(job.spec)} for job in page.items]
+    names = upload_names(services.uploads, seen.who.project, (job.spec for job in page.items))
+    rows = [{"job": summary(job, names), "subject": _subject(job, names)} for job in page.items]
     live = any(job.state not in FINAL_JOB_STATES for job in page.items)
     context = {"rows": rows, "next": page.next, "state": state, "states": list(JobState), "live": live, "first": cursor is None}
     return render("jobs.html.j2", {"visitor": seen, **context})
@@ -122,7 +125,7 @@ def report_page(job_id: JobId, seen: VisitorDep, services: ServicesDep) -> Respo
     allow(seen.who, *_READ)
     job = services.jobs.get(seen.who.project, job_id)
     job_file(services, job, "report.html")
-    return render("report.html.j2", {"visitor": seen, "job": summary(job), "subject": subject_of(job.spec)})
+    return render("report.html.j2", {"visitor": seen, **_heading(services, job)})
 
 
 @router.get("/audits/{job_id}/edits")
@@ -157,18 +160,22 @@ def edits_page(
         "actions": _ACTIONS,
     }
     count = {"n_decided": len(decisions), "may_decide": seen.may("review")}
-    return render("edits.html.j2", {"visitor": seen, "job": summary(job), "subject": subject_of(job.spec), **context, **count})
+    return render("edits.html.j2", {"visitor": seen, **_heading(services, job), **context, **count})
 
 
-def subject_of(spec: dict[str, Any]) -> dict[str, str]:
-    """Model and dataset of a spec, as its owner named them; uploads shortened."""
-    model = spec.get("base") or (spec.get("model") or {}).get("path", "")
-    source = (spec.get("dataset") or {}).get("source") or {}
-    return {"model": _short(str(model)), "dataset": _short(str(source.get("path", "")))}
+def _heading(services: Services, job: JobRecord) -> dict[str, Any]:
+    names = upload_names(services.uploads, job.project, (job.spec,))
+    return {"job": summary(job, names), "subject": _subject(job, names)}
+
+
+def _subject(job: JobRecord, names: Mapping[str, str]) -> Subject:
+    """What a job is about, as people call it: an upload by its file or folder, else by the beginning of its digest."""
+    named = subject_of(job.spec)
+    return Subject(*(names.get(name) or _short(name) for name in (named.model, named.dataset)))
 
 
 def _short(name: str) -> str:
-    return name[: len("upload:") + 10] + "…" if name.startswith("upload:") else name
+    return name[: len(UPLOAD) + 10] + "…" if name.startswith(UPLOAD) else name
 
 
 def _job_context(services: Services, seen: Visitor, job_id: str) -> dict[str, Any]:
@@ -177,10 +184,11 @@ def _job_context(services: Services, seen: Visitor, job_id: str) -> dict[str, An
     files = job_files(services, job) if seen.may("read", "review") else {}
     shown = [file for name, file in files.items() if not name.startswith("stages/")]
     events = services.jobs.events(job.id)[-_EVENTS:]
+    view = view_of(services, job)
     return {
         "visitor": seen,
-        "job": view_of(services, job),
-        "subject": subject_of(job.spec),
+        "job": view,
+        "subject": _subject(job, view.names),
         "files": shown if seen.may("read") else [],
         "n_inner": len(files) - len(shown),
         "has_report": "report.html" in files and seen.may("read"),
