@@ -94,16 +94,19 @@ def test_failures_become_one_message(
     assert "Traceback" not in shown.err
 
 
-def test_light_commands_do_not_load_torch() -> None:
+def test_light_commands_load_neither_torch_nor_the_service() -> None:
     script = (
         "import sys; from cli.main import run_main\n"
         "shown = ['spec', 'show', '-m', 'm', '-d', 'org/data']\n"
-        "codes = [run_main(a) for a in (['--help'], shown, ['spec', 'schema'], ['apply', '--help'])]\n"
-        "heavy = [m for m in ('torch', 'transformers', 'pyarrow', 'pandas') if m in sys.modules]\n"
+        "codes = [run_main(a) for a in (['--help'], shown, ['spec', 'schema'], ['apply', '--help'], ['submit', '--help'])]\n"
+        "import service.client.client\n"
+        "engine = ['torch', 'transformers', 'pyarrow', 'pandas']\n"
+        "service = ['sqlalchemy', 'fastapi', 'celery', 'redis', 'boto3', 'pydantic_settings']\n"
+        "heavy = [name for name in engine + service if name in sys.modules]\n"
         "print('RESULT', codes, heavy)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == "RESULT [0, 0, 0, 0] []"
+    assert done.stdout.splitlines()[-1] == "RESULT [0, 0, 0, 0, 0] []"
 
 
 def test_spec_show_names_origins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
