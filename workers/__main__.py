@@ -11,7 +11,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a worker. Returns the exit code: 0 done or stopped, 2 refused, 4 failed."""
+    """Run a worker. Returns the exit code: 0 done or stopped, 2 refused, 4 failed; 75 where it hears nothing any more."""
     from safer_engine.errors import SaferError, SpecError
     from service.errors import SchemaMismatch
     from workers.start import run

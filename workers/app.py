@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 
 from celery import Celery, signals
 from kombu import Queue
@@ -15,7 +16,8 @@ from kombu import Queue
 from service.infra.settings import Settings
 from service.jobs.queue import common_options
 from workers.broker import keep_listening
-from workers.runner import Runner
+from workers.listening import Ear, Watch, step_of
+from workers.runner import Bench, Runner
 from workers.tasks import register
 
 VISIBILITY_SECONDS = 6 * 3600
@@ -51,11 +53,16 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def serve(settings: Settings, runner: Runner) -> int:
-    """Take messages until SIGTERM or SIGINT; the unit at hand is given back first. Returns the exit code."""
+def serve(bench: Bench, runner: Runner) -> int:
+    """Take messages until SIGTERM or SIGINT; the unit at hand is given back first. Returns the exit code.
+
+    Where no message is heard any more (`listening`), the process ends with exit code 75.
+    """
     keep_listening()
-    app = make_app(settings)
-    register(app, runner)
+    ear = Ear()
+    app = make_app(bench.settings)
+    app.steps["consumer"].add(step_of(ear))
+    register(app, runner, ear)
 
     def stop(**_: object) -> None:
         runner.stop()
@@ -65,11 +72,13 @@ def serve(settings: Settings, runner: Runner) -> int:
         hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
         pool_cls="threads",
         concurrency=1,
-        queues=list(settings.queues),
+        queues=list(bench.settings.queues),
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
         quiet=True,
     )
+    watch = Watch(bench.settings, bench.jobs, bench.sender, ear)
+    threading.Thread(target=watch.run, name="listening", daemon=True).start()
     worker.start()
     return int(worker.exitcode or 0)

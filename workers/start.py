@@ -45,7 +45,7 @@ def run(queues: str | None, *, once: bool) -> int:
     from workers.app import serve
 
     _LOG.info("worker %s serves %s", runner.owner, ", ".join(settings.queues))
-    return serve(settings, runner)
+    return serve(bench, runner)
 
 
 def _environment(settings: Settings) -> None:

@@ -44,6 +44,15 @@ class Dispatch:
             under_way = tuple(connection.execute(query).scalars())
         return (*self.ready_units(queue, limit), *under_way)[:limit]
 
+    def unheard_units(self, queue: str, seconds: float) -> tuple[int, ...]:
+        """Ids of units whose message was sent within the last so many seconds, but not just now or not for the first time,
+        and that nobody took.
+        """
+        late = (units.c.sends > 1) | (units.c.sent_at < utc_after(-self._settings.resend_seconds))
+        sent = (units.c.queue == queue) & (units.c.state == UnitState.SENT) & (units.c.sent_at >= utc_after(-seconds))
+        with reading(self._engine) as connection:
+            return tuple(connection.execute(select(units.c.id).where(sent, late).limit(_ROUND)).scalars())
+
     def mark_sent(self, unit_id: int) -> bool:
         """Note that a unit's message is about to be sent; a queued job starts with its first.
 

@@ -35,12 +35,8 @@ class Sender:
     def __init__(self, settings: Settings) -> None:
         url = settings.broker_url.get_secret_value()
         self._app = sender_app(url)
-        self._redis: Redis = Redis.from_url(
-            redis_url(url),
-            socket_connect_timeout=_CONNECT_SECONDS,
-            socket_timeout=_ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 1, (BrokenConnection,)),  # a connection that the server closed since
-        )
+        self._url = redis_url(url)
+        self._redis = _connect(self._url)
 
     def send(self, unit_id: int, queue: str) -> None:
         """Tell the workers of a queue to look at a unit. Raises Unavailable."""
@@ -78,6 +74,14 @@ class Sender:
         except (RedisError, OSError) as error:
             raise _away(error) from error
 
+    def queued(self, queue: str) -> int:
+        """How many messages lie in a queue; asked on a new connection, since an old one may be no good. Raises Unavailable."""
+        try:
+            with _connect(self._url) as client:
+                return int(client.llen(queue))
+        except (RedisError, OSError) as error:
+            raise _away(error) from error
+
     def trim(self) -> None:
         """Drop the oldest messages of a long queue: workers that take units from SQL leave theirs. Raises Unavailable."""
         try:
@@ -90,6 +94,16 @@ class Sender:
         """Close all connections."""
         self._app.close()
         self._redis.close()
+
+
+def _connect(url: str) -> Redis:
+    """A client that waits for bounded times; it connects when it is first used."""
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=_CONNECT_SECONDS,
+        socket_timeout=_ANSWER_SECONDS,
+        retry=Retry(NoBackoff(), 1, (BrokenConnection,)),  # a connection that the server closed since
+    )
 
 
 def sender_app(url: str) -> Celery:
