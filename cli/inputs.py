@@ -87,7 +87,7 @@ def _found(document: Document) -> Iterator[LocalInput]:
 def send_inputs(client: AuditClient, document: Document, inputs: list[LocalInput], shown: Console | None) -> Document:
     """Upload what the service does not have yet; the spec with their names in place of paths."""
     for found in inputs:
-        with showing_transfer(shown, found.path.name) as observer:
+        with showing_transfer(shown, found.path.resolve().name) as observer:
             files = read_files(found.root, found.files, observer)
             upload = client.upload(files, found.kind, observer)
         assert upload.name is not None

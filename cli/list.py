@@ -25,6 +25,7 @@ _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 @json_option
 def list_command(limit: int, as_json: bool, since: datetime | None, before: datetime | None, **given: Any) -> None:
     """Jobs of the project, newest first."""
+    from cli.status import called
     from cli.submit import parse_labels
     from service.client import JobFilter
 
@@ -38,13 +39,13 @@ def list_command(limit: int, as_json: bool, since: datetime | None, before: date
     rows = [
         (
             job.id,
-            job.kind.value,
             job.state.value if not job.error else f"{job.state.value} ({job.error.code})",
+            f"{job.kind.value}: {called(job, job.model, digest=False)} on {called(job, job.dataset, digest=False)}",
             job.created.strftime("%Y-%m-%d %H:%M"),
             " ".join(f"{name}={value}" for name, value in sorted(job.labels.items())),
         )
         for job in jobs
     ]
     console().print(
-        table(f"{len(rows)} jobs" if len(rows) != 1 else "1 job", ("id", "kind", "state", "made (UTC)", "labels"), rows)
+        table(f"{len(rows)} jobs" if len(rows) != 1 else "1 job", ("id", "state", "what", "made (UTC)", "labels"), rows)
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from cli.output import duration
+from cli.output import duration, left
 from safer_engine.errors import Interrupted, SaferError
 from service.client import is_final, job_error, make_error
 from service.errors import Unavailable, Unreachable
@@ -179,6 +179,8 @@ def stage_line(stage: StageView, job: JobView) -> str:
     if stage.state != "open":
         return stage.state.value
     if not stage.total:
-        return "running" if stage.started else "waiting"
-    eta = f", {duration(job.eta_seconds)} left" if job.stage == stage.name and job.eta_seconds is not None else ""
-    return f"{stage.done:,.0f}/{stage.total:,.0f} {stage.unit}{eta}"
+        said = "running" if stage.started else "waiting"
+    else:
+        said = f"{stage.done:,.0f}/{stage.total:,.0f} {stage.unit}"
+    known = job.stage == stage.name and job.eta_seconds is not None and stage.started is not None
+    return f"{said}; job: {left(job.eta_seconds)}" if known and job.eta_seconds is not None else said

@@ -49,6 +49,12 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def left(seconds: float) -> str:
+    """An estimate of what is left as a person says it: no more digits than it is worth."""
+    whole = round(seconds) if seconds < 20 else 5 * round(seconds / 5)
+    return "a moment left" if whole < 1 else f"about {whole} s left" if whole < 60 else f"about {duration(whole)} left"
+
+
 def size(count: float | None) -> str:
     """Bytes as a person writes them."""
     if count is None:

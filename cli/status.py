@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import json_option
-from cli.output import console, duration, print_json, table
+from cli.output import console, duration, left, print_json, table
 from cli.profile import connect
 
 if TYPE_CHECKING:
-    from service.schemas import JobView
+    from service.schemas import JobSummary, JobView
 
 
 @click.command("status")
@@ -50,6 +50,9 @@ def _facts(job: JobView) -> list[tuple[str, str]]:
     return [
         ("kind", job.kind.value),
         ("state", job.state.value + asked),
+        ("left", left(job.eta_seconds) if job.eta_seconds is not None else ""),
+        ("model", called(job, job.model)),
+        ("dataset", called(job, job.dataset)),
         ("labels", ", ".join(f"{name}={value}" for name, value in sorted(job.labels.items()))),
         ("priority", str(job.priority) if job.priority else ""),
         ("made", job.created.strftime("%Y-%m-%d %H:%M:%S UTC")),
@@ -58,3 +61,14 @@ def _facts(job: JobView) -> list[tuple[str, str]]:
         ("attempt", str(job.attempt) if job.attempt > 1 else ""),
         ("verdict", str(job.verdict.get("outcome", "")) if job.verdict else ""),
     ]
+
+
+def called(job: JobSummary, name: str, *, digest: bool = True) -> str:
+    """What people call a model or dataset of a job: of an upload the file or folder, and the beginning of its digest."""
+    from service.client import UPLOAD
+
+    if not name.startswith(UPLOAD):
+        return name
+    short = f"{name[: len(UPLOAD) + 10]}…"
+    told = job.names.get(name)
+    return short if told is None else f"{told} ({short})" if digest else told

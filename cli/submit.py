@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,9 @@ from cli.options import Amount, build_from_flags, flag_options, json_option, qui
 from cli.output import console, print_json
 from cli.profile import connect
 from safer_engine.errors import SpecError
+
+if TYPE_CHECKING:
+    from service.client import Submission
 
 Document = dict[str, Any]
 _ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify", "no_text": "--no-text"}
@@ -40,6 +44,8 @@ def submit_command(flags: Document, kind: str, base: str | None, wait: bool, as_
 
     document = _audit(flags, base) if kind == "audit" else _training(flags, base)
     labels = parse_labels(given["labels"])
+    wanted = _submission(document, kind, labels, given)
+    wanted.body()  # what is wrong with it is said before gigabytes are read
     inputs = local_inputs(document)
     shown = None if quiet or as_json else console(err=True)
     if shown is not None:
@@ -49,7 +55,7 @@ def submit_command(flags: Document, kind: str, base: str | None, wait: bool, as_
         if inputs:
             client.me()  # a key that is refused is refused before gigabytes are read
         document = send_inputs(client, document, inputs, shown)
-        job = client.submit(_submission(document, kind, labels, given))
+        job = client.submit(replace(wanted, spec=document))
         if shown is not None:
             shown.print(f"job {job.id}", markup=False)
         if wait:
@@ -75,7 +81,7 @@ def parse_labels(texts: tuple[str, ...]) -> dict[str, str]:
     return labels
 
 
-def _submission(document: Document, kind: str, labels: dict[str, str], given: dict[str, Any]) -> Any:
+def _submission(document: Document, kind: str, labels: dict[str, str], given: dict[str, Any]) -> Submission:
     from service.client import Submission
 
     hours = given["gpu_hours"]

@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from pydantic import ValidationError
+
 from safer_engine.errors import SaferError
 from service.client import downloads, streams, uploads
 from service.client.connection import Connection, Patience, make_error
 from service.client.files import LocalFiles, TransferObserver
-from service.errors import NotFound
+from service.errors import NotFound, RequestInvalid
 from service.jobs.model import FINAL_JOB_STATES
 from service.schemas import (
     Action,
@@ -29,6 +31,7 @@ from service.schemas import (
     JobSummary,
     JobView,
     Me,
+    SubmitAudit,
     UploadView,
 )
 
@@ -56,6 +59,21 @@ class Submission:
     callback_url: str | None = None
     gpu_seconds_budget: float | None = None
     idempotency_key: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The request's JSON. Raises RequestInvalid for what the service would refuse beside the spec: it needs no answer."""
+        body: dict[str, Any] = {"spec": dict(self.spec), "priority": self.priority, "labels": dict(self.labels)}
+        for name in ("callback_url", "gpu_seconds_budget"):
+            if (value := getattr(self, name)) is not None:
+                body[name] = value
+        try:
+            SubmitAudit.model_validate(body)
+        except ValidationError as error:
+            wrong = [
+                f"{'.'.join(str(part) for part in item['loc'] if part != '[key]')}: {item['msg']}" for item in error.errors()
+            ]
+            raise RequestInvalid(f"fields are wrong: {'; '.join(wrong)}", "see /openapi.json") from None
+        return body
 
 
 @dataclass(frozen=True)
@@ -122,12 +140,9 @@ class AuditClient:
         return Me.model_validate_json(self._connection.call("GET", "/v1/me").content)
 
     def submit(self, submission: Submission) -> JobView:
-        """Make a job. Safe to repeat: the request carries an idempotency key."""
-        body: dict[str, Any] = {"spec": dict(submission.spec), "priority": submission.priority, "labels": dict(submission.labels)}
-        for name in ("callback_url", "gpu_seconds_budget"):
-            if (value := getattr(submission, name)) is not None:
-                body[name] = value
+        """Make a job. Safe to repeat: the request carries an idempotency key. Raises RequestInvalid."""
         headers = {"Idempotency-Key": submission.idempotency_key or uuid.uuid4().hex}
+        body = submission.body()
         response = self._connection.call("POST", _ROUTES[submission.kind], body=body, headers=headers, repeatable=True)
         return JobView.model_validate_json(response.content)
 

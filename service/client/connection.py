@@ -186,7 +186,8 @@ def problem_of(response: httpx.Response) -> SaferError:
         kind = errors.Unavailable if response.status_code in _PASSING else RemoteError
         return kind(f"{response.url.host} answered HTTP {response.status_code} ({response.reason_phrase or 'no reason'})")
     told = [f"{item.path}: {item.message}" for item in problem.errors if item.message not in problem.detail]
-    return make_error(problem.code, "; ".join([problem.detail, *told]), problem.hint, _asked(response))
+    said = f"fields are wrong: {'; '.join(told)}" if told else problem.detail
+    return make_error(problem.code, said, problem.hint, _asked(response))
 
 
 def make_error(code: str, message: str, hint: str = "", retry_after: float = 1.0) -> SaferError:

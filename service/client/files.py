@@ -12,6 +12,7 @@ from safer_engine.errors import DatasetRefused
 from service.upload_names import UploadFile, upload_digest, upload_name
 
 _CHUNK = 1 << 20
+_LONGEST_TITLE = 200
 
 
 class TransferObserver:
@@ -36,9 +37,10 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files of one input, sorted by name."""
+    """The files of one input, sorted by name. `title`: what people call them."""
 
     files: tuple[LocalFile, ...]
+    title: str = ""
 
     @property
     def digest(self) -> str:
@@ -62,7 +64,9 @@ def read_files(root: Path, paths: Iterable[Path], observer: TransferObserver) ->
     if not chosen:
         raise DatasetRefused(f"there are no files to send in {root}", "check the path")
     observer.begin("reading", sum(path.stat().st_size for _, path in chosen))
-    return LocalFiles(tuple(_read(path, name, observer.advance) for name, path in chosen))
+    called = chosen[0][1].name if len(chosen) == 1 else root.resolve().name
+    title = "".join(letter for letter in called if letter.isprintable())[:_LONGEST_TITLE]
+    return LocalFiles(tuple(_read(path, name, observer.advance) for name, path in chosen), title)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -76,9 +80,12 @@ def files_below(folder: Path) -> list[Path]:
 
 def _read(path: Path, name: str, advance: Callable[[int], None]) -> LocalFile:
     sha, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha.update(chunk)
-            size += len(chunk)
-            advance(len(chunk))
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                sha.update(chunk)
+                size += len(chunk)
+                advance(len(chunk))
+    except OSError as error:
+        raise DatasetRefused(f"cannot read {path}: {error.strerror}", "check the file") from error
     return LocalFile(path, name, size, sha.hexdigest())

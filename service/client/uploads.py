@@ -36,6 +36,7 @@ def send(connection: Connection, files: LocalFiles, kind: str, observer: Transfe
     """
     body = {
         "kind": kind,
+        "title": files.title,
         "files": [{"path": file.name, "size": file.size, "sha256": file.digest} for file in files.files],
     }
     upload = UploadView.model_validate_json(connection.call("POST", UPLOADS, body=body, repeatable=True).content)

@@ -123,7 +123,7 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = []
     for item in error.errors()[:_MAX_PROBLEMS]:
-        where, *rest = item["loc"]
+        where, *rest = (part for part in item["loc"] if part != "[key]")
         path = ".".join(str(part) for part in rest) if where == "body" else f"{where}.{'.'.join(map(str, rest))}"
         found.append(ProblemField(path=path, message=item["msg"].removeprefix("Value error, ")))
     names = ", ".join(dict.fromkeys(item.path or "body" for item in found[:5]))

@@ -239,6 +239,16 @@ def test_ctrl_c_leaves_the_job_running(as_admin: Path, service: LiveService) -> 
     service.world.services.jobs.request_cancel("default", job_id, "test")
 
 
+def test_a_wrong_label_is_refused_before_anything_is_read(
+    command: Command, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("submit", "-m", str(inputs / "rm"), "-d", str(inputs / "pairs.jsonl"), "--label", "a b=c", code=2)
+    assert run_main(["submit", "-m", str(inputs / "rm"), "-d", "org/pairs", "--label", "a b=c"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("labels.a b:") == 1
+    assert "reading" not in said
+
+
 def test_what_is_no_amount_is_refused_before_anything_is_sent(command: Command) -> None:
     for wrong in ("nan", "inf", "0", "-1", "soon"):
         command("submit", *AUDIT, "--gpu-hours", wrong, code=2)

@@ -92,7 +92,7 @@ def test_a_wrong_spec_is_told_field_by_field(world: HttpWorld, spec: object, pat
         ({"spec": SPEC, "priority": "high"}, "priority"),
         ({"spec": SPEC, "priority": True}, "priority"),
         ({"spec": SPEC, "priority": 101}, "priority"),
-        ({"spec": SPEC, "labels": {"-": "x"}}, "labels.-.[key]"),
+        ({"spec": SPEC, "labels": {"-": "x"}}, "labels.-"),
         ({"spec": SPEC, "labels": {"a": 1}}, "labels.a"),
         ({"spec": [], "labels": {}}, "spec"),
         ({"spec": SPEC, "gpu_seconds_budget": 0}, "gpu_seconds_budget"),
