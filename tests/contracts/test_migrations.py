@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, select, text
+from sqlalchemy import Engine, inspect, select, text
 
 from service.errors import SchemaMismatch
 from service.jobs.database import check_version, migrate, migrations, open_database, reading, writing
@@ -60,10 +61,21 @@ def test_going_back_and_forth_with_data_in_every_step(folder: Path, database_url
 def test_processes_that_start_together_migrate_once(folder: Path, database_url: str | None) -> None:
     settings = settings_for(folder, database_url)
     engines = [open_database(settings) for _ in range(3)]
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(migrate, engines))
+    together = Barrier(len(engines))
+
+    def start(engine: Engine) -> None:
+        together.wait()
+        migrate(engine)
+
+    with ThreadPoolExecutor(len(engines)) as pool:
+        list(pool.map(start, engines))
     for engine in engines:
         check_version(engine)
+    with reading(engines[0]) as connection:
+        versions = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+        assert versions == ScriptDirectory.from_config(migrations(None)).get_heads()
+        assert sorted(inspect(connection).get_table_names()) == sorted([*METADATA.tables, "alembic_version"])
+    for engine in engines:
         engine.dispose()
 
 

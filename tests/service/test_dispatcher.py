@@ -11,6 +11,7 @@ import redis as redis_package
 from pydantic import SecretStr
 
 from service.errors import Unavailable
+from service.infra.settings import Settings
 from service.jobs.dispatcher import LEADER, Dispatcher
 from service.jobs.model import UnitState
 from service.jobs.queue import Sender
@@ -108,8 +109,7 @@ def test_only_the_leader_hands_out_and_the_next_follows_at_once(db: Database, se
 
 
 def test_it_runs_through_an_outage_until_told_to_stop(db: Database, server: Redis) -> None:
-    dispatcher, stop = dispatcher_of(db), threading.Event()
-    rounds: list[int] = []
+    stop, rounds = threading.Event(), list[int]()
     dispatcher = Dispatcher(db.store, Sender(db.settings), db.settings, lambda: rounds.append(1))
     thread = threading.Thread(target=dispatcher.run, args=(stop,))
     thread.start()
@@ -128,16 +128,35 @@ def test_it_runs_through_an_outage_until_told_to_stop(db: Database, server: Redi
     assert not thread.is_alive()
 
 
+class Listening(Sender):
+    """Notes each wait of a dispatcher, and whether a wake ended it."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.begun = 0
+        self.heard: list[bool] = []
+
+    def wait_for_wake(self, seconds: float) -> bool:
+        self.begun += 1
+        found = super().wait_for_wake(seconds)
+        self.heard.append(found)
+        return found
+
+
 def test_a_dispatcher_that_is_woken_looks_at_once(db: Database, server: Redis) -> None:
-    slow = db.settings.model_copy(update={"dispatch_seconds": 2.0})
-    dispatcher, stop = Dispatcher(db.store, Sender(slow), slow), threading.Event()
-    thread = threading.Thread(target=dispatcher.run, args=(stop,))
+    slow = db.settings.model_copy(update={"dispatch_seconds": 3600.0})
+    sender, stop = Listening(slow), threading.Event()
+    thread = threading.Thread(target=Dispatcher(db.store, sender, slow).run, args=(stop,))
     thread.start()
     try:
         for number in (1, 2):
+            wait_until(lambda: sender.begun > len(sender.heard), "the dispatcher waits")
             db.submit()
             Sender(slow).wake()
+            wait_until(lambda: sender.heard.count(True) == number, "the wake is heard", 20)  # noqa: B023 - called at once
             wait_until(lambda: len(messages(server)) == number, "the message is there")  # noqa: B023 - called at once
     finally:
         stop.set()
+        Sender(slow).wake()
         thread.join(20)
+    assert not thread.is_alive()
