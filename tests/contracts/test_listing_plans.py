@@ -11,6 +11,7 @@ from sqlalchemy import Connection, event, text
 
 from service.jobs.database import reading, writing
 from service.jobs.model import JobKind, JobState
+from service.jobs.outlook import past_stages
 from service.jobs.requests import JobQuery
 from tests.helpers.databases import Database
 
@@ -124,6 +125,7 @@ def test_with_many_jobs_no_question_reads_them_all(db: Database) -> None:
         "stages": lambda: db.store.stages(queued.id),
         "events": lambda: db.store.events(queued.id),
         "input": lambda: db.store.jobs_of_input("default", "d" * 64),
+        "outlook": lambda: past_stages(db.engine, "default"),
     }
     for name, ask in questions.items():
         plan = plans(db, ask)
@@ -136,5 +138,13 @@ def test_with_many_jobs_no_question_reads_them_all(db: Database) -> None:
 def test_a_page_walks_an_index_in_its_order(db: Database, name: str) -> None:
     plan = plans(db, lambda: db.store.find("default", QUERIES[name]))
     assert "SEARCH" in plan
+    assert not whole_scans(db, plan), plan
+    assert "TEMP B-TREE" not in plan, plan
+
+
+@pytest.mark.parametrize("database_url", [None])
+def test_what_others_took_is_looked_up_by_indices(db: Database) -> None:
+    plan = plans(db, lambda: past_stages(db.engine, "default"))
+    assert plan.count("SEARCH") == 2
     assert not whole_scans(db, plan), plan
     assert "TEMP B-TREE" not in plan, plan

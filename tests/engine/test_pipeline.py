@@ -17,8 +17,9 @@ from safer_engine.cost import Cost
 from safer_engine.errors import ArtifactError, DamagedArtifact, Interrupted, SaferError
 from safer_engine.events import NullObserver
 from safer_engine.machine import measured
-from safer_engine.pipeline import STAGES, AuditRequest, plan, run, run_stage
+from safer_engine.pipeline import STAGES, AuditRequest, plan, run, run_part, run_stage
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
+from safer_engine.spec import RuntimeSpec
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.splits import held_out_groups
 from safer_engine.stage import Draft, Inputs, StageContext, cache_key
