@@ -278,6 +278,7 @@ class LocalArtifactStore:
                 aside = self.root / "damaged" / self.project / stage / f"{key}.{uuid.uuid4().hex}.json"
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, aside)
+                os.utime(aside)  # from now on it counts when it was set aside
                 sync(path.parent)
         return wrong
 

@@ -15,6 +15,7 @@ import uvicorn
 from safer_engine.errors import SaferError
 from service.callbacks import Callbacks
 from service.errors import Unavailable
+from service.housekeeping import Housekeeping
 from service.http.app import create_app
 from service.http.services import Services, open_services
 from service.infra.logs import configure_logging
@@ -50,7 +51,13 @@ def serve(settings: Settings) -> None:
     check_version(services.engine)
     services.access.ensure_project("default")
     logs = JobLogs(services.engine, services.jobs, services.stores)
-    dispatcher = Dispatcher(services.jobs, services.sender, settings, logs.write_missing)
+    housekeeping = Housekeeping(services.stores, services.engine, services.jobs, services.stopping)
+
+    def now_and_then() -> None:
+        logs.write_missing()
+        housekeeping.look()
+
+    dispatcher = Dispatcher(services.jobs, services.sender, settings, now_and_then)
     callbacks = Callbacks(CallbackStore(services.engine), services.outbound, settings)
     threads = [
         threading.Thread(target=each.run, args=(services.stopping,), name=type(each).__name__) for each in (dispatcher, callbacks)
@@ -66,6 +73,7 @@ def serve(settings: Settings) -> None:
         services.stopping.set()
         for thread in threads:
             thread.join(_STOP_SECONDS)
+        housekeeping.join(_STOP_SECONDS)
         services.close()
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safer_engine.errors import ArtifactError
@@ -25,17 +28,39 @@ def check_folder(settings: Settings) -> None:
     require_writable(store_folder(settings), "the artifact store's folder")
 
 
+def _facts(path: Path) -> os.stat_result | None:
+    """None where it vanished: somebody works there."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def collecting_lock(settings: Settings, shared: bool) -> Iterator[None]:
+    """Hold the lock between those who write files and name them, who share it, and whoever removes files without a name."""
+    with (_locks(settings) / "collecting").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+
+
+def _locks(settings: Settings) -> Path:
+    folder = store_folder(settings) / "locks"
+    require_writable(folder, "the artifact store's folder")
+    return folder
+
+
 class LocalServiceStore(LocalArtifactStore):
     """See `ServiceStore`. Several processes of one machine may use the folder at once."""
 
     def __init__(self, settings: Settings, project: str) -> None:
         super().__init__(store_folder(settings), plain("project", project))
+        self._settings = settings
         self.space = FolderSpace(self.root)
 
     def commit(self, stage: str, key: str, work: WorkArea, draft: ManifestDraft) -> LocalStored:
         """See `ArtifactStore.commit`; no garbage is collected meanwhile."""
-        with (self._locks() / "collecting").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        with collecting_lock(self._settings, shared=True):
             return super().commit(stage, key, work, draft)
 
     def manifest(self, stage: str, key: str) -> Manifest:
@@ -71,14 +96,14 @@ class LocalServiceStore(LocalArtifactStore):
         root = self.root / "work" / self.project
         for area in self.space.folders(f"work/{self.project}/"):
             stage, _, key = area.rpartition("-")
-            files = [path.stat() for path in (root / area).rglob("*")]
-            if stage:
-                changed = max((each.st_mtime for each in files), default=(root / area).stat().st_mtime)
-                yield WorkFacts(stage, key, changed, sum(each.st_size for each in files))
+            found = [facts for path in (root / area, *(root / area).rglob("*")) if (facts := _facts(path)) is not None]
+            if stage and found:
+                size = sum(each.st_size for each in found if stat.S_ISREG(each.st_mode))
+                yield WorkFacts(stage, key, max(each.st_mtime for each in found), size)
 
     def remove_work(self, stage: str, key: str) -> bool:
         """See `ServiceStore.remove_work`."""
-        with (self._locks() / f"{self.project}-{stage}-{key}").open("w") as lock:
+        with (_locks(self._settings) / f"{self.project}-{stage}-{key}").open("w") as lock:
             if not hold(lock):
                 return False
             shutil.rmtree(self.root / "work" / self.project / f"{stage}-{key}", ignore_errors=True)
@@ -93,8 +118,3 @@ class LocalServiceStore(LocalArtifactStore):
 
     def _manifest_path(self, stage: str, key: str) -> Path:
         return super()._manifest_path(plain("stage", stage), plain("key", key))
-
-    def _locks(self) -> Path:
-        folder = self.root / "locks"
-        require_writable(folder, "the artifact store's folder")
-        return folder

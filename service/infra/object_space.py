@@ -7,6 +7,8 @@ Names, the same in a folder and in a bucket::
     work/<project>/<stage>-<key>/payload|scratch/… resumable work
     uploads/<project>/<digest>.json                complete uploads: path, size and sha256 of each file, which is a blob
     incoming/<project>/<upload>/<file>/<part>      parts of uploads that are not complete
+    damaged/<project>/<stage>/<key>.<id>.json      records of artifacts that were found damaged, as they were found
+    staged/<project>/…                             what is being put together, in a bucket
 """
 
 from __future__ import annotations

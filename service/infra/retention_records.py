@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, delete, select, update
 
 from service.jobs import audit_log, moves
 from service.jobs.database import reading, writing
 from service.jobs.model import FINAL_JOB_STATES, JobState, StageState
-from service.jobs.tables import artifact_refs, commits, decisions, jobs, key_locks, stages, units, uploads
+from service.jobs.stage_plan import TRAINING
+from service.jobs.tables import artifact_refs, commits, decisions, jobs, key_locks, stages, units, upload_parts, uploads
 from service.jobs.uploads import UploadState
 
 ACTOR = "retention"
@@ -66,37 +68,52 @@ class RetentionRecords:
             mine = (key_locks.c.project == project) & (key_locks.c.stage == place[0]) & (key_locks.c.key == place[1])
             connection.execute(delete(key_locks).where(mine, key_locks.c.token == _NOBODYS))
 
-    def jobs_of(self, project: str, places: Iterable[Place], spec_words: Iterable[str] = ()) -> tuple[AffectedJob, ...]:
-        """Jobs that refer to any of the artifacts, or whose spec contains any of the words; oldest first."""
-        wanted, words = set(places), tuple(spec_words)
+    def jobs_of(
+        self, project: str, places: Iterable[Place], words: Collection[str] = (), inputs: Collection[str] = ()
+    ) -> tuple[AffectedJob, ...]:
+        """Jobs that refer to any of the artifacts, whose spec has any of the words, or whose pairs have any of the digests.
+
+        Oldest first; deleted ones are left out.
+        """
+        wanted = set(places)
         refs = select(artifact_refs.c.stage, artifact_refs.c.key, artifact_refs.c.job_id).where(
             artifact_refs.c.project == project
         )
-        query = select(jobs.c.id, jobs.c.kind, jobs.c.state, jobs.c.spec)
-        query = query.where(jobs.c.project == project, jobs.c.deleted.is_(None)).order_by(jobs.c.id)
+        query = select(jobs).where(jobs.c.project == project, jobs.c.deleted.is_(None)).order_by(jobs.c.id)
         with reading(self._engine) as connection:
             using = {row.job_id for row in connection.execute(refs) if (row.stage, row.key) in wanted}
             return tuple(
-                AffectedJob(row.id, row.kind, row.state, row.state not in FINAL_JOB_STATES)
-                for row in connection.execute(query)
-                if row.id in using or any(word in _texts(row.spec) for word in words)
+                AffectedJob(row["id"], row["kind"], row["state"], row["state"] not in FINAL_JOB_STATES)
+                for row in connection.execute(query).mappings()
+                if row["id"] in using or _is_over(row, words, inputs)
             )
 
-    def places_of(self, project: str, job_ids: Iterable[str]) -> frozenset[Place]:
-        """What some jobs refer to."""
-        query = select(artifact_refs.c.stage, artifact_refs.c.key, artifact_refs.c.job_id).where(
-            artifact_refs.c.project == project
-        )
-        wanted = set(job_ids)
+    def inputs_of(self, project: str, roles: Mapping[Place, str]) -> frozenset[str]:
+        """Digests of the inputs, by role, of the jobs that made or used these artifacts; of deleted jobs too."""
         with reading(self._engine) as connection:
-            return frozenset((row.stage, row.key) for row in connection.execute(query) if row.job_id in wanted)
+            rows = connection.execute(_walked(jobs.c.inputs, project=project))
+            found = ((row.inputs, roles.get((row.name, row.key))) for row in rows)
+            return frozenset(inputs[role] for inputs, role in found if role in inputs)
 
-    def words_of_specs(self, project: str, job_ids: Iterable[str], prefix: str) -> frozenset[str]:
-        """The values in the specs of some jobs that begin with `prefix`."""
-        wanted = set(job_ids)
+    def trained_on(self, project: str, words: Collection[str], inputs: Collection[str]) -> frozenset[Place]:
+        """Models that were trained by jobs whose spec has any of the words, or whose pairs any of the digests; deleted too."""
         with reading(self._engine) as connection:
-            rows = connection.execute(select(jobs.c.id, jobs.c.spec).where(jobs.c.project == project))
-            return frozenset(text for row in rows if row.id in wanted for text in _texts(row.spec) if text.startswith(prefix))
+            rows = connection.execute(_walked(*jobs.c, project=project).where(stages.c.name == TRAINING)).mappings()
+            return frozenset((TRAINING, row["key"]) for row in rows if _is_over(row, words, inputs))
+
+    def words_of_specs(self, project: str, places: Iterable[Place], prefix: str) -> frozenset[str]:
+        """The values that begin with `prefix` in the specs of the jobs that made or used these artifacts; of deleted jobs too."""
+        wanted = set(places)
+        with reading(self._engine) as connection:
+            rows = connection.execute(_walked(jobs.c.spec, project=project))
+            specs = [row.spec for row in rows if (row.name, row.key) in wanted]
+            return frozenset(text for spec in specs for text in _texts(spec) if text.startswith(prefix))
+
+    def content_digests(self, project: str, place: Place) -> frozenset[str]:
+        """What jobs noted of the content of an artifact."""
+        query = _walked(stages.c.content_digest, project=project).where(stages.c.name == place[0], stages.c.key == place[1])
+        with reading(self._engine) as connection:
+            return frozenset(row.content_digest for row in connection.execute(query) if row.content_digest)
 
     def uploads(self, project: str, state: UploadState) -> dict[str, str]:
         """Id → digest of a project's uploads in a state."""
@@ -104,30 +121,50 @@ class RetentionRecords:
         with reading(self._engine) as connection:
             return {row.id: row.digest or "" for row in connection.execute(query)}
 
-    def dataset_uploads(self, project: str) -> frozenset[str]:
-        """Digests of a project's complete uploads that are datasets."""
-        query = select(uploads.c.digest).where(uploads.c.project == project, uploads.c.kind == "dataset")
+    def datasets(self, project: str) -> frozenset[str]:
+        """Digests of a project's complete uploads that were declared as datasets, or that a job took for one."""
+        query = select(jobs.c.inputs).where(jobs.c.project == project)
         with reading(self._engine) as connection:
-            return frozenset(connection.execute(query.where(uploads.c.state == UploadState.COMPLETE)).scalars())
+            taken = [row.inputs for row in connection.execute(query)]
+        used = {digest for inputs in taken for role, digest in inputs.items() if role in _UPLOADED_PAIRS}
+        return self._declared(project, "dataset", UploadState.COMPLETE) | used
+
+    def models(self, project: str) -> frozenset[str]:
+        """Digests of a project's uploads that were declared as models, complete or not."""
+        return self._declared(project, "model", UploadState.COMPLETE) | self._declared(project, "model", UploadState.OPEN)
+
+    def open_uploads(self, project: str, kind: str) -> frozenset[str]:
+        """Ids of a project's uploads of a kind that are not complete."""
+        query = select(uploads.c.id).where(uploads.c.project == project, uploads.c.kind == kind)
+        with reading(self._engine) as connection:
+            return frozenset(connection.execute(query.where(uploads.c.state == UploadState.OPEN)).scalars())
+
+    def _declared(self, project: str, kind: str, state: UploadState) -> frozenset[str]:
+        query = select(uploads.c.digest).where(uploads.c.project == project, uploads.c.kind == kind, uploads.c.state == state)
+        with reading(self._engine) as connection:
+            return frozenset(connection.execute(query).scalars())
 
     def count_decisions(self, project: str, pair_ids: Iterable[str]) -> int:
         """How many decisions of reviewers are about these pairs."""
         with reading(self._engine) as connection:
             return len(_decisions(connection, project, set(pair_ids)))
 
-    def purged(self, project: str, pair_ids: Iterable[str], digests: Iterable[str], affected: Iterable[AffectedJob]) -> None:
-        """Take out decisions about the pairs and the uploads of these digests; tell the jobs and the audit log."""
+    def purged(self, project: str, pair_ids: Iterable[str], names: Collection[str], affected: Iterable[AffectedJob]) -> None:
+        """Take out decisions about the pairs and the uploads of these digests or ids; tell the jobs and the audit log."""
         with writing(self._engine) as connection:
             rows = _decisions(connection, project, set(pair_ids))
             for start in range(0, len(rows), _AT_ONCE):
                 connection.execute(delete(decisions).where(decisions.c.id.in_(rows[start : start + _AT_ONCE])))
-            gone = (uploads.c.project == project) & uploads.c.digest.in_(list(digests))
-            connection.execute(update(uploads).where(gone).values(state=UploadState.REMOVED))
+            gone = (uploads.c.project == project) & (uploads.c.digest.in_(names) | uploads.c.id.in_(names))
+            removed = connection.execute(update(uploads).where(gone).values(state=UploadState.REMOVED).returning(uploads.c.id))
+            connection.execute(delete(upload_parts).where(upload_parts.c.upload_id.in_(removed.scalars().all())))
             for job in affected:
                 moves.add_event(connection, job.id, "purged", None, {"decisions": len(rows)})
             audit_log.append(connection, project, ACTOR, "pairs.purge", project, {"jobs": [job.id for job in affected]})
 
 
+_PAIRS = ("dataset", "evaluation")
+_UPLOADED_PAIRS = frozenset(f"u:{role}" for role in (*_PAIRS, "corpus"))
 _AT_ONCE = 500
 _NOBODYS = -1
 
@@ -160,6 +197,17 @@ def _forget(connection: Connection, project: str, place: Place) -> None:
     done = (stages.c.name == place[0]) & (stages.c.key == place[1]) & (stages.c.state == StageState.DONE)
     values = {"state": StageState.PENDING, "key": None, "outcome": None, "content_digest": None, "cost": None}
     connection.execute(update(stages).where(done, stages.c.job_id.in_(again)).values(values))
+
+
+def _walked(*columns: ColumnElement[Any], project: str) -> Select[Any]:
+    """Stages of a project's jobs that have a key, with what is asked for; of deleted jobs too."""
+    query = select(stages.c.name, stages.c.key, *columns).join(jobs, jobs.c.id == stages.c.job_id)
+    return query.where(jobs.c.project == project, stages.c.key.is_not(None))
+
+
+def _is_over(job: RowMapping, words: Collection[str], inputs: Collection[str]) -> bool:
+    """Whether a job's spec has any of the words, or its pairs any of the digests."""
+    return not _texts(job["spec"]).isdisjoint(words) or any(job["inputs"].get(role) in inputs for role in _PAIRS)
 
 
 def _decisions(connection: Connection, project: str, pair_ids: set[str]) -> list[int]:

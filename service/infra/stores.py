@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from safer_engine.errors import ArtifactError, SaferError
 from safer_engine.store import ArtifactStore, Manifest
 from service.infra.input_cache import InputCache
-from service.infra.object_space import FolderSpace, ObjectSpace, plain
+from service.infra.object_space import FolderSpace, ObjectSpace, blob_name, plain
 from service.infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ class ServiceStore(ArtifactStore, Protocol):
         """A URL that gives the file to whoever has it, for some minutes; None where there is no such thing. Never log it."""
 
     def delete(self, stage: str, key: str) -> bool:
-        """Remove an artifact; its blobs go with the next collection. Returns whether there was one."""
+        """Remove an artifact's manifest; the caller removes its blobs (`removal`). Returns whether there was one."""
+
+    def set_aside(self, stage: str, key: str) -> str:
+        """See `MendingStore`."""
 
     def committed(self) -> Iterator[Committed]:
         """Every committed artifact of the project."""
@@ -135,17 +139,38 @@ class Stores:
 
     def projects(self) -> list[str]:
         """Projects that keep anything here."""
-        found = (self.space.folders(f"{kind}/") for kind in ("manifests", "work", "uploads", "incoming"))
+        found = (self.space.folders(f"{kind}/") for kind in ("manifests", "work", "uploads", "incoming", "damaged"))
         return sorted({name for names in found for name in names})
 
+    def naming(self) -> AbstractContextManager[None]:
+        """Write files and what names them within: none is collected in between. In a bucket, their age protects them."""
+        if self.s3 is not None:
+            return nullcontext()
+        from service.infra.local_service_store import collecting_lock
+
+        return collecting_lock(self.settings, shared=True)
+
+    def collecting(self) -> AbstractContextManager[None]:
+        """Find and remove files that nothing names within: in a folder nobody writes one or names one meanwhile."""
+        if self.s3 is not None:
+            return nullcontext()
+        from service.infra.local_service_store import collecting_lock
+
+        return collecting_lock(self.settings, shared=False)
+
     def drop_cached(self, digests: Collection[str]) -> None:
-        """Remove files and uploads from this machine's caches, in use or not."""
-        cache = self.settings.folder / "cache"
+        """Remove files and uploads from this machine's caches, in use or not, and whatever the store does not have any more."""
+        cache, projects = self.settings.folder / "cache", self.projects()
         for folder in (cache / "blobs", cache / "inputs"):
             if folder.is_dir():
                 kept = InputCache(folder, self.settings.cache_bytes)
-                for digest in digests:
+                for digest in {*digests, *(each.digest for each in kept.entries() if not self._keeps(each.digest, projects))}:
                     kept.drop(digest)
+
+    def _keeps(self, digest: str, projects: Iterable[str]) -> bool:
+        """Whether there is a blob, or an upload of any project, of this digest."""
+        names = (blob_name(digest), *(f"uploads/{project}/{digest}.json" for project in projects))
+        return any(self.space.facts(name) is not None for name in names)
 
     def readiness(self) -> Readiness:
         """Whether the store answers, and what decides a race of commits."""

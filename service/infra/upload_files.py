@@ -13,7 +13,7 @@ import tempfile
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,8 @@ from service.infra.stores import Stores
 from service.upload_names import UPLOAD, UploadFile, file_list, upload_digest
 
 PREFIX = UPLOAD
+_DONE = "done"
+"""Name, beside the parts of a file, of what says that it is whole: its digest, which keeps it until the upload is complete."""
 _LONGEST_NAME = 500
 
 
@@ -145,15 +147,27 @@ class UploadFiles:
             for facts, found in self._parts(upload_id):
                 by_file.setdefault(facts.file, []).append((facts.part, found))
             for index, file in enumerate(files):
-                self._keep_file(upload_id, index, file, [found for _, found in sorted(by_file.get(index, []))])
-            self._require_blobs(upload_id, files)
-            self._space.put(self._list_name(digest), file_list(files))
+                with self._stores.naming():
+                    self._keep_file(upload_id, index, file, [found for _, found in sorted(by_file.get(index, []))])
+            with self._stores.naming():
+                self._require_blobs(upload_id, files)
+                self._space.put(self._list_name(digest), file_list(files))
         self.abort(upload_id)
         return digest
 
     def abort(self, upload_id: str) -> None:
         """Remove what was received of an upload."""
         self._space.delete([found.name for found in self._space.listing(self._incoming(upload_id))])
+
+    def received(self, upload_id: str | None = None) -> frozenset[str]:
+        """Digests of the files that are whole of an upload that is not complete, or of all of the project."""
+        prefix = f"incoming/{self.project}/" if upload_id is None else self._incoming(upload_id)
+        found = set()
+        for each in list(self._space.listing(prefix)):
+            if each.name.endswith(f"/{_DONE}"):
+                with suppress(ObjectMissing):  # completed or withdrawn meanwhile
+                    found.add(self._space.get(each.name).decode())
+        return frozenset(found)
 
     def has(self, digest: str) -> bool:
         """Whether this project has a complete upload of this digest."""
@@ -222,7 +236,7 @@ class UploadFiles:
 
     def _keep_file(self, upload_id: str, index: int, file: UploadFile, parts: list[ObjectFacts]) -> None:
         """Make the parts of a file a blob, if they are what was declared."""
-        done = f"{self._incoming(upload_id)}{index}/done"
+        done = f"{self._incoming(upload_id)}{index}/{_DONE}"
         if self._space.facts(done) is not None:
             return
         got = sum(part.size for part in parts)
@@ -231,7 +245,7 @@ class UploadFiles:
         if not self._join(parts, file):
             self._space.delete([part.name for part in parts])
             raise Conflict(f"{file.path} is not what was declared: its sha256 differs", "send its parts again")
-        self._space.put(done, b"")
+        self._space.put(done, file.digest.encode())
         self._space.delete([part.name for part in parts])
 
     def _require_blobs(self, upload_id: str, files: Sequence[UploadFile]) -> None:
@@ -239,7 +253,7 @@ class UploadFiles:
         for index, file in enumerate(files):
             found = self._space.facts(blob_name(file.digest))
             if found is None or found.size != file.size:
-                self._space.delete([f"{self._incoming(upload_id)}{index}/done"])
+                self._space.delete([f"{self._incoming(upload_id)}{index}/{_DONE}"])
                 raise Conflict(f"{file.path} was received too long ago", "send its parts again, then complete again")
 
     def _join(self, parts: list[ObjectFacts], file: UploadFile) -> bool:
