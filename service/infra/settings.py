@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     )
 
     retention_days: float = Field(7.0, gt=0, description="Days that activations and work areas are kept.")
+    gc_hours: float = Field(24.0, ge=0, description="Hours between the service's own garbage collections; 0 for none.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line logged.")
 
     @field_validator("allowed_hosts", "allowed_sources", "allowed_networks", "labeller_urls", "queues", mode="before")
