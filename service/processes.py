@@ -199,9 +199,9 @@ def ending(code: int) -> str:
 
 
 def last_line(child: Child) -> str:
-    """The last line a child wrote, as an addition to a message; empty where it wrote nothing."""
+    """The last line a child wrote, as an addition to a message; empty where it wrote nothing, or was killed without a word."""
     lines = child.said().splitlines()
-    if not lines:
+    if not lines or (child.code or 0) < 0:
         return ""
     try:
         line = json.loads(lines[-1])["message"]

@@ -35,9 +35,10 @@ from service.embedded import (
     require_free,
 )
 from service.errors import Conflict, Unavailable
-from service.infra.settings import Settings, load_settings
+from service.infra.settings import Settings, load_settings, unknown_settings
 from service.jobs.access import DEFAULT_PROJECT, AccessStore, Role
 from service.jobs.database import migrate, open_database
+from service.jobs.queue import Sender
 from service.processes import Child, Program, Supervisor, ending
 
 _READY_SECONDS = 90.0
@@ -88,6 +89,7 @@ class Up:
             try:
                 self._start(supervisor, settings, broker)
                 if not self._stopping.is_set():
+                    self._warn(settings, broker)
                     announce({"url": url, "login": f"{url}/login", "token": token, "home": str(settings.folder)})
                 while not self._stopping.wait(0.2):
                     supervisor.watch()
@@ -95,6 +97,19 @@ class Up:
                 self._stop(supervisor)
         finally:
             lock.close()
+
+    def _warn(self, settings: Settings, broker: Broker | None) -> None:
+        """Tell of what lets the service start and will hold it up."""
+        for line in unknown_settings():
+            self._tell(f"warning: {line}")
+        if broker is None:
+            sender = Sender(settings)
+            try:
+                sender.ping()
+            except Unavailable as error:
+                self._tell(f"warning: {error.message}: jobs wait until it does ({error.hint})")
+            finally:
+                sender.close()
 
     def _settings(self, broker: Broker | None) -> Settings:
         given: dict[str, object] = {}
@@ -110,7 +125,11 @@ class Up:
             given["broker_url"] = broker.url
         if "SAFER_METRICS_PORT" not in os.environ:
             given["metrics_port"] = 0
-        return load_settings(**given)
+        settings = load_settings(**given)
+        near, hosts = _reachable(settings.host), settings.allowed_hosts
+        if "*" in hosts or near in hosts:
+            return settings
+        return settings.model_copy(update={"allowed_hosts": (*hosts, near)})  # whoever sits here reaches it by this name
 
     def _with_address(self, settings: Settings) -> Settings:
         if settings.port:
@@ -196,6 +215,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "SAFER_BROKER_URL": settings.broker_url.get_secret_value(),
         "SAFER_SECRET_PEPPER": settings.secret_pepper.get_secret_value(),
         "SAFER_METRICS_PORT": str(settings.metrics_port),
+        "SAFER_ALLOWED_HOSTS": ",".join(settings.allowed_hosts),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from service.infra.settings import Settings
+from service.infra.settings import Settings, unknown_settings
 
 MASK = "***"
 _CONTEXT: ContextVar[dict[str, str] | None] = ContextVar("safer_log_context", default=None)
@@ -98,3 +98,5 @@ def configure_logging(settings: Settings) -> None:
     logging.captureWarnings(True)
     for loud in ("alembic", "botocore", "boto3", "urllib3", "httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(loud).setLevel(logging.WARNING)
+    for line in unknown_settings():
+        logging.getLogger(__name__).warning("%s", line)

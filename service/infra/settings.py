@@ -5,19 +5,35 @@ A value that is wrong stops the start and is named. Secrets are `SecretStr`: the
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from safer_engine.errors import SpecError
+from service.infra import setting_checks
 from service.jobs.model import QUEUES
 from service.signing import signing_key
 
 MiB, GiB = 1 << 20, 1 << 30
+
+
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "broker_url": setting_checks.broker,
+    "database_url": setting_checks.database,
+    "store_url": setting_checks.store,
+    "s3_endpoint": setting_checks.web_address,
+    "public_url": setting_checks.web_address,
+    "allowed_networks": setting_checks.networks,
+    "allowed_sources": setting_checks.sources,
+    "secret_pepper": setting_checks.pepper,
+    "callback_secret": signing_key,
+}
 
 
 class Settings(BaseSettings):
@@ -119,11 +135,12 @@ class Settings(BaseSettings):
             raise ValueError("queues are cpu and gpu")
         return value
 
-    @field_validator("callback_secret")
+    @field_validator(*_CHECKS)
     @classmethod
-    def _signing_secret(cls, value: SecretStr | None) -> SecretStr | None:
+    def _well_formed(cls, value: object, info: ValidationInfo) -> object:
         if value is not None:
-            signing_key(value.get_secret_value())
+            assert info.field_name is not None
+            _CHECKS[info.field_name](value.get_secret_value() if isinstance(value, SecretStr) else value)
         return value
 
     @model_validator(mode="after")
@@ -170,5 +187,15 @@ def load_settings(**given: object) -> Settings:
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
-        wrong = [f"SAFER_{'_'.join(map(str, e['loc'])).upper() or '…'}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise SpecError("; ".join(wrong), "see docs/settings.md") from None
+        raise SpecError("; ".join(map(_told, error.errors(include_input=False))), "see docs/settings.md") from None
+
+
+def unknown_settings() -> list[str]:
+    """What to say of `SAFER_` variables of the environment that are no settings. They stop nothing: others may use the prefix."""
+    return setting_checks.unknown(os.environ, Settings.model_fields)
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    name = "_".join(map(str, error["loc"])).upper()
+    said = str(error["msg"]).removeprefix("Value error, ")
+    return f"SAFER_{name}: {said}" if name else said

@@ -162,6 +162,9 @@ def _prepare_postgresql(connection: DBAPIConnection, _: ConnectionPoolEntry) -> 
     connection.commit()
 
 
+_AWAY_HINT = "try again shortly; operators: does the database run, and does SAFER_DATABASE_URL name it?"
+
+
 @contextmanager
 def _reachable() -> Iterator[None]:
     try:
@@ -172,7 +175,7 @@ def _reachable() -> Iterator[None]:
         if not _passes(error):
             raise
         cause = getattr(error.orig, "sqlite_errorname", type(error.orig).__name__)
-        hint = "free disk space where the database is" if cause == "SQLITE_FULL" else "try again shortly"
+        hint = "free disk space where the database is" if cause == "SQLITE_FULL" else _AWAY_HINT
         raise Unavailable(f"the database cannot be used now ({cause})", hint) from error
 
 

@@ -56,7 +56,7 @@ def test_wrong_secrets_are_nobodys(access: AccessStore) -> None:
 
 def test_another_pepper_knows_no_key_and_no_pepper_is_refused(db: Database, access: AccessStore) -> None:
     secret = access.create_key("default", "k", [Role.READ], "operator").secret
-    other = load_settings(home=db.settings.home, secret_pepper="another pepper")
+    other = load_settings(home=db.settings.home, secret_pepper="another pepper of tests")
     assert AccessStore(db.engine, other).authenticate(secret) is None
     with pytest.raises(SpecError, match="SAFER_SECRET_PEPPER"):
         AccessStore(db.engine, load_settings(home=db.settings.home, secret_pepper=None))

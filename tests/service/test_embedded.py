@@ -159,11 +159,14 @@ def test_the_key_of_this_machine_lives_until_it_is_revoked(tmp_path: Path) -> No
 
 
 def test_children_are_told_all_they_need(tmp_path: Path) -> None:
-    settings = load_settings(home=tmp_path, port=1234, secret_pepper="pp", broker_url="redis://:pw@127.0.0.1:9/0", metrics_port=0)
+    settings = load_settings(
+        home=tmp_path, port=1234, secret_pepper="p" * 16, broker_url="redis://:pw@127.0.0.1:9/0", metrics_port=0
+    )
     assert as_environment(settings) == {
         "SAFER_HOME": str(tmp_path),
         "SAFER_PORT": "1234",
         "SAFER_BROKER_URL": "redis://:pw@127.0.0.1:9/0",
-        "SAFER_SECRET_PEPPER": "pp",
+        "SAFER_SECRET_PEPPER": "p" * 16,
         "SAFER_METRICS_PORT": "0",
+        "SAFER_ALLOWED_HOSTS": "127.0.0.1,localhost",
     }

@@ -20,7 +20,7 @@ from service.infra.stores import Stores
 from service.jobs.clock import UtcNow
 from service.jobs.database import open_database, writing
 from service.jobs.tables import commits
-from tests.helpers.databases import Database, database, memory_folder
+from tests.helpers.databases import PEPPER, Database, database, memory_folder
 from tests.helpers.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.helpers.servers import S3, wait_until
 from tests.helpers.store_world import KEY, World, draft, put
@@ -41,7 +41,7 @@ def proxy(s3_moto: S3) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def world(folder: Path, s3_moto: S3, proxy: FaultProxy) -> World:
-    return World(folder, s3_moto, s3_endpoint=proxy.url, secret_pepper="pepper", s3_deadline_seconds=10)
+    return World(folder, s3_moto, s3_endpoint=proxy.url, secret_pepper=PEPPER, s3_deadline_seconds=10)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.full)])

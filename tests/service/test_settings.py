@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from safer_engine.errors import SpecError
-from service.infra.settings import load_settings
+from service.infra.settings import load_settings, unknown_settings
 from service.infra.settings_page import settings_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -27,6 +27,19 @@ def test_the_page_is_that_of_the_settings() -> None:
         ("SAFER_LEASE_SECONDS", "nan"),
         ("SAFER_LOG_LEVEL", "loud"),
         ("SAFER_LEASE_SECONDS", "5"),
+        ("SAFER_BROKER_URL", "banana"),
+        ("SAFER_BROKER_URL", "http://127.0.0.1:6379"),
+        ("SAFER_DATABASE_URL", "banana"),
+        ("SAFER_DATABASE_URL", "mysql://root@localhost/x"),
+        ("SAFER_STORE_URL", "ftp://x"),
+        ("SAFER_STORE_URL", "s3://"),
+        ("SAFER_STORE_URL", "relative/folder"),
+        ("SAFER_S3_ENDPOINT", "127.0.0.1:9000"),
+        ("SAFER_PUBLIC_URL", "audit.example.org"),
+        ("SAFER_ALLOWED_NETWORKS", "10.0.0.0/8,banana"),
+        ("SAFER_ALLOWED_SOURCES", "upload:,file:///"),
+        ("SAFER_SECRET_PEPPER", "x"),
+        ("SAFER_CALLBACK_SECRET", "x"),
     ],
 )
 def test_wrong_values_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -35,9 +48,38 @@ def test_wrong_values_are_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SAFER_BROKER_URL", "rediss://:pw@cache.example:6380/1"),
+        ("SAFER_BROKER_URL", "redis+socket:///run/redis.sock?virtual_host=1"),
+        ("SAFER_DATABASE_URL", "postgresql+psycopg:///safer?host=/run/postgresql"),
+        ("SAFER_STORE_URL", "s3://bucket"),
+        ("SAFER_ALLOWED_NETWORKS", "10.1.2.3/8,fd00::/8"),
+        ("SAFER_ALLOWED_SOURCES", "upload:,hub:,s3://bucket/in/,/data/"),
+    ],
+)
+def test_right_values_are_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    load_settings()
+
+
+def test_slips_of_the_pen_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFER_LEASE_SECOND", "5")
+    monkeypatch.setenv("SAFER_REDIS_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("SAFER_AUDIT_URL", "http://127.0.0.1")
+    assert unknown_settings() == [
+        "SAFER_LEASE_SECOND is no setting; SAFER_LEASE_SECONDS is",
+        "SAFER_REDIS_SERVICE_HOST is no setting",
+    ]
+
+
 def test_a_wrong_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFER_PORT", "no-canary-here")
     monkeypatch.setenv("SAFER_S3_SECRET_KEY", "canary-secret")
+    monkeypatch.setenv("SAFER_BROKER_URL", "canary://:canary@host")
+    monkeypatch.setenv("SAFER_DATABASE_URL", "canary://user:canary@host")
+    monkeypatch.setenv("SAFER_SECRET_PEPPER", "canary")
     with pytest.raises(SpecError) as caught:
         load_settings()
     assert "canary" not in str(caught.value)
