@@ -291,9 +291,13 @@ def test_importing_the_stage_needs_no_torch() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_metrics_are_strict_json(world: World) -> None:
-    text = world.sae().path("metrics.json").read_text()
-    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in metrics.json"))
+def test_metrics_are_strict_json_and_what_the_manifest_tells(world: World) -> None:
+    sae = world.sae()
+    text = sae.path("metrics.json").read_text()
+    metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in metrics.json"))
+    assert len(metrics.pop("density")) == SAE["d_sae"]
+    assert metrics == sae.meta
+    assert 0.0 <= metrics["fvu"] <= 1.0
 
 
 def corpus(folder: Path, n: int = 120) -> str:
