@@ -1,6 +1,6 @@
 """`python -m service`: the API, its pages and the dispatcher in one process. Ends cleanly on SIGTERM and SIGINT.
 
-Exit codes: 0 after a clean stop, 1 when something that is needed is away, 2 when a setting is wrong.
+Exit codes: 0 after a clean stop, 2 when a setting or the schema is wrong, 4 when something that is needed is away.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> int:
         serve(settings)
     except SaferError as error:
         sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return 1 if isinstance(error, Unavailable) else 2
+        return 4 if isinstance(error, Unavailable) else 2
     return 0
 
 

@@ -60,7 +60,10 @@ def _with_database(given: argparse.Namespace) -> Any:
     settings = manage_settings()
     path = make_url(settings.database).database
     if settings.database.startswith("sqlite") and given.act is not _migrate and not Path(path or "").exists():
-        raise SpecError(f"there is no database {path}", "start the service once, or name its folder with --home (SAFER_HOME)")
+        raise SpecError(
+            f"there is no database {path}",
+            "make it with `safer-audit migrate`, or name the folder of the service with --home (SAFER_HOME)",
+        )
     settings.folder.mkdir(parents=True, exist_ok=True)
     engine = open_database(settings)
     try:

@@ -54,12 +54,13 @@ def service(settings: Settings, broker: str) -> Iterator[tuple[subprocess.Popen[
         ({"SAFER_SECRET_PEPPER": ""}, "SAFER_SECRET_PEPPER"),
         ({"SAFER_PORT": "many"}, "SAFER_PORT"),
         ({"SAFER_DATABASE_URL": "mysql://x/y"}, "SAFER_DATABASE_URL"),
+        ({"SAFER_DATABASE_URL": "postgresql+psycopg://x@127.0.0.1:1/y"}, "does the database run"),
     ],
 )
 def test_a_start_that_cannot_be_is_explained(tmp_path: Path, given: dict[str, str], said: str) -> None:
     found = environment(settings_for(tmp_path), free_port(), **given)
     done = subprocess.run([sys.executable, "-m", "service"], cwd=ROOT, env=found, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    assert done.returncode == (4 if "does the database run" in said else 2)
     assert said in done.stderr
     assert PEPPER not in done.stderr
 
