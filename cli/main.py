@@ -32,6 +32,7 @@ _EXIT_CODES: tuple[tuple[type[SaferError], int], ...] = (
     (service.Malformed, EXIT_USAGE),
     (service.RequestInvalid, EXIT_USAGE),
     (service.NotFound, EXIT_USAGE),
+    (service.Gone, EXIT_USAGE),
     (service.Conflict, EXIT_USAGE),
     (service.NotAuthenticated, EXIT_USAGE),
     (service.NotAllowed, EXIT_USAGE),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from safer_engine.store import Manifest
 from service.jobs.model import JobKind
 
+REPORT_FILES = ("report.html", "report.md", "report.json", "evaluation.jsonl", "features.parquet", "pair_scores.parquet")
 SAE_FILES = ("sae.safetensors", "sae.json", "metrics.json")
 LOG_STAGE, LOG_NAME = "log", "job.log"
 DECISIONS_STAGE, DECISIONS_NAME = "decisions", "decisions.jsonl"
@@ -62,6 +63,19 @@ def flat_name(kind: JobKind, stage: str, file: str) -> str:
     if kind is JobKind.TRAIN_RM and stage == "training":
         return f"model/{file}"
     return f"stages/{stage}/{file}"
+
+
+def stage_of(kind: JobKind, name: str) -> str | None:
+    """The stage that makes a file of this name; None for what no stage makes. Undoes `flat_name`."""
+    folder, _, file = name.rpartition("/")
+    if not folder:
+        return "report" if name in REPORT_FILES else "edits" if name == "edits.jsonl" else None
+    first, _, stage = folder.partition("/")
+    if first == "stages" and stage:
+        return stage.partition("/")[0]
+    if folder == "sae" and file in SAE_FILES:
+        return "sae"
+    return "training" if first == "model" and kind is JobKind.TRAIN_RM else None
 
 
 def files_of(kind: JobKind, manifests: Iterable[Manifest]) -> dict[str, StoredFile]:

@@ -7,6 +7,7 @@
         ├── Malformed            not JSON, not UTF-8, too deep, a bad header          400
         ├── RequestInvalid       well-formed, but fields are wrong; `problems` names  422
         ├── NotFound             no such thing in this project                       404
+        ├── Gone                 it was made, and removed since                      410
         ├── Conflict             the state, or an earlier request, forbids it        409
         ├── NotAuthenticated     no key, or one that is wrong, expired or revoked    401
         ├── NotAllowed           the key lacks the role                              403
@@ -61,6 +62,12 @@ class NotFound(ServiceError):
     """There is no such thing, or it belongs to another project: the answer is the same."""
 
     code = "not_found"
+
+
+class Gone(ServiceError):
+    """It was made, and has been removed since: by retention, or by a purge of someone's data."""
+
+    code = "gone"
 
 
 class Conflict(ServiceError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -178,11 +179,13 @@ class AuditClient:
         return ArtifactList.model_validate_json(self._connection.call("GET", f"{_job(job_id)}/artifacts").content).items
 
     def artifact(self, job_id: str, name: str) -> ArtifactView:
-        """One of them. Raises NotFound."""
+        """One of them. Raises NotFound, and Gone for one that was removed."""
         found = self.artifacts(job_id)
         for artifact in found:
             if artifact.name == name:
                 return artifact
+        with suppress(NotFound):  # the service knows whether there was one
+            self._connection.call("GET", f"{_job(job_id)}/artifacts/{quote(name)}", headers={"Range": "bytes=0-0"})
         names = ", ".join(item.name for item in found if not item.name.startswith("stages/"))
         raise NotFound(f"job {job_id} has no file {name}", f"it has: {names or 'none yet'}")
 

@@ -40,7 +40,7 @@ def list_artifacts(job_id: JobId, who: Reader, services: ServicesDep) -> Artifac
 
 
 @router.api_route("/artifacts/{name:path}", methods=["HEAD"], include_in_schema=False)
-@router.get("/artifacts/{name:path}", response_class=Response, responses=responses(416, own=_FILE))
+@router.get("/artifacts/{name:path}", response_class=Response, responses=responses(410, 416, own=_FILE))
 def get_artifact(
     job_id: JobId,
     name: Annotated[str, Path(max_length=500, description="As listed; may hold `/`.")],
@@ -62,7 +62,7 @@ def get_artifact(
     return send_file(services, request, job, file, attachment(file.name))
 
 
-@router.get("/report", response_class=Response, responses=responses(416, own=_HTML))
+@router.get("/report", response_class=Response, responses=responses(410, 416, own=_HTML))
 def get_report(job_id: JobId, who: Reader, services: ServicesDep, request: Request) -> Response:
     """The report as a page that may run its own script and nothing else, and reach no network."""
     job = services.jobs.get(who.project, job_id)

@@ -47,7 +47,7 @@ class EditFilters(BaseModel):
         return EditFilter(frozenset(self.action), self.axis, self.min_suspicion, self.decided)
 
 
-@router.get("/edits", response_model=Page[EditView], responses=responses())
+@router.get("/edits", response_model=Page[EditView], responses=responses(410))
 def list_edits(job_id: JobId, who: EditReader, services: ServicesDep, filters: Annotated[EditFilters, Query()]) -> Page[EditView]:
     """What is recommended for each input row, most suspicious first, with the decisions so far."""
     job = services.jobs.get(who.project, job_id)
@@ -58,7 +58,7 @@ def list_edits(job_id: JobId, who: EditReader, services: ServicesDep, filters: A
     return Page(items=items, next=found.next)
 
 
-@router.get("/edits/export", response_model=ExportView, responses=responses())
+@router.get("/edits/export", response_model=ExportView, responses=responses(410))
 def export_edits(job_id: JobId, who: Reviewer, services: ServicesDep) -> ExportView:
     """Make the edits, with reviewers' decisions in place of what was recommended, an immutable artifact of the job.
 
@@ -67,14 +67,14 @@ def export_edits(job_id: JobId, who: Reviewer, services: ServicesDep) -> ExportV
     return export_decisions(services, who, services.jobs.get(who.project, job_id))
 
 
-@router.get("/edits/{pair_id:path}", response_model=EditDetail, responses=responses())
+@router.get("/edits/{pair_id:path}", response_model=EditDetail, responses=responses(410))
 def get_edit(job_id: JobId, pair_id: PairId, who: EditReader, services: ServicesDep) -> EditDetail:
     """One edit, with every decision on it."""
     job = services.jobs.get(who.project, job_id)
     return _detail(services, job, _line(services, job, pair_id))
 
 
-@router.patch("/edits/{pair_id:path}", response_model=EditDetail, responses=responses())
+@router.patch("/edits/{pair_id:path}", response_model=EditDetail, responses=responses(410))
 def decide_edit(job_id: JobId, pair_id: PairId, decided: Decide, who: Reviewer, services: ServicesDep) -> EditDetail:
     """Decide on an edit. Earlier decisions are kept; the last one counts."""
     job = services.jobs.get(who.project, job_id)

@@ -35,6 +35,7 @@ STATUS: dict[type[SaferError], int] = {
     service.Malformed: 400,
     service.RequestInvalid: 422,
     service.NotFound: 404,
+    service.Gone: 410,
     service.Conflict: 409,
     service.NotAuthenticated: 401,
     service.NotAllowed: 403,

@@ -164,6 +164,7 @@ class JobRequests:
             _check_queue(connection, limits)
             audit_log.append(connection, project, actor, "job.retry", job_id)
             moves.add_event(connection, job_id, "job", None, {"state": JobState.QUEUED, "attempt": values["attempt"]})
+            connection.execute(update(stages).where(stages.c.job_id == job_id).values(reopened=0))
             stage = moves.current_stage(connection, job_id)
             assert stage is not None, job_id
             again = _locked(connection, job_id)
@@ -198,6 +199,13 @@ class JobRequests:
         query = select(events).where(events.c.job_id == job_id, events.c.id > after).order_by(events.c.id).limit(limit)
         with reading(self._engine) as connection:
             return tuple(event_of(row) for row in connection.execute(query).mappings())
+
+    def last_event(self, job_id: str, kind: str) -> EventRecord | None:
+        """The last event of a kind of a job."""
+        query = select(events).where(events.c.job_id == job_id, events.c.kind == kind).order_by(events.c.id.desc()).limit(1)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return event_of(row) if row is not None else None
 
     def jobs_of_input(self, project: str, digest: str, limit: int = 1000) -> tuple[JobRecord, ...]:
         """Jobs of a project that use a model or dataset, newest first."""
@@ -269,7 +277,7 @@ def _check_queue(connection: Connection, limits: RowMapping) -> None:
 
 def _add_stages(connection: Connection, job: RowMapping, new: NewJob) -> None:
     assert new.stages, "a job without stages"
-    zero = {"state": StageState.PENDING, "done": 0.0, "total": 0.0, "unit": ""}
+    zero = {"state": StageState.PENDING, "done": 0.0, "total": 0.0, "unit": "", "reopened": 0}
     rows = [
         {"job_id": job["id"], "ordinal": place, "name": part.name, "queue": part.queue, **zero}
         for place, part in enumerate(new.stages)

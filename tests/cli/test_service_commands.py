@@ -294,6 +294,14 @@ def test_report_and_files(as_admin: Path, service: LiveService, command: Command
     assert not mine.with_name("edits.jsonl.bak2").exists()
     command("download", job.id, "--out", str(mine), code=2)
     command("report", service.world.submit().id, code=2)
+    gone = service.world.finished()
+    key = next(stage.key for stage in service.world.services.jobs.stages(gone.id) if stage.name == "report")
+    assert service.world.services.store("default").delete("report", str(key))
+    capsys.readouterr()
+    assert run_main(["report", gone.id]) == 2
+    told = capsys.readouterr().err
+    assert "was removed by" in told
+    assert "submit the job anew" in told
 
 
 def test_events_are_shown_and_followed(

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from safer_engine.report import write
 from safer_engine.store import digest_bytes
-from service.artifact_names import flat_name
+from service.artifact_names import REPORT_FILES, SAE_FILES, flat_name, stage_of
 from service.http.artifacts import report_policy
 from service.http.streaming import ByteRange, RangeNotSatisfiable, parse_range
 from service.jobs.attachments import Reference
@@ -42,6 +43,37 @@ def test_a_training_gives_a_model(world: HttpWorld) -> None:
     trained = world.finish(world.submit(kind=JobKind.TRAIN_RM), {"training": {"model.safetensors": b"w", "config.json": b"{}"}})
     items = world.client("read").get(f"/v1/audits/{trained.id}/artifacts").json()["items"]
     assert [item["name"] for item in items] == ["model/config.json", "model/model.safetensors"]
+
+
+def test_what_was_removed_is_gone_and_says_by_what(world: HttpWorld) -> None:
+    store, client = world.services.store("default"), world.client("admin")
+    job = world.finished()
+    rows = {stage.name: stage for stage in world.services.jobs.stages(job.id)}
+    for name in ("report", "edits", "activations"):
+        assert store.delete(name, str(rows[name].key))
+    for path in ("artifacts/report.json", "report", "edits", "edits/p-0", "edits/export"):
+        problem = client.get(f"/v1/audits/{job.id}/{path}").json()
+        assert (problem["status"], problem["code"]) == (410, "gone"), path
+        assert "garbage collection" in problem["detail"]
+        assert problem["hint"].startswith("submit the job anew")
+    shard = client.get(f"/v1/audits/{job.id}/artifacts/stages/activations/shard-00000.safetensors").json()
+    assert (shard["status"], "retention, 7 days" in shard["detail"]) == (410, True)
+    assert client.get(f"/v1/audits/{job.id}/artifacts/sae/sae.json").status_code == 200
+    for never in ("nothing.txt", "sae/other", "stages/causal/effects.arrow", "job.log", "model/config.json"):
+        assert client.get(f"/v1/audits/{job.id}/artifacts/{never}").status_code == 404, never
+    world.services.jobs.add_event(job.id, "purged", None, {"decisions": 0})
+    assert "a purge of someone's data on 20" in client.get(f"/v1/audits/{job.id}/report").json()["detail"]
+    other = world.submit()
+    assert client.get(f"/v1/audits/{other.id}/report").status_code == 404, "not made yet"
+
+
+def test_the_stage_of_a_file_is_known_by_its_name() -> None:
+    assert (REPORT_FILES, SAE_FILES) == (write.REPORT_FILES, write.SAE_FILES)
+    for stage, files in {**payloads(), "training": {"a": b""}, "sae": {"sae.json": b"", "x": b""}}.items():
+        for kind in JobKind:
+            for file in files:
+                assert stage_of(kind, flat_name(kind, stage, file)) == stage
+    assert stage_of(JobKind.AUDIT, "job.log") is None
 
 
 def test_what_is_attached_has_its_own_name_and_the_newest_counts(world: HttpWorld) -> None:
@@ -140,12 +172,12 @@ def test_only_names_that_are_listed_lead_anywhere(world: HttpWorld, job: JobReco
     assert world.client("read").get(f"/v1/audits/{job.id}/artifacts/{name}").status_code == 404
 
 
-def test_a_file_that_retention_removed_is_not_found(world: HttpWorld) -> None:
+def test_a_file_that_retention_removed_is_not_listed(world: HttpWorld) -> None:
     job = world.finished()
     stage = next(stage for stage in world.services.jobs.stages(job.id) if stage.name == "activations")
     world.services.store("default").delete("activations", str(stage.key))
     client = world.client("read")
-    assert client.get(f"/v1/audits/{job.id}/artifacts/stages/activations/shard-00000.safetensors").status_code == 404
+    assert client.get(f"/v1/audits/{job.id}/artifacts/stages/activations/shard-00000.safetensors").status_code == 410
     assert client.get(f"/v1/audits/{job.id}/artifacts/report.md").status_code == 200
 
 

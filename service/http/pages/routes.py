@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
-from service.errors import NotAllowed, NotFound, RequestInvalid
+from service.errors import Gone, NotAllowed, NotFound, RequestInvalid
 from service.http.audits import view_of
 from service.http.auth import allow, authenticate, client_of
 from service.http.edit_rows import EditFilter
@@ -191,6 +191,7 @@ def _job_context(services: Services, seen: Visitor, job_id: str) -> dict[str, An
         "subject": _subject(job, view.names),
         "files": shown if seen.may("read") else [],
         "n_inner": len(files) - len(shown),
+        "removed": _removed(services, job) if seen.may("read") and "report.html" not in files else "",
         "has_report": "report.html" in files and seen.may("read"),
         "has_edits": "edits.jsonl" in files,
         "events": [(event, _told(event.data)) for event in reversed(events)],
@@ -198,6 +199,17 @@ def _job_context(services: Services, seen: Visitor, job_id: str) -> dict[str, An
         "spec": json.dumps(job.spec, indent=2, ensure_ascii=False),
         "may_submit": seen.may("submit"),
     }
+
+
+def _removed(services: Services, job: JobRecord) -> str:
+    """That the report was removed, if it was."""
+    try:
+        job_file(services, job, "report.html")
+    except Gone as gone:
+        return f"{gone.message}. {gone.hint[0].upper()}{gone.hint[1:]}."
+    except NotFound:
+        pass
+    return ""
 
 
 def _told(data: dict[str, Any]) -> str:
