@@ -25,7 +25,7 @@ from service.infra.settings import Settings, load_settings
 from service.source_policy import LABELLER_KEY_VARIABLE
 from workers.inputs import Names, names_of
 from workers.observer import STOP, Line, LineHandler, PipeObserver
-from workers.order import Order
+from workers.order import Order, lost_artifact
 from workers.stage_run import perform, tidy
 
 _MORE_LIKELY_KILLED = "500"
@@ -56,8 +56,8 @@ def _ended(order: Order, settings: Settings, observer: PipeObserver, names: Name
     except Interrupted:
         return {"kind": "interrupted"}
     except SaferError as error:
-        retryable = error.retryable
-        return {"kind": "failed", "code": error.code, "message": error.message, "hint": error.hint, "retryable": retryable}
+        said = {"code": error.code, "message": error.message, "hint": error.hint, "retryable": error.retryable}
+        return {"kind": "failed", **said, "lost": lost_artifact(error)}
     except MemoryError:
         return {"kind": "failed", "code": "resource_exhausted", "message": "out of memory", "hint": "", "retryable": True}
     except BaseException as error:  # the process ends here; its parent tells the job's owner and the operator

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safer_engine.artifacts import Absent, Artifact, view
-from safer_engine.errors import ArtifactError
+from safer_engine.errors import ArtifactError, DamagedArtifact, SaferError
 from safer_engine.pipeline import STAGES, AuditRequest, Found, stage_key
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec import AuditSpec
@@ -27,6 +27,26 @@ from service.jobs.stage_plan import PREPARE
 
 _AGAIN = "submit the job as a new one: what is there is used, what is gone computed anew"
 PRECISIONS = ("model.dtype", "sae.dtype")
+
+
+class ArtifactGone(ArtifactError):
+    """What an earlier stage of the job made is not in the store any more.
+
+    Attributes:
+        stage, key: which it is.
+    """
+
+    code = "artifact_gone"
+
+    def __init__(self, stage: str, key: str) -> None:
+        super().__init__(f"the artifact of stage {stage} is gone", _AGAIN)
+        self.stage = stage
+        self.key = key
+
+
+def lost_artifact(error: SaferError) -> tuple[str, str] | None:
+    """Stage and key of the artifact whose absence or damage an error tells of."""
+    return (error.stage, error.key) if isinstance(error, (ArtifactGone, DamagedArtifact)) else None
 
 
 @dataclass(frozen=True)
@@ -96,7 +116,7 @@ def found_artifacts(stage: Stage, order: Order, store: ArtifactStore) -> Found:
         if maker.produces in stage.consumes:
             key = order.keys.get(maker.name)
             if key is None or not store.has(maker.name, key):
-                raise ArtifactError(f"the artifact of stage {maker.name} is gone", _AGAIN)
+                raise ArtifactGone(maker.name, key or "")
             found[maker.produces] = view(maker.produces, store.read(maker.name, key))
     return found
 

@@ -13,11 +13,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
@@ -38,12 +38,14 @@ from service.jobs.stage_plan import stages_of
 from service.jobs.store import JobStore
 from workers.inputs import names_of
 from workers.lease import Course, LeaseKeeper
-from workers.order import Order, make_order, parts_of
+from workers.order import Order, lost_artifact, make_order, parts_of
 from workers.supervisor import Ended, Nursery, Reason
 
 _ON_GPU = frozenset(stage.name for kind in JobKind for stage in stages_of(kind) if stage.queue == "gpu")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+_UNRELIABLE = "the artifact store loses or damages files: tell the operator, and retry the job when that is mended"
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Taken(StrEnum):
@@ -134,7 +136,7 @@ class Runner:
             self._settle(lambda: self._jobs.give_back(lease, self._settings.retry_seconds))
             taken = Taken.RETURNED
         except SaferError as error:
-            taken = self._fail(lease, JobError(error.code, error.message, error.hint, error.retryable))
+            taken = self._failed(lease, JobError(error.code, error.message, error.hint, error.retryable), lost_artifact(error))
         except Exception as error:
             _LOG.exception("an unexpected error")
             taken = self._fail(lease, _unexpected(error))
@@ -182,7 +184,7 @@ class Runner:
         error = _error(ended, self._settings)
         if error.code == Unavailable.code:
             raise Unavailable(error.message, error.hint)
-        return self._fail(lease, error)
+        return self._failed(lease, error, ended.facts.get("lost"))
 
     def _finish(self, lease: Lease, finished: Finished, seconds: float, ended: Ended | None = None) -> Taken:
         self._settle(lambda: self._jobs.finish(lease, finished))
@@ -191,6 +193,22 @@ class Runner:
             self._bench.metrics.artifact(lease.stage, ended.facts.get("meta") or {}, (finished.cost or {}).get("peak_gpu_bytes"))
         return Taken.DONE
 
+    def _failed(self, lease: Lease, error: JobError, lost: Sequence[str] | None) -> Taken:
+        """Say that a unit failed; where it is for an artifact that an earlier stage made, that one is computed anew."""
+        if lost is None:
+            return self._fail(lease, error)
+        stage, key = lost
+        with suppress(Unavailable):  # then it is found out once more
+            if key:
+                self._bench.stores.project(lease.project).set_aside(stage, key)
+        error = replace(error, message=self._names(error.message), hint=_UNRELIABLE)
+        self._bench.metrics.failed(lease.stage, error.code)
+        if self._settle(lambda: self._jobs.compute_anew(lease, stage, error)):
+            _LOG.warning("%s; it is computed anew", error.message)
+            return Taken.RETURNED
+        _LOG.warning("failed with %s: %s", error.code, error.message)
+        return Taken.FAILED
+
     def _fail(self, lease: Lease, error: JobError) -> Taken:
         error = replace(error, message=self._names(error.message), hint=self._names(error.hint))
         _LOG.warning("failed with %s: %s", error.code, error.message)
@@ -198,7 +216,7 @@ class Runner:
         self._settle(lambda: self._jobs.fail(lease, error))
         return Taken.FAILED
 
-    def _settle(self, write: Callable[[], None]) -> None:
+    def _settle(self, write: Callable[[], T]) -> T:
         """Write how a unit ended, however long the database is away; when it is written already, LeaseLost says so."""
         pause, asked_at = _FIRST_PAUSE, None
         while True:

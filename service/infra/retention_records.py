@@ -195,7 +195,7 @@ def _forget(connection: Connection, project: str, place: Place) -> None:
     connection.execute(delete(commits).where(first))
     again = select(jobs.c.id).where(jobs.c.project == project, jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)))
     done = (stages.c.name == place[0]) & (stages.c.key == place[1]) & (stages.c.state == StageState.DONE)
-    values = {"state": StageState.PENDING, "key": None, "outcome": None, "content_digest": None, "cost": None}
+    values = {"state": StageState.PENDING, "key": None, "outcome": None, "cost": None}
     connection.execute(update(stages).where(done, stages.c.job_id.in_(again)).values(values))
 
 

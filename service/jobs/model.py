@@ -84,12 +84,16 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 STAGE_TRANSITIONS: dict[StageState, frozenset[StageState]] = {
     StageState.PENDING: frozenset((StageState.OPEN,)),
-    StageState.OPEN: frozenset((StageState.DONE, StageState.FAILED, StageState.CANCELLED)),
-    StageState.DONE: frozenset(),
+    StageState.OPEN: frozenset((StageState.DONE, StageState.FAILED, StageState.CANCELLED, StageState.PENDING)),
+    StageState.DONE: frozenset((StageState.OPEN, StageState.PENDING)),
     StageState.FAILED: frozenset((StageState.OPEN,)),
     StageState.CANCELLED: frozenset((StageState.OPEN,)),
 }
-"""Failed and cancelled open again by `retry` only."""
+"""Failed and cancelled open again by `retry` only.
+
+open → pending, done → open: the artifact of an earlier stage is gone or damaged; that one is computed anew, then this one.
+done → pending: its artifact was removed, or what it was computed from is not the same any more.
+"""
 
 UNIT_TRANSITIONS: dict[UnitState, frozenset[UnitState]] = {
     UnitState.READY: frozenset((UnitState.SENT, UnitState.CANCELLED)),

@@ -33,6 +33,7 @@ from service.jobs.tables import events, jobs, key_locks, projects, stages, units
 
 WAITING = (UnitState.READY, UnitState.SENT, UnitState.PARKED)
 LIVE = (*WAITING, UnitState.LEASED)
+_UNDONE = {"key": None, "outcome": None, "cost": None}
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,35 @@ def open_stage(connection: Connection, job: RowMapping, stage: RowMapping) -> No
     connection.execute(delete(units).where(units.c.stage_id == stage["id"]))
     add_unit(connection, job, stage, UnitKind.WHOLE)
     add_event(connection, job["id"], "stage", stage["name"], {"state": StageState.OPEN})
+
+
+def go_back(connection: Connection, job: RowMapping, stage: RowMapping, lost: str, most: int) -> bool:
+    """From an open stage back to an earlier one, by name, whose artifact is gone or damaged: it is computed anew.
+
+    False where there is no such stage, or it was opened again `most` times; nothing was changed.
+    """
+    mine = (stages.c.job_id == job["id"]) & (stages.c.name == lost) & (stages.c.ordinal < stage["ordinal"])
+    query = select(stages).where(mine, stages.c.state == StageState.DONE, stages.c.reopened < most)
+    maker = connection.execute(query).mappings().one_or_none()
+    if maker is None:
+        return False
+    move_units(connection, units.c.stage_id == stage["id"], LIVE, UnitState.CANCELLED)
+    release_keys(connection, stage["id"])
+    values = {"done": 0.0, "total": 0.0, "started": None}
+    moved = move_stage(connection, stage["id"], (StageState.OPEN,), StageState.PENDING, **values)
+    assert moved, stage
+    add_event(connection, job["id"], "stage", stage["name"], {"state": StageState.PENDING, "lost": lost})
+    counted = {"reopened": maker["reopened"] + 1, **_UNDONE}
+    connection.execute(update(stages).where(stages.c.id == maker["id"]).values(**counted))
+    open_stage(connection, job, maker)
+    return True
+
+
+def undo_following(connection: Connection, stage: RowMapping) -> None:
+    """Stages that were done after this one are to be looked at again: what it made is not what they were computed from."""
+    later = (stages.c.job_id == stage["job_id"]) & (stages.c.ordinal > stage["ordinal"])
+    for each in connection.execute(select(stages.c.id).where(later, stages.c.state == StageState.DONE)).scalars().all():
+        move_stage(connection, each, (StageState.DONE,), StageState.PENDING, **_UNDONE)
 
 
 def current_stage(connection: Connection, job_id: str) -> RowMapping | None:

@@ -129,12 +129,16 @@ stages = Table(
     Column("started", _TIME),
     Column("finished", _TIME),
     Column("cost", _JSON),
+    Column("reopened", Integer, nullable=False),
     UniqueConstraint("job_id", "ordinal"),
     Index("ix_stages_key", "key"),
     Index("ix_stages_state_name", "state", "name"),
     sqlite_autoincrement=True,
 )
-"""`pace_done`, `pace_since`: what was done, and when, where the present measurement of the pace begins."""
+"""`pace_done`, `pace_since`: what was done, and when, where the present measurement of the pace begins.
+
+`content_digest` stays when a stage that was done is to be done again, so that it is known whether the outcome is the same.
+`reopened`: how often, in this attempt of the job, its artifact was found gone or damaged."""
 
 units = Table(
     "units",

@@ -163,6 +163,23 @@ class UnitLeases:
             told = {"state": "retrying", "error": error_row(error), "in_seconds": pause, "unit": lease.name}
             moves.add_event(connection, lease.job_id, "stage", lease.stage, told)
 
+    def compute_anew(self, lease: Lease, lost: str, error: JobError) -> bool:
+        """Go back to the earlier stage, by name, whose artifact the unit misses; when it is done again, this one's turn comes.
+
+        False: there is no such stage, or it was computed anew `max_failures` times; the job has failed with the error. Raises
+        LeaseLost.
+        """
+        with writing(self._engine) as connection:
+            held = moves.lock_lease(connection, lease)
+            self._bill(connection, held)
+            if held.job["cancel_requested"]:
+                let_go(connection, held, UtcNow(), failed=False)
+                return True
+            back = moves.go_back(connection, held.job, _stage(connection, lease), lost, self._settings.max_failures)
+            if not back:
+                fail_unit(connection, held, error)
+            return back
+
     def _bill(self, connection: Connection, held: moves.Held) -> float:
         """Add the GPU time since the last renewal to the job; returns its GPU seconds so far."""
         spent = float(held.job["gpu_seconds"])
@@ -244,8 +261,11 @@ def _stage_done(connection: Connection, lease: Lease, job: RowMapping, finished:
         del values["key"]
     source = (StageState.OPEN,)
     done = {"finished": UtcNow(), "outcome": finished.outcome}
+    before = _stage(connection, lease)
     moved = moves.move_stage(connection, lease.stage_id, source, StageState.DONE, **values, **done)
     assert moved, lease
+    if before["content_digest"] not in (None, finished.content_digest):
+        moves.undo_following(connection, before)
     moves.release_keys(connection, lease.stage_id)
     if finished.key is not None:
         row = {"project": lease.project, "stage": lease.stage, "key": finished.key, "job_id": lease.job_id}

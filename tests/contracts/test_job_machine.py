@@ -91,6 +91,10 @@ class Jobs(RuleBasedStateMachine):
     def fail(self, lease: Lease, retryable: bool) -> None:
         self._write(lease, lambda: self.db.store.fail(lease, JobError("x", "y", retryable=retryable)))
 
+    @rule(lease=leases, earlier=st.integers(0, 2))
+    def miss(self, lease: Lease, earlier: int) -> None:
+        self._write(lease, lambda: self.db.store.compute_anew(lease, f"stage-{earlier}", JobError("x", "y")))
+
     @rule(lease=leases)
     def give_back(self, lease: Lease) -> None:
         self._write(lease, lambda: self.db.store.give_back(lease))

@@ -322,6 +322,7 @@ def _stages() -> None:
         sa.Column("started", TIME, nullable=True),
         sa.Column("finished", TIME, nullable=True),
         sa.Column("cost", JSON, nullable=True),
+        sa.Column("reopened", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_stages_job_id_jobs", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name="pk_stages"),
         sa.UniqueConstraint("job_id", "ordinal", name="uq_stages_job_id_ordinal"),
