@@ -9,7 +9,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -29,6 +29,7 @@ _ENOUGH_SECONDS, _ENOUGH_SHARE = 3.0, 0.05
 _LONG_SECONDS, _LITTLE_SHARE = 30.0, 0.01
 _TRUSTED_SHARE = 0.3
 _LEAST_LEFT = 0.1
+_FASTEST_SLOWEST = (0.5, 3.0)
 _UNUSUAL, _GRACE_SECONDS = 3.0, 60.0
 
 
@@ -126,20 +127,37 @@ def past_stages(engine: Engine, project: str) -> tuple[PastStage, ...]:
 
 
 def seconds_left(
-    plan: Mapping[str, Any] | None, steps: Iterable[StageRecord], past: Sequence[PastStage], now: datetime
+    plan: Mapping[str, Any] | None, steps: Sequence[StageRecord], past: Sequence[PastStage], now: datetime
 ) -> float | None:  # fmt: skip
-    """Seconds for the rest of the open stage and for those after it, one after another; None where one is not known."""
+    """Seconds for the rest of the open stage and for those after it, one after another; None where one is not known.
+
+    A job that has been slower or quicker than usual so far is expected to stay so.
+    """
     expected = JobPlan.loaded(plan).stages if plan else {}
+    usual = {step.name: usual_seconds(step.name, expected.get(step.name), past) for step in steps}
+    pace = _own_pace(steps, usual)
     total = 0.0
     for step in steps:
         if step.state is StageState.DONE:
             continue
-        usual = usual_seconds(step.name, expected.get(step.name), past)
-        left = usual if step.state is StageState.PENDING else rest_of(step, usual, now)
+        seconds = usual[step.name]
+        mine = None if seconds is None else pace * seconds
+        left = mine if step.state is StageState.PENDING else rest_of(step, mine, now)
         if left is None:
             return None
         total += left
     return round(total, 1)
+
+
+def _own_pace(steps: Sequence[StageRecord], usual: Mapping[str, float | None]) -> float:
+    """How long the stages that were computed took, in terms of what is usual; 1 where that is too little to tell."""
+    took = as_usual = 0.0
+    for step in steps:
+        seconds = usual[step.name]
+        if step.state is StageState.DONE and step.outcome == "computed" and seconds and step.started and step.finished:
+            took += (step.finished - step.started).total_seconds()
+            as_usual += seconds
+    return min(_FASTEST_SLOWEST[1], max(_FASTEST_SLOWEST[0], took / as_usual)) if as_usual >= _ENOUGH_SECONDS else 1.0
 
 
 def usual_seconds(name: str, expected: StageOutlook | None, past: Sequence[PastStage]) -> float | None:

@@ -57,6 +57,15 @@ def test_stages_to_come_add_up_and_one_unknown_is_none() -> None:
     assert seconds_left(cached, [opened(ago=20.0), PENDING], past[:1], NOW) == 40.0
 
 
+def test_a_job_that_is_slower_than_usual_is_expected_to_stay_so() -> None:
+    past = [PastStage("activations", 10.0, 60.0), PastStage("sae", 10.0, 30.0)]
+    plan = plan_of(activations=StageOutlook(False, 10.0), sae=StageOutlook(False, 10.0))
+    for took, left in ((60.0, 30.0), (120.0, 60.0), (9000.0, 90.0), (1.0, 15.0)):
+        done = replace(opened(ago=took), state=StageState.DONE, outcome="computed", finished=NOW)
+        assert seconds_left(plan, [done, PENDING], past, NOW) == left
+        assert seconds_left(plan, [replace(done, outcome="cached"), PENDING], past, NOW) == 30.0
+
+
 def test_the_own_pace_counts_once_there_is_enough_behind_it() -> None:
     half = opened(50, 100, pace=(0.0, 60.0))
     assert rest_of(half, None, NOW) == 60.0
