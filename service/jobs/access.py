@@ -7,14 +7,16 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, or_, select, update
+from sqlalchemy.exc import DBAPIError
 
 from safer_engine.errors import SpecError
-from service.errors import Conflict, NotFound
+from service.errors import Conflict, NotFound, Unavailable
 from service.infra.settings import Settings
 from service.jobs import audit_log, moves
 from service.jobs.audit_log import AuditEntry
@@ -195,7 +197,8 @@ class AccessStore:
         if row is None or not hmac.compare_digest(row["mac"], mac):
             return None
         if row["stale"]:
-            with writing(self._engine) as connection:
+            # A database that takes no writes, on a full disk or in the middle of a failover, can still be read.
+            with suppress(Unavailable, DBAPIError), writing(self._engine) as connection:
                 connection.execute(update(api_keys).where(api_keys.c.id == row["id"]).values(last_used=UtcNow()))
         return _principal(row)
 

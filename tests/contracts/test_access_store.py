@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.exc import DBAPIError
 
 from safer_engine.errors import SpecError
-from service.errors import Conflict, NotFound, Unavailable
+from service.errors import Conflict, NotFound
 from service.infra.settings import load_settings
 from service.jobs.access import KEY_PREFIX, AccessStore, Limits, Role
 from service.jobs.clock import utc_after
@@ -54,6 +54,21 @@ def test_wrong_secrets_are_nobodys(access: AccessStore) -> None:
         assert access.authenticate(wrong) is None, wrong
 
 
+def test_a_key_is_known_while_the_database_takes_no_writes(db: Database, access: AccessStore) -> None:
+    secret = access.create_key("default", "k", [Role.READ], "operator").secret
+    forbid = "PRAGMA query_only = ON" if db.engine.dialect.name == "sqlite" else "SET default_transaction_read_only = on"
+    allow = "PRAGMA query_only = OFF" if db.engine.dialect.name == "sqlite" else "SET default_transaction_read_only = off"
+    event.listen(db.engine, "checkout", refuse := lambda connection, *_: connection.cursor().execute(forbid))
+    try:
+        assert access.authenticate(secret) is not None
+        assert access.keys("default")[0].last_used is None
+    finally:
+        event.remove(db.engine, "checkout", refuse)
+        event.listen(db.engine, "checkout", lambda connection, *_: connection.cursor().execute(allow))
+    assert access.authenticate(secret) is not None
+    assert access.keys("default")[0].last_used is not None
+
+
 def test_another_pepper_knows_no_key_and_no_pepper_is_refused(db: Database, access: AccessStore) -> None:
     secret = access.create_key("default", "k", [Role.READ], "operator").secret
     other = load_settings(home=db.settings.home, secret_pepper="another pepper of tests")
@@ -96,7 +111,7 @@ def test_last_use_is_noted_at_most_once_a_minute(db: Database, access: AccessSto
 def test_keys_of_other_projects_cannot_be_revoked(access: AccessStore) -> None:
     access.create_project("other", "operator")
     key = access.create_key("other", "k", [Role.READ], "operator")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="there is no key"):
         access.revoke_key("default", key.key.id, "a")
     assert access.authenticate(key.secret) is not None
     assert access.keys("default") == ()
@@ -111,32 +126,35 @@ def test_projects_have_the_defaults_of_the_settings_until_they_are_given_limits(
     assert [project.name for project in access.projects()] == ["default", "team-1"]
     assert db.submit(project="team-1").gpu_seconds_budget == 60.0
     assert db.submit(project="team-1", gpu_seconds_budget=5.0).gpu_seconds_budget == 5.0
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match="a project 'team-1' already"):
         access.create_project("team-1", "operator")
     with pytest.raises(SpecError, match="max_running"):
         access.set_limits("team-1", Limits(max_running=0), "operator")
     for ask in (lambda: access.project("no"), lambda: access.create_key("no", "k", [Role.READ], "o")):
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="there is no project 'no'"):
             ask()
 
 
 @pytest.mark.parametrize("name", ["", "A", "a_b", "-a", "a-", "../x", "a" * 64, "a b", "é"])
 def test_names_that_cannot_be_projects(access: AccessStore, name: str) -> None:
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match="cannot name a project"):
         access.ensure_project(name)
 
 
-@pytest.mark.parametrize("given", [{"roles": []}, {"roles": [Role.READ], "lifetime_seconds": 0.0}])
-def test_keys_that_cannot_be_made(access: AccessStore, given: dict[str, object]) -> None:
-    with pytest.raises(SpecError):
+@pytest.mark.parametrize(
+    ("given", "said"), [({"roles": []}, "needs a role"), ({"roles": [Role.READ], "lifetime_seconds": 0.0}, "lifetime must be")]
+)
+def test_keys_that_cannot_be_made(access: AccessStore, given: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
         access.create_key("default", "k", actor="operator", **given)  # type: ignore[arg-type]
+    assert access.keys("default") == ()
 
 
 @pytest.mark.parametrize("deed", ["UPDATE audit_log SET actor = 'nobody'", "DELETE FROM audit_log"])
 def test_the_audit_log_only_grows(db: Database, access: AccessStore, deed: str) -> None:
     access.record("default", "alice", "test.deed", "target", {"n": 1})
     access.record(None, "bob", "test.deed", "target")
-    with pytest.raises((DBAPIError, Unavailable)):
+    with pytest.raises(DBAPIError, match="append-only"):
         with writing(db.engine) as connection:
             connection.execute(text(deed))
     entries = access.audit_entries(None)
