@@ -190,9 +190,9 @@ def test_ranges_are_streamed(world: World) -> None:
     store = world.store(machine="two")
     for start, stop in ((0, None), (5, 1_500_000), (len(data) - 1, len(data)), (7, 7), (0, len(data) + 9)):
         assert b"".join(store.open_range("pairs", KEY, "a.bin", start, stop)) == data[start:stop]
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match="b.bin"):
         b"".join(store.open_range("pairs", KEY, "b.bin"))
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match="pairs"):
         b"".join(store.open_range("pairs", OTHER_KEY, "a.bin"))
 
 
@@ -228,12 +228,12 @@ def test_work_that_is_held_is_not_removed(world: World) -> None:
 @pytest.mark.parametrize("name", ["../default", "a/b", "", ".", "a\0b", "x" * 101])
 def test_names_lead_nowhere_else(world: World, name: str) -> None:
     store = world.store()
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match="no plain name"):
         world.store(name)
     for call in (store.has, store.read, store.manifest, store.delete):
-        with pytest.raises(SpecError):
+        with pytest.raises(SpecError, match="no plain name"):
             call(name, KEY)
-        with pytest.raises(SpecError):
+        with pytest.raises(SpecError, match="no plain name"):
             call("pairs", name)
 
 

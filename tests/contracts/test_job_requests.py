@@ -68,7 +68,7 @@ def test_unknown_and_foreign_jobs_look_the_same(db: Database) -> None:
                 ask(project, job_id)
             messages.add(caught.value.message.replace(job_id, "ID"))
     assert messages == {"there is no job 'ID'"}
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="no project 'nowhere'"):
         db.store.submit("nowhere", new_job())
 
 
@@ -81,7 +81,7 @@ def test_quota_of_queued_jobs_counts_what_waits_and_not_what_is_asked_again(db: 
     assert not db.store.submit("default", new_job(idempotency_key="k")).created
     db.store.request_cancel("default", second.id, "a")
     db.submit()
-    with pytest.raises(QuotaExceeded):
+    with pytest.raises(QuotaExceeded, match="2 jobs queued"):
         db.store.retry("default", second.id, "a")
     assert db.get(second).state is JobState.CANCELLED
 

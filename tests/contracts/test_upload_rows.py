@@ -46,7 +46,7 @@ def test_an_upload_comes_in_parts_and_is_complete_once(rows: UploadStore) -> Non
     assert done.state is UploadState.COMPLETE
     assert rows.complete("default", made.id, "key") == done
     assert rows.find("default", made.digest) == rows.get("default", made.id) == done
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match="the upload is complete"):
         rows.add_part("default", made.id, UploadPart(0, 1, "f" * 64, 2))
     assert rows.create("default", "dataset", FILES[::-1], "other").id == made.id
 
@@ -58,20 +58,20 @@ def test_uploads_of_projects_are_apart(db: Database, rows: UploadStore) -> None:
     assert rows.find("other", made.digest) is None
     assert rows.create("other", "model", FILES, "key").id != made.id
     for ask in (rows.get, lambda p, u: rows.complete(p, u, "key"), lambda p, u: rows.remove(p, u, "key")):
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="there is no upload"):
             ask("other", made.id)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="no project"):
         rows.create("nowhere", "model", FILES, "key")
 
 
 def test_bytes_of_uploads_count_until_they_are_removed(db: Database, rows: UploadStore) -> None:
     AccessStore(db.engine, db.settings).set_limits("default", Limits(max_bytes=8), "operator")
     first = rows.create("default", "model", FILES, "key")
-    with pytest.raises(QuotaExceeded):
+    with pytest.raises(QuotaExceeded, match="bytes"):
         rows.create("default", "model", (UploadFile("c", "c" * 64, 4),), "key")
     rows.remove("default", first.id, "key")
     assert rows.create("default", "model", (UploadFile("c", "c" * 64, 4),), "key").bytes == 4
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="there is no upload"):
         rows.get("default", first.id)
 
 
@@ -79,7 +79,7 @@ def test_what_a_live_job_uses_is_not_removed(db: Database, rows: UploadStore) ->
     made = rows.create("default", "model", FILES, "key")
     rows.complete("default", made.id, "key")
     job = db.submit(inputs={"model": made.digest})
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match="a job that is not over"):
         rows.remove("default", made.id, "key")
     db.store.request_cancel("default", job.id, "key")
     rows.remove("default", made.id, "key")
@@ -106,7 +106,7 @@ def test_the_last_decision_on_a_pair_counts_and_all_are_kept(db: Database) -> No
     assert [(found.action, found.note) for found in reviews.history(job.id, "p1")] == [("drop", "drop it"), ("flip", "flip it")]
     with pytest.raises(SpecError, match="burn"):
         reviews.decide("default", job.id, "p1", "burn", "alice")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="there is no job"):
         reviews.decide("other", job.id, "p1", "keep", "alice")
     assert reviews.forget(("p1",), "privacy") == 3
     assert reviews.latest(job.id).keys() == {"p2"}

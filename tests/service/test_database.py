@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import literal, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, StatementError
 
 from safer_engine.errors import SpecError
 from service.errors import Unavailable
@@ -105,9 +105,9 @@ def test_writers_wait_for_each_other_and_readers_do_not(tmp_path: Path) -> None:
 
 def test_an_error_takes_the_whole_transaction_back(tmp_path: Path) -> None:
     with database(settings_for(tmp_path)) as db:
-        with pytest.raises(RuntimeError), writing(db.engine) as connection:
+        with pytest.raises(RuntimeError, match="on purpose"), writing(db.engine) as connection:
             connection.execute(text("UPDATE projects SET max_running = 77"))
-            raise RuntimeError
+            raise RuntimeError("on purpose")
         with reading(db.engine) as connection:
             assert connection.execute(text("SELECT max_running FROM projects")).scalar() == db.settings.default_max_running
 
@@ -146,7 +146,7 @@ def test_times_are_the_databases_and_aware(tmp_path: Path) -> None:
 
 
 def test_a_naive_time_is_refused(tmp_path: Path) -> None:
-    with database(settings_for(tmp_path)) as db, pytest.raises(Exception, match="without a time zone"):
+    with database(settings_for(tmp_path)) as db, pytest.raises(StatementError, match="without a time zone"):
         with reading(db.engine) as connection:
             connection.execute(select(audit_log).where(audit_log.c.at > datetime(2026, 1, 1)))
 

@@ -159,5 +159,5 @@ def test_a_filter_that_finds_little_gives_short_pages_and_goes_on(tmp_path: Path
         page = rows.page(EditFilter(frozenset({"drop"})), {}, cursor, 5)
         found, cursor, pages = found + page.lines, page.next, pages + 1
     assert ([line["pair_id"] for line in found], pages) == (["p35"], 4)
-    with pytest.raises(Malformed):
+    with pytest.raises(Malformed, match="cursor"):
         rows.page(EditFilter(), {}, "ZWRpdHM6NDE", 5)

@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from safer_engine.errors import SaferError
-from service.errors import RequestInvalid, TooLarge
+from service.errors import NotFound, RequestInvalid, TooLarge
 from service.http.uploads import MAX_PARTS, given_digest, part_bytes
 from service.infra.upload_files import UploadFiles
 from service.upload_names import UploadFile
@@ -150,7 +149,7 @@ def test_a_digest_may_be_given_in_any_of_three_headers(headers: dict[str, str]) 
     "headers", [{}, {"sha256": "x"}, {"content_digest": "sha-256=:AAAA:"}, {"digest": "md5=abc"}, {"digest": "sha-256=%%%"}]
 )
 def test_a_digest_must_be_given(headers: dict[str, str]) -> None:
-    with pytest.raises(RequestInvalid):
+    with pytest.raises(RequestInvalid, match="sha256 is missing"):
         given_digest(**headers)
 
 
@@ -168,7 +167,7 @@ def test_an_upload_that_nobody_uses_is_removed(world: HttpWorld) -> None:
     digest = client.post(f"/v1/uploads/{upload['id']}/complete").json()["digest"]
     assert client.delete(f"/v1/uploads/{upload['id']}").status_code == 204
     assert client.get(f"/v1/uploads/{upload['id']}").status_code == 404
-    with pytest.raises(SaferError):
+    with pytest.raises(NotFound, match="there is no upload"):
         UploadFiles(world.services.stores, "default").files(digest)
     assert client.post("/v1/uploads", json=declared(a=SMALL + b"2")).json()["state"] == "open"
 

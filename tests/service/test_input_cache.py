@@ -143,7 +143,7 @@ def test_a_finished_file_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_names_lead_nowhere_else(tmp_path: Path) -> None:
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match="no plain name"):
         InputCache(tmp_path, 100).pin("../d1", file_of(1))
 
 

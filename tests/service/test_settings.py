@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from safer_engine.errors import SpecError
 from service.infra.settings import load_settings, unknown_settings
@@ -49,19 +50,19 @@ def test_wrong_values_are_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "taken"),
     [
-        ("SAFER_BROKER_URL", "rediss://:pw@cache.example:6380/1"),
-        ("SAFER_BROKER_URL", "redis+socket:///run/redis.sock?virtual_host=1"),
-        ("SAFER_DATABASE_URL", "postgresql+psycopg:///safer?host=/run/postgresql"),
-        ("SAFER_STORE_URL", "s3://bucket"),
-        ("SAFER_ALLOWED_NETWORKS", "10.1.2.3/8,fd00::/8"),
-        ("SAFER_ALLOWED_SOURCES", "upload:,hub:,s3://bucket/in/,/data/"),
+        ("SAFER_BROKER_URL", "rediss://:pw@cache.example:6380/1", SecretStr("rediss://:pw@cache.example:6380/1")),
+        ("SAFER_BROKER_URL", "redis+socket:///run/r.sock?virtual_host=1", SecretStr("redis+socket:///run/r.sock?virtual_host=1")),
+        ("SAFER_DATABASE_URL", "postgresql+psycopg:///s?host=/run/pg", SecretStr("postgresql+psycopg:///s?host=/run/pg")),
+        ("SAFER_STORE_URL", "s3://bucket", "s3://bucket"),
+        ("SAFER_ALLOWED_NETWORKS", "10.1.2.3/8,fd00::/8", ("10.1.2.3/8", "fd00::/8")),
+        ("SAFER_ALLOWED_SOURCES", "upload:,hub:,s3://bucket/in/,/data/", ("upload:", "hub:", "s3://bucket/in/", "/data/")),
     ],
 )
-def test_right_values_are_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_right_values_are_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str, taken: object) -> None:
     monkeypatch.setenv(name, value)
-    load_settings()
+    assert getattr(load_settings(), name.removeprefix("SAFER_").lower()) == taken
 
 
 def test_slips_of_the_pen_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_a_rate_limit_is_waited_for_even_by_a_post(server: ScriptedServer) -> No
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 500])
 def test_refusals_and_faults_are_not_repeated(server: ScriptedServer, status: int) -> None:
     server.otherwise = problem(status, "whatever")
-    with pytest.raises(SaferError):
+    with pytest.raises(SaferError, match="it is so"):
         connect(server).call("GET", "/v1/x")
     assert len(server.asked) == 1
 
