@@ -326,12 +326,18 @@ def test_gpu_time_is_counted_by_the_databases_clock_against_the_budget(db: Datab
 def test_finishing_opens_the_next_stage_or_changes_nothing(db: Database) -> None:
     job = db.submit("prepare", "pairs")
     lease = db.take()
-    db.change(stages, (stages.c.job_id == job.id) & (stages.c.ordinal == 1), state=StageState.FAILED.value, name="x" * 10)
-    db.change(stages, (stages.c.job_id == job.id) & (stages.c.ordinal == 0), state=StageState.DONE.value)
-    with pytest.raises(AssertionError):
-        db.store.finish(lease, Finished(inputs={"model": "m"}))
+    seen = db.store.events(job.id)
+    following = (stages.c.job_id == job.id) & (stages.c.ordinal == 1)
+    db.change(stages, following, state="torn")  # what opens it does not know this state
+    with pytest.raises(ValueError, match="torn"):
+        db.store.finish(lease, Finished(key=KEY, inputs={"model": "m"}))
+    db.change(stages, following, state=StageState.PENDING)
     assert states(db, job.id) == [UnitState.LEASED]
-    assert db.get(job).inputs == {}
+    assert [stage.state for stage in db.store.stages(job.id)] == [StageState.OPEN, StageState.PENDING]
+    assert (db.get(job).inputs, db.store.events(job.id)) == ({}, seen)
+    db.store.finish(lease, Finished(key=KEY, inputs={"model": "m"}))
+    assert [stage.state for stage in db.store.stages(job.id)] == [StageState.DONE, StageState.OPEN]
+    assert db.get(job).inputs == {"model": "m"}
 
 
 def test_splitting_needs_parts_of_different_names(db: Database) -> None:
