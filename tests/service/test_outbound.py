@@ -12,8 +12,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from service.jobs.callbacks import CallbackStore
 from service.jobs.model import JobError, JobState
 from service.outbound import Outbound
 from tests.helpers.databases import Database, database, memory_folder, settings_for
+from tests.helpers.scripted_server import Reply, ScriptedServer
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -70,45 +69,22 @@ def test_other_ways_to_write_this_machine(host: str) -> None:
         Outbound().precheck(f"http://{host}/")
 
 
-def test_names_are_looked_up_when_connecting_only() -> None:
+def test_names_are_looked_up_when_connecting_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, flags = socket.getaddrinfo, list[int]()
+
+    def watched(*args: Any, **given: Any) -> Any:
+        flags.append(given["flags"])
+        return real(*args, **given)
+
+    monkeypatch.setattr(socket, "getaddrinfo", watched)
     Outbound().precheck("https://a-name-that-is-not-there.invalid/hook")
+    assert flags == [socket.AI_NUMERICHOST]
 
 
-class Receiver:
-    """A server that keeps what it is sent, and answers what it is told to."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[str, dict[str, str], Any]] = []
-        self.raw: list[bytes] = []
-        self.answers: list[int] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.raw.append(body)
-                outer.got.append((self.path, dict(self.headers), json.loads(body)))
-                self.send_response(outer.answers.pop(0) if outer.answers else 200)
-                self.send_header("Location", "http://127.0.0.1:1/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_address[1]
-
-
-@contextmanager
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    thread = threading.Thread(target=made.server.serve_forever)
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+def receiver(*statuses: int) -> ScriptedServer:
+    """A server that answers with these, each time with a way elsewhere, and then is content."""
+    elsewhere = {"Location": "http://127.0.0.1:1/elsewhere"}
+    return ScriptedServer([Reply(status, headers=elsewhere) for status in statuses], otherwise=Reply(200))
 
 
 def test_it_connects_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +99,13 @@ def test_it_connects_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(socket, "getaddrinfo", answers_otherwise_later)
         status = Outbound(LOOPBACK).post(f"http://hook.example:{there.port}/a?b=c", {"x": "é"})
-        path, headers, body = there.got[0]
-        assert (status, path, body, headers["Host"]) == (200, "/a?b=c", {"x": "é"}, f"hook.example:{there.port}")
+        got = there.asked[0]
+        assert (status, got.path, got.query, json.loads(got.body)) == (200, "/a", {"b": ["c"]}, {"x": "é"})
+        assert got.headers["host"] == f"hook.example:{there.port}"
         assert asked.count("hook.example") == 1
         with pytest.raises(SourceNotAllowed):
-            Outbound().post(f"http://127.0.0.1:{there.port}/", {})
-        assert len(there.got) == 1
+            Outbound().post(f"{there.url}/", {})
+        assert len(there.asked) == 1
 
 
 def test_one_bad_address_among_several_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,10 +116,9 @@ def test_one_bad_address_among_several_is_enough(monkeypatch: pytest.MonkeyPatch
 
 
 def test_redirects_are_not_followed() -> None:
-    with receiver() as there:
-        there.answers = [307]
-        assert Outbound(LOOPBACK).post(f"http://127.0.0.1:{there.port}/", {}) == 307
-        assert len(there.got) == 1
+    with receiver(307) as there:
+        assert Outbound(LOOPBACK).post(f"{there.url}/", {}) == 307
+        assert len(there.asked) == 1
 
 
 def test_who_does_not_answer_is_away() -> None:
@@ -171,11 +147,12 @@ def failed_job(world: Database, url: str) -> str:
 
 def test_a_callback_tells_the_end_and_no_text(world: Database) -> None:
     with receiver() as there:
-        job_id = failed_job(world, f"http://127.0.0.1:{there.port}/hook")
+        job_id = failed_job(world, f"{there.url}/hook")
         sender = Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), world.settings)
         assert sender.step() == 1
         assert sender.step() == 0
-        ((_, _, body),) = there.got
+        (got,) = there.asked
+    body = json.loads(got.body)
     assert (body["job"], body["state"], body["error"], body["labels"]) == (job_id, "failed", "dataset_refused", {"team": "a"})
     assert "text of the dataset" not in json.dumps(body)
     assert set(body) == {"job", "attempt", "kind", "state", "labels", "error", "verdict", "finished", "url"}
@@ -200,17 +177,15 @@ def test_a_receiver_knows_who_calls(world: Database) -> None:
     key = bytes(range(32))
     secret = "whsec_" + base64.b64encode(key).decode()
     settings = settings_for(world.settings.home, callback_secret=secret)
-    with receiver() as there:
-        there.answers = [500]
-        job_id = failed_job(world, f"http://127.0.0.1:{there.port}/hook")
+    with receiver(500) as there:
+        job_id = failed_job(world, f"{there.url}/hook")
         sender = Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), settings)
         sender.step()
         make_due(world)
         sender.step()
-        (_, headers, _), (_, again, _) = there.got
-        body = there.raw[0]
-    headers, again = ({name.lower(): value for name, value in each.items()} for each in (headers, again))
-    assert headers["webhook-id"] == again["webhook-id"] == f"{job_id}-1"
+    first, second = there.asked
+    headers, body = first.headers, first.body
+    assert headers["webhook-id"] == second.headers["webhook-id"] == f"{job_id}-1"
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     assert headers["webhook-signature"] == f"v1,{openssl_mac(key, signed)}"
     verify = documented_verify()
@@ -232,9 +207,9 @@ def test_the_time_of_a_signature_is_the_databases(world: Database, monkeypatch: 
 
 def test_without_a_secret_nothing_is_signed(world: Database) -> None:
     with receiver() as there:
-        failed_job(world, f"http://127.0.0.1:{there.port}/hook")
+        failed_job(world, f"{there.url}/hook")
         Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), world.settings).step()
-        assert not any(name.lower().startswith("webhook-") for name in there.got[0][1])
+        assert not any(name.startswith("webhook-") for name in there.asked[0].headers)
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", "c2hvcnQ" * 8, "whsec_" + "ä" * 40, "whsec_" + "!" * 40])
@@ -245,15 +220,14 @@ def test_a_secret_that_is_none_stops_the_start(world: Database, secret: str) -> 
 
 
 def test_a_callback_that_was_refused_or_not_answered_is_tried_again(world: Database) -> None:
-    with receiver() as there:
-        there.answers = [500, 302]
-        failed_job(world, f"http://127.0.0.1:{there.port}/hook")
+    with receiver(500, 302) as there:
+        failed_job(world, f"{there.url}/hook")
         sender = Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), world.settings)
         tried = []
         for _ in range(4):
             tried.append(sender.step())
             make_due(world)
-        assert (tried, len(there.got)) == ([1, 1, 1, 0], 3)
+        assert (tried, len(there.asked)) == ([1, 1, 1, 0], 3)
 
 
 def test_a_callback_to_a_forbidden_address_is_given_up(world: Database) -> None:
