@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; frame-src 'self'; "
@@ -41,9 +42,8 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(
-        ago=ago, clock=clock, duration=duration, left=left, filesize=filesize, percent=percent, number=number
-    )
+    for each in (ago, clock, duration, left, filesize, percent, number, coded, input_name):
+        environment.filters[each.__name__] = each
     return environment
 
 
@@ -79,6 +79,25 @@ def left(seconds: float) -> str:
     """An estimated length of time: no more digits than it is worth."""
     whole = round(seconds) if seconds < 20 else 5 * round(seconds / 5)
     return "a moment" if whole < 1 else f"about {whole} s" if whole < 60 else f"about {duration(whole)}"
+
+
+def coded(text: str) -> Markup:
+    """A sentence in which `…` is code; everything foreign in it escaped."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    marked = (Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts))
+    return Markup("").join(marked)
+
+
+def input_name(role: str) -> str:
+    """What a recorded input of a job is called (see `JobRecord.inputs`)."""
+    of, _, detail = role.partition(".")
+    if role.startswith("u:"):
+        return f"{role[2:]}, as uploaded"
+    if detail:
+        return f"{of}: {'precision' if detail == 'dtype' else detail}"
+    return "rubric of labels" if role == "labels" else f"{role}, content"
 
 
 def filesize(size: int) -> str:

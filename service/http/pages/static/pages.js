@@ -23,10 +23,15 @@
   });
 
   const login = document.getElementById("login");
-  if (login && location.hash.startsWith("#sk-safer-")) {
+  const enter = () => {
+    if (!location.hash.startsWith("#sk-safer-")) return;
     document.getElementById("key").value = location.hash.slice(1);
     history.replaceState(null, "", location.pathname + location.search);
     login.requestSubmit();
+  };
+  if (login) {
+    enter();
+    addEventListener("hashchange", enter);
   }
 
   document.addEventListener("submit", (event) => {
