@@ -117,7 +117,7 @@ class _Purge:
         manifests, holding = self._searched(pair_ids)
         reasons = dict.fromkeys(holding, "contains the pairs")
         suspects = self._unsearchable({each.content_digest for each in manifests.values()})
-        _add_derived(manifests, reasons, suspects)
+        _add_derived(manifests, reasons, suspects, self.records.contents_of_jobs(self._project))
         uploads = dict(self._datasets(pair_ids))
         words = self.records.words_of_specs(self._project, reasons, PREFIX)
         known = self.records.datasets(self._project) & {each.name for each in self._uploads.complete_uploads()}
@@ -279,14 +279,30 @@ def _files(record: DamagedRecord) -> set[str]:
     return {entry.digest for entry in record.manifest.files.values()} if record.manifest is not None else set()
 
 
-def _add_derived(manifests: dict[Place, Manifest], reasons: dict[Place, str], suspects: set[str]) -> None:
-    """Add what was computed from what is there, or from a suspect, at any remove."""
+def _add_derived(
+    manifests: dict[Place, Manifest], reasons: dict[Place, str], suspects: set[str], of_jobs: tuple[frozenset[str], ...]
+) -> None:
+    """Add what was computed from what is there, or from a suspect, at any remove.
+
+    Args:
+        of_jobs: content digests of the artifacts of each job. They say where an artifact came from that is gone: it is taken for
+            tainted where a job had it together with one that is, and where no job knows it.
+    """
+    there = {each.content_digest for each in manifests.values()}
+    there |= {entry.digest for each in manifests.values() for entry in each.files.values()}
+    gone = {digest for each in manifests.values() for digest in each.inputs.values()} - there
     tainted = {manifests[place].content_digest for place in reasons} | suspects
     grown = True
     while grown:
-        grown = False
+        before = len(tainted)
+        tainted |= {digest for digest in gone if _may_come_of(digest, tainted, of_jobs)}
         for place, manifest in manifests.items():
             if place not in reasons and tainted & set(manifest.inputs.values()):
                 reasons[place] = "computed from what contains the pairs, or may have"
                 tainted.add(manifest.content_digest)
-                grown = True
+        grown = len(tainted) > before
+
+
+def _may_come_of(digest: str, tainted: set[str], of_jobs: tuple[frozenset[str], ...]) -> bool:
+    knowing = [contents for contents in of_jobs if digest in contents]
+    return not knowing or any(contents & tainted for contents in knowing)

@@ -115,6 +115,15 @@ class RetentionRecords:
         with reading(self._engine) as connection:
             return frozenset(row.content_digest for row in connection.execute(query) if row.content_digest)
 
+    def contents_of_jobs(self, project: str) -> tuple[frozenset[str], ...]:
+        """Of each job, deleted ones too, what it noted of the contents of its artifacts, those that are gone included."""
+        query = select(stages.c.job_id, stages.c.content_digest).join(jobs, jobs.c.id == stages.c.job_id)
+        found: dict[str, set[str]] = {}
+        with reading(self._engine) as connection:
+            for row in connection.execute(query.where(jobs.c.project == project, stages.c.content_digest.is_not(None))):
+                found.setdefault(row.job_id, set()).add(row.content_digest)
+        return tuple(frozenset(contents) for contents in found.values())
+
     def uploads(self, project: str, state: UploadState) -> dict[str, str]:
         """Id → digest of a project's uploads in a state."""
         query = select(uploads.c.id, uploads.c.digest).where(uploads.c.project == project, uploads.c.state == state)
