@@ -14,6 +14,7 @@ MINUS = "\u2212"
 NARROW_SPACE = "\u202f"
 NONE = "–"
 _LONGEST = 1_200
+_LONG_DIGEST = re.compile(r"^([a-z0-9]+:[0-9a-f]{10})[0-9a-f]{54}$")
 
 # C0 but tab and newline, DEL, C1, soft hyphen; zero-width space, word joiner and invisible operators, byte order mark;
 # direction marks, embeddings, overrides, isolates; line and paragraph separators; tags; what no text may hold.
@@ -167,5 +168,5 @@ def words(name: str) -> str:
 
 
 def base_name(origin: str) -> str:
-    """The last part of a path or hub id."""
-    return visible(origin.rstrip("/").rsplit("/", 1)[-1] or origin)
+    """The last part of a path or hub id; of a name that is a digest, its beginning."""
+    return visible(_LONG_DIGEST.sub(r"\1…", origin.rstrip("/").rsplit("/", 1)[-1] or origin))

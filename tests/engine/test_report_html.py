@@ -19,6 +19,7 @@ from safer_engine.report.markdown import code, escaped, render_markdown
 from safer_engine.report.model import Context, Evidence, Feature, Health, ReportDocument, Text
 from safer_engine.report.summary import cautions, key_figures, paragraph
 from safer_engine.report.text import (
+    base_name,
     count,
     duration,
     fact,
@@ -517,3 +518,16 @@ def test_figures_are_written_for_people() -> None:
 def test_hostile_strings_are_hostile() -> None:
     assert any("</script>" in text for text in HOSTILE)
     assert any("\u202e" in text and "\x00" in text for text in HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("origin", "shown"),
+    [
+        ("upload:" + "0123456789abcdef" * 4, "upload:0123456789…"),
+        ("/data/rm/", "rm"),
+        ("org/name", "name"),
+        ("upload:" + "0" * 63, "upload:" + "0" * 63),
+    ],
+)
+def test_titles_have_names_and_the_beginnings_of_digests(origin: str, shown: str) -> None:
+    assert base_name(origin) == shown
