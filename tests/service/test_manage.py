@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from cli.main import run_main
 from service import manage
+from service.jobs.clock import utc_after
+from service.jobs.database import writing
 from service.jobs.model import JobKind, StagePart
 from service.jobs.requests import NewJob
+from service.jobs.tables import units
 from tests.helpers.http_world import EDITS, SPEC, http_world
 
 Manage = Callable[..., Any]
@@ -70,8 +74,12 @@ def test_jobs_are_listed_and_put_back(manage_here: Manage, tmp_path: Path) -> No
         assert [item["id"] for item in manage_here("jobs", "list", "--state", "cancelled")["items"]] == [jobs[0].id]
         assert manage_here("jobs", "requeue", jobs[0].id)["attempt"] == 2
         assert manage_here("jobs", "requeue", jobs[0].id, code=4)["error"]["code"] == "conflict"
-        world.services.jobs.mark_sent(world.services.jobs.units(jobs[0].id)[-1].id)
-        assert isinstance(manage_here("jobs", "reconcile")["resent"], list)
+        unit = world.services.jobs.units(jobs[0].id)[-1].id
+        world.services.jobs.mark_sent(unit)
+        assert manage_here("jobs", "reconcile")["resent"] == []
+        with writing(world.services.engine) as connection:
+            connection.execute(update(units).where(units.c.id == unit).values(sent_at=utc_after(-3600.0)))
+        assert manage_here("jobs", "reconcile")["resent"] == [{"unit_id": unit, "queue": "cpu"}]
         actions = [entry.action for entry in world.services.access.audit_entries("default")]
         assert "job.retry" in actions
 
@@ -88,7 +96,7 @@ def test_artifacts_are_collected_and_pairs_purged(manage_here: Manage, tmp_path:
         assert {item["kind"] for item in told["items"]} >= {"artifact"}
         assert world.client().get(f"/v1/audits/{job.id}/report").status_code == 200
         assert manage_here("store", "purge", told=pair)["items"] != []
-        assert world.client().get(f"/v1/audits/{job.id}/edits").status_code == 404
+        assert world.client().get(f"/v1/audits/{job.id}/edits").status_code == 410
         assert manage_here("store", "purge", code=4)["error"]["code"] == "spec_invalid"
 
 
