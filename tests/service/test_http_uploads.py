@@ -74,6 +74,31 @@ def test_an_upload_goes_up_in_parts_and_is_named_by_its_content(world: HttpWorld
     )
 
 
+def test_people_see_names_beside_digests_and_nothing_in_them_is_markup(world: HttpWorld) -> None:
+    client, named = world.client("admin"), {}
+    for title, data in (("<b>my & model", b"one"), ("", b"two")):
+        body = {**declared(train=data), "title": title}
+        upload = client.post("/v1/uploads", json=body).json()
+        put(world, upload["id"], 0, 0, data)
+        named[title] = client.post(f"/v1/uploads/{upload['id']}/complete").json()["name"]
+    source = {"kind": "local", "path": named[""]}
+    spec = {**SPEC, "model": {"path": named["<b>my & model"]}, "dataset": {"source": source}}
+    job = client.post("/v1/audits", json={"spec": spec}).json()
+    assert (job["model"], job["dataset"]) == (named["<b>my & model"], named[""])
+    assert job["names"] == {named["<b>my & model"]: "<b>my & model", named[""]: "train"}
+    assert client.get("/v1/audits").json()["items"][0]["names"] == job["names"]
+    assert job["spec"]["model"]["path"] == named["<b>my & model"], "specs keep digests"
+    browser = world.client(None)
+    answer = browser.post("/login", data={"key": world.keys["default", "admin"]}, headers={"Origin": str(browser.base_url)})
+    assert answer.status_code == 303
+    for page in ("/", f"/audits/{job['id']}"):
+        html = browser.get(page).text
+        assert "&lt;b&gt;my &amp; model" in html
+        assert "<b>my" not in html
+    for wrong in ("a\nb", "x" * 201):
+        assert client.post("/v1/uploads", json={**declared(train=b"three"), "title": wrong}).status_code == 422
+
+
 def test_parts_that_are_not_what_they_should_be(world: HttpWorld) -> None:
     client = world.client("submit")
     upload = client.post("/v1/uploads", json=declared(a=SMALL)).json()["id"]

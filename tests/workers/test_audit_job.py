@@ -109,6 +109,18 @@ def test_an_audit_of_uploads_is_computed_and_its_report_committed(done: Done) ->
     assert report(done)["schema_version"]
 
 
+def test_the_report_has_what_was_planned_beside_what_it_took(done: Done) -> None:
+    timing = report(done)["provenance"]["timing"]
+    assert {stage["unplanned"] for stage in timing["stages"]} == {None}
+    assert timing["planned"]["seconds"] > 0
+    plan, again = done.first.plan, done.again.plan
+    assert plan is not None
+    assert again is not None
+    assert {each["cached"] for each in plan["stages"].values()} == {False}
+    assert {each["cached"] for each in again["stages"].values()} == {True}
+    assert again["stages"]["sae"]["work"] > 0
+
+
 def test_names_of_uploads_and_digests_of_contents_are_what_is_recorded(done: Done) -> None:
     inputs = report(done)["provenance"]["inputs"]
     spec = done.spec
