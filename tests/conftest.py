@@ -1,16 +1,25 @@
-"""Servers and the browser that tests share: each is started once, when a test first asks for it, and stopped at the end."""
+"""What tests share. Servers and the browser: each is started once, when a test first asks for it, and stopped at the end."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.browser import chromium
+from tests.helpers.databases import memory_folder
 from tests.helpers.rgw import ACCESS_KEY, SECRET_KEY, rgw_server
 from tests.helpers.servers import LOCAL, S3, Postgres, Redis, moto_server, postgres_server, redis_server, s3_bucket, wait_until
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of the test's own, in memory where the machine has that."""
+    with memory_folder() as path:
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.databases import Database, database, memory_folder, settings_for
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as path:
-        yield path
+from tests.helpers.databases import Database, database, settings_for
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.full)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from service.jobs.access import Role
 from service.jobs.model import JobRecord
 from service.jobs.uploads import UploadRecord
 from service.upload_names import UploadFile
-from tests.helpers.http_world import SPEC, TRAINING, HttpWorld, http_world
+from tests.helpers.http_world import SPEC, TRAINING, HttpWorld
 
 SUBMIT, READ, REVIEW, REDTEAM, ADMIN = Role
 DIGEST = hashlib.sha256(b"abc").hexdigest()
@@ -88,12 +87,6 @@ class Things:
         """A template with their names in it."""
         names = {"job_id": self.job.id, "upload_id": self.upload.id, "key_id": self.key_id, "digest": DIGEST}
         return template.format(**names, name="report.md", pair_id="p-0", index=0, number=0)
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with http_world() as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,15 +12,9 @@ from service.http.artifacts import report_policy
 from service.http.streaming import ByteRange, RangeNotSatisfiable, parse_range
 from service.jobs.attachments import Reference
 from service.jobs.model import JobKind, JobRecord
-from tests.helpers.http_world import REPORT, SCRIPT, STYLE, HttpWorld, http_world, payloads
+from tests.helpers.http_world import REPORT, SCRIPT, STYLE, HttpWorld, payloads
 
 WEIGHTS = payloads()["sae"]["sae.safetensors"]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with http_world() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

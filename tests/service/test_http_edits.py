@@ -1,7 +1,6 @@
 """Edits over HTTP: found, decided on, exported."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,15 +11,9 @@ from safer_engine.edit_lines import read_edit_lines
 from service.errors import Malformed
 from service.http.edit_rows import EditFilter, EditRows, suspicion_order
 from service.jobs.model import JobRecord
-from tests.helpers.http_world import EDITS, HttpWorld, edit_line, http_world
+from tests.helpers.http_world import EDITS, HttpWorld, edit_line
 
 BY_SUSPICION = ["p/1", "p-4", "é ✓", '"suspicion": 1', "p-0", "p-3"]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with http_world() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

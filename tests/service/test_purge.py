@@ -21,17 +21,11 @@ from service.jobs.requests import Finished
 from service.jobs.tables import jobs as job_rows
 from service.jobs.uploads import UploadState, UploadStore
 from service.upload_names import UploadFile
-from tests.helpers.databases import PEPPER, Database, database, memory_folder
+from tests.helpers.databases import PEPPER, Database, database
 from tests.helpers.store_world import KEY, OTHER_KEY, World, draft, put
 
 NAMES_R1 = b'{"pair_id": "r1"}\n'
 SPEC = {"dataset": {"source": {"path": "hub"}}}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as path:
-        yield path
 
 
 @pytest.fixture(params=["folder", pytest.param("s3_moto", marks=pytest.mark.full)])

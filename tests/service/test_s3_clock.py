@@ -13,18 +13,11 @@ from pathlib import Path
 import pytest
 
 from service.infra.s3_clock import EndpointClock
-from tests.helpers.databases import memory_folder
 from tests.helpers.fault_proxy import FaultProxy, fault_proxy
 from tests.helpers.servers import S3
 from tests.helpers.store_world import KEY, World, put
 
 HOUR = 3600.0
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as path:
-        yield path
 
 
 @pytest.fixture

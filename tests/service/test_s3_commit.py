@@ -20,16 +20,10 @@ from service.infra.stores import Stores
 from service.jobs.clock import UtcNow
 from service.jobs.database import open_database, writing
 from service.jobs.tables import commits
-from tests.helpers.databases import PEPPER, Database, database, memory_folder
+from tests.helpers.databases import PEPPER, Database, database
 from tests.helpers.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.helpers.servers import S3, wait_until
 from tests.helpers.store_world import KEY, World, draft, put
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as path:
-        yield path
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from safer_engine.errors import ArtifactError
 from service.errors import Unavailable
 from service.infra.logs import configure_logging
 from service.infra.stores import Stores
-from tests.helpers.databases import memory_folder
 from tests.helpers.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.helpers.servers import S3, wait_until
 from tests.helpers.store_world import KEY, World, draft, put
@@ -26,12 +25,6 @@ pytestmark = pytest.mark.full
 DATA = os.urandom(11 << 20)
 BLOBS = r"/blobs/"
 PARTS = 5 << 20
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as path:
-        yield path
 
 
 @pytest.fixture

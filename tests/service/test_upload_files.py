@@ -6,7 +6,6 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,10 @@ from service.errors import Conflict, NotFound, TooLarge
 from service.infra.input_cache import InputCache
 from service.infra.upload_files import PartFacts, PartReceipt, UploadFiles, checked_files
 from service.upload_names import UploadFile, upload_digest
-from tests.helpers.databases import memory_folder
 from tests.helpers.store_world import World
 
 ID = "01J0000000000000000000000A"
 SMALL, LARGE = b'{"model_type": "x"}', os.urandom((6 << 20) + 7)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as path:
-        yield path
 
 
 @pytest.fixture(params=["folder", "s3_moto", pytest.param("s3_rgw", marks=pytest.mark.full)])
