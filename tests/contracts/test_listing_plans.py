@@ -27,8 +27,8 @@ FILL = (
        FROM ({numbers}) AS numbered""",
     """INSERT INTO job_labels (job_id, name, value, project, created)
        SELECT id, 'env', CASE WHEN n % 1000 = 1 THEN 'rare' ELSE 'common' END, 'default', at FROM ({numbers}) AS numbered""",
-    """INSERT INTO stages (job_id, ordinal, name, queue, state, done, total, unit)
-       SELECT id, 0, 'prepare', 'cpu', CASE WHEN n % 1000 = 0 THEN 'open' ELSE 'done' END, 0, 0, ''
+    """INSERT INTO stages (job_id, ordinal, name, queue, state, done, total, unit, reopened)
+       SELECT id, 0, 'prepare', 'cpu', CASE WHEN n % 1000 = 0 THEN 'open' ELSE 'done' END, 0, 0, '', 0
        FROM ({numbers}) AS numbered""",
     """INSERT INTO units (stage_id, job_id, project, queue, kind, name, state, priority, ready_at, sends, attempts, failures,
        token, done, total)
