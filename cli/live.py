@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -13,13 +13,17 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from cli.output import duration, left
 from safer_engine.errors import Interrupted, SaferError
 from service.client import is_final, job_error, make_error
-from service.errors import Unavailable, Unreachable
+from service.errors import TooManyRequests, Unavailable, Unreachable
 
 if TYPE_CHECKING:
     from service.client import AuditClient
     from service.schemas import EventView, JobView, StageView
 
+T = TypeVar("T")
 _POLL_SECONDS = 1.0
+_LATER_POLL_SECONDS = 3.0
+_EAGER_SECONDS = 60.0
+_LONGEST_PAUSE = 60.0
 _AWAY_SECONDS = 120.0
 _LINE_SECONDS = 10.0
 
@@ -32,14 +36,14 @@ def wait_for(client: AuditClient, job_id: str, shown: Console | None) -> JobView
         Unreachable: the service stayed away for two minutes.
     """
     display = JobDisplay(shown)
-    away_since: float | None = None
+    began, away_since = time.monotonic(), None
     try:
         with display.showing():
             while True:
                 try:
-                    job = client.job(job_id)
+                    job = _in_turn(lambda: client.job(job_id))
                     display.update(job)
-                    display.notes(client.events(job_id, after=display.seen, follow=False))
+                    display.notes(_in_turn(lambda: tuple(client.events(job_id, after=display.seen, follow=False))))
                     away_since = None
                     if is_final(job):
                         return display.end(job)
@@ -48,9 +52,18 @@ def wait_for(client: AuditClient, job_id: str, shown: Console | None) -> JobView
                     if time.monotonic() - away_since > _AWAY_SECONDS:
                         raise
                     display.say("the service cannot be reached; trying again")
-                time.sleep(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS if time.monotonic() - began < _EAGER_SECONDS else _LATER_POLL_SECONDS)
     except KeyboardInterrupt:
         raise Interrupted(f"no longer watching; job {job_id} goes on", f"come back with: safer-audit watch {job_id}") from None
+
+
+def _in_turn(ask: Callable[[], T]) -> T:
+    """The answer to a call, however long others with the same key use up its rate."""
+    while True:
+        try:
+            return ask()
+        except TooManyRequests as error:
+            time.sleep(min(error.retry_after, _LONGEST_PAUSE))
 
 
 def outcome_error(job: JobView) -> SaferError | None:

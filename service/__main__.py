@@ -14,6 +14,7 @@ import uvicorn
 
 from safer_engine.errors import SaferError
 from service.callbacks import Callbacks
+from service.embedded import require_free
 from service.errors import Unavailable
 from service.housekeeping import Housekeeping
 from service.http.app import create_app
@@ -47,6 +48,7 @@ def serve(settings: Settings) -> None:
     Raises:
         SaferError: a setting is missing, or the database is away or has another schema.
     """
+    require_free(settings.host, settings.port)
     services = open_services(settings)
     check_version(services.engine)
     services.access.ensure_project("default")

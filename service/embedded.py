@@ -31,6 +31,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from safer_engine.errors import SpecError
+from safer_engine.publishing import write_failed
 from service.errors import Conflict
 
 PEPPER_FILE = "pepper"
@@ -51,16 +52,20 @@ def make_home(folder: Path) -> None:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, at once or not at all."""
+    """Write a file that only its owner can read, at once or not at all. Raises ResourceError."""
     made = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(FileNotFoundError):
-        made.unlink()
-    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    made.replace(path)
+    try:
+        made.unlink(missing_ok=True)
+        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
+        raise write_failed(path, error) from error
 
 
 def kept_pepper(folder: Path) -> SecretStr:

@@ -112,7 +112,8 @@ def _allowed(name: str, settings: Settings) -> bool:
     if name.startswith(UPLOAD):
         return UPLOAD in settings.allowed_sources and named_upload(name) is not None
     if name.startswith(HUB):
-        return any(prefix.startswith(HUB) and name.startswith(prefix) for prefix in settings.allowed_sources)
+        bare = name.partition("@")[0]
+        return any(prefix == HUB or _within(bare, prefix) for prefix in settings.allowed_sources if prefix.startswith(HUB))
     if name.startswith(S3):
         key = name.removeprefix(S3)
         plain = not key.startswith("/") and posixpath.normpath(key) == key.rstrip("/") and not set("?#%\\\x00") & set(key)

@@ -24,6 +24,7 @@ from types import FrameType
 from safer_engine.errors import SaferError, SpecError
 from service.embedded import (
     CLIENT_FILE,
+    PEPPER_FILE,
     Broker,
     HomeLock,
     broker_program,
@@ -120,6 +121,8 @@ class Up:
         folder = load_settings(**given).folder
         make_home(folder)
         if "SAFER_SECRET_PEPPER" not in os.environ:
+            if (folder / "service.db").exists() and not (folder / PEPPER_FILE).exists():
+                self._tell(f"warning: {folder / PEPPER_FILE} is gone; with the new one, no API key made before is valid any more")
             given["secret_pepper"] = kept_pepper(folder)
         if broker is not None:
             given["broker_url"] = broker.url

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from service.client.connection import Connection, Patience
-from service.errors import Unreachable
+from service.errors import TooManyRequests, Unreachable
 from service.schemas import EventView
+
+_LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def follow(connection: Connection, path: str, after: int, patience: Patience) ->
 
     Raises:
         Unreachable: the service stays away.
+        TooManyRequests: it asks for a pause again and again.
     """
     failures = 0
     while True:
@@ -67,6 +70,11 @@ def follow(connection: Connection, path: str, after: int, patience: Patience) ->
             failures += 1
             if failures >= patience.attempts:
                 raise
+        except TooManyRequests as error:  # others share the key
+            failures += 1
+            if failures >= patience.attempts:
+                raise
+            time.sleep(min(error.retry_after, _LONGEST_PAUSE))
         time.sleep(patience.pause(failures))
 
 

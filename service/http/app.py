@@ -14,19 +14,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safer_engine.errors import SaferError
-from service.errors import ServiceError
+from service.errors import NotFound, ServiceError
 from service.http import administration, artifacts, audits, edits, operations, pages, uploads
 from service.http.auth import check_host
-from service.http.errors import FAULT, TELL, add_handlers, from_error, internal
+from service.http.errors import FAULT, TELL, add_handlers, from_error, from_framework, internal
 from service.http.limits import Intake
 from service.http.pages.render import render
+from service.http.pages.session import error_page
 from service.http.services import Services, open_services
 from service.infra.settings import Settings
 from service.schemas import Problem
@@ -78,6 +80,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
     )
     app.state.services = found
     add_handlers(app)
+    app.add_exception_handler(HTTPException, _refused)
     for part in (audits, artifacts, edits, uploads, administration, operations, pages):
         app.include_router(part.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -133,6 +136,14 @@ def _route(scope: Scope) -> str | None:
     """The template of the route that matched."""
     path: str | None = getattr(scope.get("route"), "path", None)
     return path
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What the framework refuses, as a page where a browser asked for one."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404 and not request.url.path.startswith("/v1/") and "text/html" in request.headers.get("accept", ""):
+        return error_page(NotFound("there is no such page", "begin with the list of jobs"))
+    return await from_framework(request, error)
 
 
 def _fault(scope: Scope) -> Response:

@@ -110,7 +110,7 @@ def add_handlers(app: FastAPI) -> None:
     """Make an application answer every error with a problem."""
     app.add_exception_handler(SaferError, _safer)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(HTTPException, from_framework)
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, _database)
 
@@ -122,16 +122,23 @@ async def _safer(_request: Request, error: Exception) -> Response:
 
 async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    found = wrong_fields(error)
+    names = ", ".join(dict.fromkeys(item.path or "body" for item in found[:5]))
+    return respond(problem(422, "request_invalid", f"fields are wrong: {names}", "see errors, and /openapi.json", errors=found))
+
+
+def wrong_fields(error: RequestValidationError) -> list[ProblemField]:
+    """What is wrong with the fields of a request."""
     found = []
     for item in error.errors()[:_MAX_PROBLEMS]:
         where, *rest = (part for part in item["loc"] if part != "[key]")
         path = ".".join(str(part) for part in rest) if where == "body" else f"{where}.{'.'.join(map(str, rest))}"
         found.append(ProblemField(path=path, message=item["msg"].removeprefix("Value error, ")))
-    names = ", ".join(dict.fromkeys(item.path or "body" for item in found[:5]))
-    return respond(problem(422, "request_invalid", f"fields are wrong: {names}", "see errors, and /openapi.json", errors=found))
+    return found
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+async def from_framework(_request: Request, error: Exception) -> Response:
+    """The answer to what the framework refuses: a path that is none, a method that a path does not take."""
     assert isinstance(error, HTTPException)
     code = _FOUND_BY_ROUTER.get(error.status_code, "error")
     return respond(problem(error.status_code, code, str(error.detail)), dict(error.headers or {}))

@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 from click.shell_completion import ShellComplete
 
+from cli.live import wait_for
 from cli.main import main, run_main
 from safer_engine.store import canonical_json, digest_bytes
+from service.client import AuditClient
+from service.client.connection import Patience
+from service.errors import TooManyRequests
 from service.jobs.model import JobError, JobRecord
 from tests.helpers.http_world import EDITS, REPORT
-from tests.helpers.live_service import LiveService
+from tests.helpers.live_service import LiveService, live_service
 from tests.helpers.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -221,6 +225,21 @@ def test_waiting_shows_the_end_and_takes_its_code(  # noqa: PLR0917 - fixtures a
     thread.join()
     shown = capsys.readouterr().err
     assert [line for line in said if line not in shown] == []
+
+
+def test_a_rate_limit_does_not_end_the_watching(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_POLL_SECONDS", 0.01), ("_LONGEST_PAUSE", 0.3)):
+        monkeypatch.setattr(f"cli.live.{name}", seconds)
+    with live_service(requests_per_minute=40) as slow:
+        job = slow.world.submit()
+        ending = threading.Timer(2.0, slow.world.finish, (job,))
+        ending.start()
+        with AuditClient(slow.url, slow.key("read"), patience=Patience(1, 0.01)) as client:
+            with pytest.raises(TooManyRequests, match="too many"):
+                for _ in range(60):
+                    client.job(job.id)
+            assert wait_for(client, job.id, None).state == "succeeded"
+        ending.join()
 
 
 def test_ctrl_c_leaves_the_job_running(as_admin: Path, service: LiveService) -> None:

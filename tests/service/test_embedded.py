@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from safer_engine.errors import SpecError
+from safer_engine.errors import ResourceError, SpecError
 from service.embedded import (
     Broker,
     HomeLock,
@@ -70,6 +70,13 @@ def test_secrets_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None
     (tmp_path / "home" / "pepper").chmod(0o644)
     with pytest.raises(SpecError, match="can be read by others"):
         kept_pepper(tmp_path / "home")
+
+
+def test_a_secret_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "client.toml").mkdir()
+    with pytest.raises(ResourceError, match=r"cannot write .*client\.toml"):
+        keep_token(tmp_path, "http://127.0.0.1:1", "sk-safer-x")
+    assert [path.name for path in tmp_path.iterdir()] == ["client.toml"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Pages for people: logging in, what is shown to whom, and forms."""
 
 import re
-from collections.abc import Iterator
 from html import unescape
 from typing import Any
 
@@ -12,12 +11,6 @@ from service.http.auth import COOKIE
 from service.http.pages.session import local_path
 from service.jobs.model import JobError, JobKind, JobRecord
 from tests.helpers.http_world import CANARY, HttpWorld, http_world
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with http_world() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +204,27 @@ def test_buttons_do_what_they_say_and_only_for_this_session(world: HttpWorld) ->
     assert client.post(f"{path}/delete", data={"token": mine}).headers["location"] == "/"
     assert client.get(path).status_code == 404
     assert client.post(f"{path}/explode", data={"token": mine}).status_code == 422
+
+
+def test_errors_are_pages_where_a_browser_asks(world: HttpWorld) -> None:
+    browser = {"Accept": "text/html,*/*;q=0.8"}
+    client = visit(world, "read")
+    wrong = client.get("/?state=zzz", headers=browser)
+    assert (wrong.status_code, wrong.headers["content-type"]) == (422, "text/html; charset=utf-8")
+    assert "query.state" in wrong.text
+    missing = client.get("/nope", headers=browser)
+    assert (missing.status_code, "there is no such page" in missing.text) == (404, True)
+    assert client.get("/v1/nope", headers=browser).json()["code"] == "not_found"
+    assert client.get("/nope").json()["code"] == "not_found"
+    stranger = world.client(None).get("/?state=failed&kind=audit", follow_redirects=False)
+    assert stranger.headers["location"] == "/login?next=/%3Fstate%3Dfailed%26kind%3Daudit"
+
+
+def test_a_form_that_leads_elsewhere_decides_nothing(world: HttpWorld) -> None:
+    job, client = world.finished(), visit(world, "review")
+    fields = {"token": token(client.get("/").text), "pair_id": "p-0", "action": "drop", "back": "//evil.example/"}
+    assert client.post(f"/audits/{job.id}/edits", data=fields).status_code == 403
+    assert world.services.reviews.latest(job.id) == {}
 
 
 def test_a_reader_has_no_buttons_to_press(world: HttpWorld, job: JobRecord) -> None:

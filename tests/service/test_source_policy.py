@@ -14,7 +14,7 @@ from service.source_policy import check_audit, check_training, upload_digests
 
 DIGEST = "a" * 64
 UPLOAD = f"upload:{DIGEST}"
-MINE = load_settings(allowed_sources=("upload:", "hub:good/", "s3://bucket/models", "/data/open/"))
+MINE = load_settings(allowed_sources=("upload:", "hub:good/", "hub:whole", "hub:one/family", "s3://bucket/models", "/data/open/"))
 
 
 def audit(**sections: Any) -> AuditSpec:
@@ -36,6 +36,10 @@ def refused(spec: AuditSpec, settings: Settings = MINE) -> str:
     "path",
     [
         UPLOAD,
+        "whole/model",
+        "whole/model@main",
+        "one/family",
+        "one/family@main",
         "good/model",
         "good/model@main",
         "s3://bucket/models",
@@ -51,7 +55,8 @@ def test_what_the_operator_allows_passes(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "evil/model", "goods/model", "gpt2", "good/../evil", "good/model@../../x", "upload:", "upload:abc", f"upload:{'A' * 64}",
+        "evil/model", "goods/model", "whole-evil/x", "wholesale/x", "one/family-evil", "one/fam", "one/other",
+        "gpt2", "good/../evil", "good/model@../../x", "upload:", "upload:abc", f"upload:{'A' * 64}",
         f"{UPLOAD}/../x", "s3://bucket", "s3://bucket/modelsx/a", "s3://bucket/models/../secret", "s3://bucket/models//a",
         "s3://bucket/models/a?versionId=1", "s3://other/models", "/data/openx", "/data/open/../secret", "/etc/passwd", "/", "",
         ".", "./model", "../model", "~/model", "file:///data/open/a", "http://h/x", "https://hub/x", "S3://bucket/models/a",

@@ -227,8 +227,8 @@ def _review(services: Services, seen: Visitor, job_id: str, deed: str, fields: d
         decided = Decide.model_validate({"action": action, "note": note})
     except ValidationError:
         raise RequestInvalid("the decision cannot be read", "choose a button; a note has at most 2000 characters") from None
-    decide(services, seen.who, job, fields.get("pair_id", ""), decided)
     back = local_path(fields.get("back", ""))
     if not back.startswith(f"/audits/{job.id}/edits"):
         raise NotAllowed("the form leads elsewhere", "load the page again")
+    decide(services, seen.who, job, fields.get("pair_id", ""), decided)
     return RedirectResponse(back, 303)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
 
 from safer_engine.errors import SaferError
-from service.errors import Malformed, NotAuthenticated
+from service.errors import Malformed, NotAuthenticated, RequestInvalid, TooManyRequests
 from service.http.auth import COOKIE, SESSION_SECONDS, check_form, check_origin, csrf_token, new_session, session_principal
-from service.http.errors import status_of
+from service.http.errors import status_of, wrong_fields
 from service.http.limits import require_text
 from service.http.pages.render import render
 from service.http.services import Services, services_of
@@ -36,6 +38,14 @@ class Visitor:
         return "admin" in self.who.roles or bool(set(roles) & set(self.who.roles))
 
 
+def error_page(error: SaferError) -> Response:
+    """An error for people."""
+    page = render("error.html.j2", {"error": error, "visitor": None}, status_of(error))
+    if isinstance(error, TooManyRequests):
+        page.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return page
+
+
 class PageRoute(APIRoute):
     """A route whose errors are pages: whoever is not logged in comes to the login page, and back."""
 
@@ -47,9 +57,13 @@ class PageRoute(APIRoute):
             try:
                 return await handle(request)
             except NotAuthenticated:
-                return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
+                asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+                return RedirectResponse(f"/login?next={quote(asked)}", 303)
+            except RequestValidationError as error:
+                said = "; ".join(f"{item.path}: {item.message}" for item in wrong_fields(error))
+                return error_page(RequestInvalid(f"fields are wrong: {said}", "go back, and choose from what is offered"))
             except SaferError as error:
-                return render("error.html.j2", {"error": error, "visitor": None}, status_of(error))
+                return error_page(error)
 
         return handler
 

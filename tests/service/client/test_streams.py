@@ -8,7 +8,7 @@ import pytest
 
 from service.client.connection import Connection, Patience
 from service.client.streams import Message, follow, messages
-from service.errors import NotFound, Unreachable
+from service.errors import NotFound, TooManyRequests, Unreachable
 from tests.helpers.scripted_server import Asked, Reply, ScriptedServer
 
 QUICK = Patience(attempts=3, first_pause=0.001)
@@ -48,6 +48,18 @@ def test_a_service_that_stays_away() -> None:
         assert next(stream).id == 1
         with pytest.raises(Unreachable):
             next(stream)
+
+
+def test_a_rate_limit_is_waited_for_but_not_for_ever() -> None:
+    body = json.dumps({"type": "t", "title": "t", "status": 429, "detail": "slow", "code": "too_many_requests"}).encode()
+    slow = Reply(429, body, {"Retry-After": "0"})
+    with ScriptedServer([slow, slow], Reply(200, event(1) + END)) as server:
+        assert [item.id for item in follow(Connection(server.url, "t"), "/events", 0, QUICK)] == [1]
+        assert len(server.asked) == 3
+    with ScriptedServer(otherwise=slow) as server:
+        with pytest.raises(TooManyRequests, match="slow"):
+            next(follow(Connection(server.url, "t"), "/events", 0, QUICK))
+        assert len(server.asked) == QUICK.attempts
 
 
 def test_a_refusal_is_not_repeated() -> None:
