@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -18,8 +17,8 @@ import pytest
 from safer_engine import demo_data
 from tests.helpers.servers import wait_until
 from tests.helpers.tiny_model import build_reward_model
+from tests.helpers.workplace import ROOT, alive, descendants
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("sae.expansion=2", "sae.k=8", "sae.max_steps=40", "sae.min_steps=40", "model.max_length=96", "report.bootstrap=100")
 QUICK = {
     "SAFER_LEASE_SECONDS": "6",
@@ -82,24 +81,6 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def descendants(pid: int) -> set[int]:
-    """Processes below a process."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(status.parent.name)] = int(status.read_text().rsplit(")", 1)[1].split()[1])
-    found: set[int] = set()
-    while new := {child for child, parent in parents.items() if parent in found | {pid}} - found:
-        found |= new
-    return found
-
-
-def gone(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    return True
-
-
 def states(machine: Machine) -> list[str]:
     return [item["state"] for item in json.loads(machine.run("list", "--json"))["items"]]
 
@@ -113,7 +94,7 @@ def test_it_starts_by_itself_refuses_a_second_and_stops_on_ctrl_c(machine: Machi
         assert f"process {running.pid}" in machine.run("up", code=2)
         children = descendants(running.pid)
         assert len(children) == 2
-    assert all(gone(pid) for pid in children)
+    assert not any(map(alive, children))
     assert "cannot be reached" in machine.run("list", code=5)
 
 
@@ -133,7 +114,7 @@ def test_what_was_asked_for_survives_ctrl_c_and_kill(machine: Machine) -> None:
         wait_until(lambda: stage_of(machine, second) not in (None, "prepare", "pairs"), "it goes on", 120)
         children = descendants(running.pid)
         running.kill()
-        wait_until(lambda: all(gone(pid) for pid in children), "no process is left", 60)
+        wait_until(lambda: not any(map(alive, children)), "no process is left", 60)
     with machine.up():
         machine.run("watch", second)
         assert states(machine) == ["succeeded", "succeeded"]

@@ -164,6 +164,12 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def descendants(pid: int) -> set[int]:
+    """Processes below a process, at any depth."""
+    below = set(children_of(pid))
+    return below.union(*map(descendants, below))
+
+
 def working_child(worker: int) -> int | None:
     """The process that computes a stage for a worker, if there is one just now."""
     for server in children_of(worker):

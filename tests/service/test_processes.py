@@ -14,19 +14,13 @@ import pytest
 
 from service.processes import Child, Program, Supervisor, ending
 from tests.helpers.servers import wait_until
+from tests.helpers.workplace import alive
 
 SLEEP = "import time, signal, sys; signal.signal(15, lambda *_: sys.exit(0)); print('here', flush=True); time.sleep(60)"
 
 
 def program(tmp_path: Path, code: str, name: str = "child", **more: object) -> Program:
     return Program(name, (sys.executable, "-c", code), dict(os.environ), tmp_path / f"{name}.log", **more)  # type: ignore[arg-type]
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_child_runs_in_a_session_of_its_own_and_is_fed_by_standard_input(tmp_path: Path) -> None:
@@ -99,11 +93,11 @@ def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     running = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
     pid = int(running.stdout.readline())
-    assert not gone(pid)
+    assert alive(pid)
     running.kill()
     running.wait()
     running.stdout.close()
-    wait_until(lambda: gone(pid), "the child ends")
+    wait_until(lambda: not alive(pid), "the child ends")
 
 
 def test_logs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
