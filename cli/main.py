@@ -48,6 +48,7 @@ _HERE = {
     "check": ("cli.check", "check_command", "Preflight alone: what would be refused, dropped or truncated."),
     "train-rm": ("cli.train_rm", "train_rm_command", "Train a reward model with the Bradley–Terry loss."),
     "apply": ("cli.apply", "apply_command", "Apply recommended edits to a dataset, or undo them."),
+    "gate": ("cli.gate", "gate_group", "Whether a reward model may ship: a policy's rules on a finished audit."),
     "spec": ("cli.spec", "spec_group", "Write, show or describe an audit spec."),
     "demo": ("cli.demo", "demo_command", "Plant wrong labels, train a small reward model on them, and find them."),
     "doctor": ("cli.doctor", "doctor_command", "What this machine has, and what is missing."),

@@ -1,0 +1,152 @@
+"""A finished audit as the gate reads it: report.json, and evaluation.jsonl where it lies beside."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safer_engine.errors import InputRefused
+from safer_engine.report.model import SCHEMA_VERSION
+
+REPORT, EVALUATION = "report.json", "evaluation.jsonl"
+_SECTIONS = (
+    "schema_version", "spec", "provenance", "dataset", "reward_model", "evaluation", "sae", "features", "edits", "verification",
+    "verdict",
+)  # fmt: skip
+_CLOSE = 1e-9
+
+
+@dataclass(frozen=True)
+class EvaluationPair:
+    """A line of evaluation.jsonl."""
+
+    pair_id: str
+    group: str
+    axis: str
+    subset: str
+    margin: float
+
+    @property
+    def right(self) -> bool:
+        """As the report counts: equal rewards are not right."""
+        return self.margin > 0
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Group, axis and subset."""
+        return self.group, self.axis, self.subset
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A finished audit. `pairs` is None where evaluation.jsonl is not at hand."""
+
+    report: dict[str, Any]
+    pairs: tuple[EvaluationPair, ...] | None
+
+    def digest(self, name: str) -> str | None:
+        """Content digest of an input: model, dataset or evaluation."""
+        found = self.report["provenance"]["inputs"].get(name)
+        return found.get("digest") if isinstance(found, dict) else None
+
+
+def load_audit(path: Path, what: str) -> Audit:
+    """Read report.json (or the folder that holds it), and evaluation.jsonl beside it where there is one.
+
+    Args:
+        what: the option that named it, for messages.
+
+    Raises:
+        InputRefused: see `read_audit`; or a file cannot be read.
+    """
+    report = path / REPORT if path.is_dir() else path
+    evaluation = report.parent / EVALUATION
+    try:
+        raw = report.read_bytes()
+        lines = evaluation.read_bytes() if evaluation.is_file() else None
+    except OSError as error:
+        raise InputRefused(
+            f"cannot read {what} {path}: {error.strerror}", "name a report.json, or the folder of an audit"
+        ) from None
+    return read_audit(raw, lines, f"{what} {report}")
+
+
+def read_audit(report: bytes, evaluation: bytes | None, what: str) -> Audit:
+    """An audit from the contents of its files.
+
+    Raises:
+        InputRefused: it is no report of a finished audit, or the evaluation pairs are not those that the report counts.
+    """
+    document = _json(report, what)
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise InputRefused(f"{what} is no report.json of schema version {SCHEMA_VERSION}", "audit again with this version")
+    provenance = document.get("provenance")
+    if missing := [name for name in _SECTIONS if name not in document]:
+        raise InputRefused(f"{what} lacks {', '.join(missing)}", "give a report.json as the audit wrote it")
+    if not isinstance(provenance, dict) or not all(isinstance(provenance.get(n), dict) for n in ("inputs", "not_computed")):
+        raise InputRefused(f"{what} has no provenance", "give a report.json as the audit wrote it")
+    if provenance.get("progress") is not None:
+        raise InputRefused(f"{what} is of an audit that did not finish", "let it finish: the same `run` goes on where it stopped")
+    groups = document["evaluation"].get("groups") if isinstance(document["evaluation"], dict) else None
+    if evaluation is None or groups is None:
+        return Audit(document, None)
+    pairs = tuple(_pairs(evaluation, what))
+    _require_same(pairs, groups, what)
+    return Audit(document, pairs)
+
+
+def _json(raw: bytes, what: str) -> Any:
+    try:
+        return json.loads(raw, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise InputRefused(f"{what} is not valid JSON with finite numbers", "give a report.json as the audit wrote it") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _pairs(raw: bytes, what: str) -> Iterable[EvaluationPair]:
+    seen: set[str] = set()
+    for number, line in enumerate(raw.splitlines(), 1):
+        row = _json(line, f"line {number} of {EVALUATION} beside {what}")
+        names = ("pair_id", "group", "axis", "subset")
+        whole = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)
+        if not whole or isinstance(row.get("margin"), bool) or not isinstance(row.get("margin"), int | float):
+            raise InputRefused(
+                f"line {number} of {EVALUATION} beside {what} is no evaluation pair", "give the file as the audit wrote it"
+            )
+        if row["pair_id"] in seen:
+            raise InputRefused(
+                f"line {number} of {EVALUATION} beside {what} repeats a pair_id", "give the file as the audit wrote it"
+            )
+        seen.add(row["pair_id"])
+        yield EvaluationPair(**{name: row[name] for name in names}, margin=float(row["margin"]))
+
+
+def _require_same(pairs: tuple[EvaluationPair, ...], groups: list[Any], what: str) -> None:
+    """The report's own counts and accuracies must follow from the pairs: a file of another audit would be judged in its place."""
+    for entry in groups:
+        of_slice = in_slice(pairs, entry["axis"], entry["subset"])
+        right, accuracy = sum(pair.right for pair in of_slice), entry["accuracy"]
+        if len(of_slice) != accuracy["n"] or abs(right - accuracy["estimate"] * len(of_slice)) > _CLOSE * max(1, len(of_slice)):
+            raise InputRefused(
+                f"{EVALUATION} beside {what} is not of the same audit: its accuracies are others",
+                "keep the files of an audit together, or move the other evaluation.jsonl away",
+            )
+
+
+def in_slice(pairs: Iterable[EvaluationPair], axis: str | None, subset: str | None) -> list[EvaluationPair]:
+    """The pairs of a slice; None stands for all axes, and for the whole axis."""
+    return [pair for pair in pairs if axis in (None, pair.axis) and subset in (None, pair.subset)]
