@@ -102,9 +102,9 @@ class Deployment:
         for _ in range(workers):
             self.worker()
 
-    def start_api(self) -> None:
+    def start_api(self, **environment: str) -> None:
         """Start the API and wait until `/readyz` is content."""
-        self.api.environment = self.environment
+        self.api.environment = {**self.environment, **environment}
         self.api.start()
         wait_until(self.ready, f"the API is ready\n{self.logs()[-3000:]}")
 
