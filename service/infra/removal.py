@@ -66,7 +66,7 @@ def remove_blobs(
         loose = [each for each in listed if digest_of(each) not in named]
         if not dry_run:
             fresh = ((each, stores.space.facts(each.name)) for each in loose)
-            stores.space.delete([each.name for each, now in fresh if now is not None and now.changed == each.changed])
+            stores.space.delete([each.name for each, now in fresh if now is not None and not _written_since(each, now)])
     return [Removed("blob", "", digest_of(each), "nothing names it", each.size) for each in loose]
 
 
@@ -85,6 +85,11 @@ def pointed(stores: Stores, project: str, area: str = "") -> Iterator[str]:
                 yield str(json.loads(stores.space.get(found.name))["digest"])
             except ObjectMissing:
                 continue  # committed or withdrawn meanwhile
+
+
+def _written_since(listed: ObjectFacts, now: ObjectFacts) -> bool:
+    """Whether an object was written again since it was listed. An answer of its own may count whole seconds, a listing parts."""
+    return int(now.changed) > int(listed.changed)
 
 
 def _named(stores: Stores, gone: frozenset[tuple[str, str]]) -> frozenset[str]:

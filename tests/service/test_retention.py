@@ -27,22 +27,16 @@ from service.jobs.reviews import ReviewStore
 from service.jobs.tables import uploads as upload_rows
 from service.jobs.uploads import UploadState, UploadStore
 from service.upload_names import UploadFile
-from tests.helpers.databases import Database, database, memory_folder
+from tests.helpers.databases import PEPPER, Database, database
 from tests.helpers.store_world import KEY, OTHER_KEY, World, draft, put
 
 DAY = 86400.0
 THIRD_KEY = "c" * 64
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as path:
-        yield path
-
-
 @pytest.fixture(params=["folder", *(pytest.param(name, marks=pytest.mark.full) for name in ("s3_moto", "s3_rgw"))])
 def world(request: pytest.FixtureRequest, folder: Path) -> World:
-    return World(folder, None if request.param == "folder" else request.getfixturevalue(request.param), secret_pepper="pepper")
+    return World(folder, None if request.param == "folder" else request.getfixturevalue(request.param), secret_pepper=PEPPER)
 
 
 @pytest.fixture
