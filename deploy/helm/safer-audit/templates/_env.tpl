@@ -106,6 +106,11 @@
   value: {{ div (mul $home 3) 10 | quote }}
 - name: HF_HOME
   value: /var/lib/safer-audit/cache/hub
+# torch would otherwise start a thread for every core of the node.
+- name: OMP_NUM_THREADS
+  valueFrom:
+    resourceFieldRef:
+      resource: limits.cpu
 {{- include "safer.env.settings" .root }}
 {{- include "safer.env.extra" .root }}
 {{- end -}}

@@ -129,7 +129,7 @@ restartPolicy: Never
 {{- else }}
 {{ include "safer.pod.spread" . }}
 {{- end }}
-{{- with include "safer.pod.scheduling" .spec }}
+{{- with include "safer.pod.scheduling" .spec | trim }}
 {{ . }}
 {{- end }}
 {{ include "safer.pod.volumes" . }}
@@ -144,6 +144,7 @@ containers:
     ports:
       - name: metrics
         containerPort: 9464
+        protocol: TCP
     {{- if not .once }}
     startupProbe:
       httpGet: {path: /metrics, port: metrics}
