@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import json_option, quiet_option
+from cli.options import flag_options, json_option, quiet_option
 from cli.output import console, print_json, table
 from safer_engine.errors import SpecError
 
 if TYPE_CHECKING:
     from safer_engine.gate.judge import Check, Decision
+    from safer_engine.gate.power import Plan
 
 Function = Callable[..., Any]
 _CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -25,10 +27,16 @@ _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 _CHECK_OPTIONS = (
     click.option("--report", "report", type=click.Path(path_type=Path), help="report.json of a finished audit, or its folder."),
-    click.option("--baseline", help="What it must not fall behind: report.json or its folder."),
+    click.option("--audit", "audit", metavar="ID", help="A job of the service, in place of --report."),
+    click.option("--baseline", help="What it must not fall behind: report.json, its folder, a job's id, label:NAME=VALUE."),
     click.option(
         "--policy", "policy_name", default="default", show_default=True, help="A policy file, or a built-in one's name."
     ),
+    click.option(
+        "--wait/--detach", default=True, show_default=True, help="Wait for the job, or submit it and leave with code 3."
+    ),
+    click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Of a job that is submitted."),
+    click.option("--callback", metavar="URL", help="Is told of the end of a job that is submitted."),
     click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit report to this file."),
     click.option(
         "--markdown",
@@ -41,6 +49,7 @@ _CHECK_OPTIONS = (
 
 
 def _check_options(function: Function) -> Function:
+    function = flag_options(function)
     for option in reversed(_CHECK_OPTIONS):
         function = option(function)
     return function
@@ -104,21 +113,98 @@ def policies_command(name: str | None, as_json: bool) -> None:
     console().print(table("Built-in policies", ("name", "about", ">rules", "digest"), rows))
 
 
+@gate_group.command("plan")
+@click.option("--policy", "policy_name", default="default", show_default=True, help="A policy file, or a built-in one's name.")
+@click.option("--report", type=click.Path(path_type=Path), help="Plan with the evaluation set of this report.")
+@click.option("--dataset", type=click.Path(path_type=Path), help="Plan with these rows: .jsonl, .json or .csv, also .gz.")
+@click.option("--pairs", multiple=True, metavar="[AXIS[/SUBSET]=]N", help="Plan with so many evaluation pairs.")
+@click.option("--accuracy", type=click.FloatRange(0, 1), help="Expected pair accuracy; default 0.9, or that of the report.")
+@click.option(
+    "--correlation", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of right and wrong with the baseline."
+)
+@click.option(
+    "--design-effect", type=click.FloatRange(1), default=1.0, show_default=True, help="Pairs worth one independent pair."
+)
+@click.option("--power", type=click.FloatRange(0.5, 0.999), default=0.8, show_default=True, help="The chance of being detected.")
+@json_option
+def plan_command(policy_name: str, correlation: float, power: float, as_json: bool, **data: Any) -> None:
+    """What the rules on pair accuracy can detect with given evaluation data. Runs no model."""
+    from safer_engine.gate.policy import load_policy
+    from safer_engine.gate.power import plan
+
+    made = plan(load_policy(policy_name), _sizes(**data), correlation, power)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        _show_plan(made, power)
+
+
+def _sizes(
+    report: Path | None, dataset: Path | None, pairs: tuple[str, ...], accuracy: float | None, design_effect: float
+) -> Any:
+    from safer_engine.gate.counts import dataset_sizes, report_sizes, told_sizes
+    from safer_engine.gate.documents import load_audit
+
+    if sum(map(bool, (report, dataset, pairs))) != 1:
+        raise SpecError("give one of --report, --dataset and --pairs", "for example --pairs safety=450")
+    if report is not None:
+        return report_sizes(load_audit(report, "--report"), accuracy)
+    expected = 0.9 if accuracy is None else accuracy
+    if dataset is not None:
+        return dataset_sizes(dataset, expected, design_effect)
+    return told_sizes(pairs, expected, design_effect)
+
+
+def _show_plan(made: Plan, power: float) -> None:
+    from safer_engine.gate.outputs import name_of
+
+    shown = console()
+    rows = []
+    for check in made.checks:
+        drop = check.kind == "change"
+        fails = "never" if check.fails_at is None else f"{'drop ≥' if drop else '≤'} {check.fails_at:.3f}"
+        passes = "never" if check.passes_at is None else f"{'drop ≤' if drop else '≥'} {check.passes_at:.3f}"
+        said = check.warning if check.needed is None else f"{check.warning}; {check.needed:,} pairs would do"
+        rows.append(
+            (name_of(check.id), f"{check.n:,}", f"± {100 * check.half_width:.1f}", fails, passes, f"{check.p_pass:.0%}", said)
+        )
+    columns = ("check", ">pairs", ">points", "fails at", "passes at", ">pass as expected", "warning")
+    shown.print(table(f"What can be detected with {power:.0%} power", columns, rows))
+    if made.not_planned:
+        shown.print(f"not planned from counts: {', '.join(made.not_planned)}", markup=False)
+    warned = sum(bool(check.warning) for check in made.checks)
+    shown.print(
+        f"{warned} of {len(made.checks)} checks will often be inconclusive" if warned else "every check can decide", markup=False
+    )
+
+
 def run_check(**given: Any) -> int:
     """Judge, tell, and give the exit code that stands for the verdict."""
-    from safer_engine.gate.documents import load_audit
+    from cli.gate_sources import audit_of, baseline_of, progress_console, require_one_source, submits, submitted
     from safer_engine.gate.judge import judge
     from safer_engine.gate.policy import load_policy
 
-    if given["report"] is None:
-        raise SpecError("no audit is given", "give --report with a report.json, or the folder of an audit")
+    require_one_source(given["report"], given["audit"], given["flags"])
     policy = load_policy(given["policy_name"])
-    audit = load_audit(given["report"], "--report")
-    baseline = None if given["baseline"] is None else load_audit(Path(given["baseline"]), "--baseline")
+    shown = progress_console(quiet=given["quiet"] or given["as_json"])
+    job_id = given["audit"]
+    baseline = None if given["baseline"] is None else baseline_of(given["baseline"], job_id)
+    if submits(given["flags"]):
+        job_id = submitted(given["flags"], given["labels"], given["callback"], shown, wait=given["wait"]).id
+        if not given["wait"]:
+            return _tell_detached(job_id)
+    audit = audit_of(given["report"], job_id, shown, wait=given["wait"])
     decision = judge(policy, audit, baseline, datetime.now(UTC).date())
     _write_files(decision, given["junit"], given["markdown"])
     _tell(decision, as_json=given["as_json"], quiet=given["quiet"])
     return _CODES[decision.verdict]
+
+
+def _tell_detached(job_id: str) -> int:
+    """Nothing is decided yet, so nothing has passed."""
+    click.echo(job_id)
+    click.echo(f"nothing is decided yet; judge it with: safer-audit gate --audit {job_id}", err=True)
+    return _CODES["inconclusive"]
 
 
 def _refuse_before(context: click.Context) -> None:

@@ -14,7 +14,10 @@ from cli.profile import connect
 from safer_engine.errors import SpecError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from service.client import Submission
+    from service.schemas import JobView
 
 Document = dict[str, Any]
 _ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify", "no_text": "--no-text"}
@@ -39,15 +42,30 @@ def submit_command(flags: Document, kind: str, base: str | None, wait: bool, as_
     Takes the flags of `run`. Models and datasets on this machine are uploaded, unless the service has them; an interrupted
     upload goes on when the command is given again. Ctrl-C during --wait leaves the job running.
     """
-    from cli.inputs import bare_names, local_inputs, send_inputs
-    from cli.live import outcome_error, wait_for
+    from cli.live import outcome_error
 
-    document = _audit(flags, base) if kind == "audit" else _training(flags, base)
-    labels = parse_labels(given["labels"])
-    wanted = _submission(document, kind, labels, given)
-    wanted.body()  # what is wrong with it is said before gigabytes are read
-    inputs = local_inputs(document)
+    document = audit_document(flags, base) if kind == "audit" else _training(flags, base)
+    wanted = _submission(document, kind, parse_labels(given["labels"]), given)
     shown = None if quiet or as_json else console(err=True)
+    job = send(wanted, shown, wait=wait)
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    elif wait:
+        _tell_end(job.id, kind, job.state == "succeeded")
+    else:
+        _tell_start(job.id, quiet)
+    if wait and (error := outcome_error(job)) is not None:
+        raise error
+
+
+def send(wanted: Submission, shown: Console | None, *, wait: bool) -> JobView:
+    """Upload what is on this machine, submit, and wait for the end where that is asked for. `shown`: None shows nothing."""
+    from cli.inputs import bare_names, local_inputs, send_inputs
+    from cli.live import wait_for
+
+    wanted.body()  # what is wrong with it is said before gigabytes are read
+    document = dict(wanted.spec)
+    inputs = local_inputs(document)
     if shown is not None:
         for name in bare_names(document):
             shown.print(f"{name}: no folder here has this name; the service will look for it on its hub", markup=False)
@@ -58,16 +76,7 @@ def submit_command(flags: Document, kind: str, base: str | None, wait: bool, as_
         job = client.submit(replace(wanted, spec=document))
         if shown is not None:
             shown.print(f"job {job.id}", markup=False)
-        if wait:
-            job = wait_for(client, job.id, shown)
-    if as_json:
-        print_json(job.model_dump(mode="json"))
-    elif wait:
-        _tell_end(job.id, kind, job.state == "succeeded")
-    else:
-        _tell_start(job.id, quiet)
-    if wait and (error := outcome_error(job)) is not None:
-        raise error
+        return wait_for(client, job.id, shown) if wait else job
 
 
 def parse_labels(texts: tuple[str, ...]) -> dict[str, str]:
@@ -96,7 +105,7 @@ def _submission(document: Document, kind: str, labels: dict[str, str], given: di
     )
 
 
-def _audit(flags: Document, base: str | None) -> Document:
+def audit_document(flags: Document, base: str | None) -> Document:
     """The audit spec, with the values that were given and no others: defaults are the service's."""
     if base is not None:
         raise SpecError("--base belongs to --kind train-rm", "an audit takes --model")

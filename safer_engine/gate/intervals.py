@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 from safer_engine.errors import NumericalError
@@ -31,6 +32,7 @@ Spread = Callable[[float], Bounds]
 """From a tail in (0, 0.5) to the interval with that chance beyond each end."""
 
 
+@lru_cache(maxsize=4096)
 def student_quantile(tail: float, degrees: float) -> float:
     """t with P(T > t) = `tail` in (0, 0.5), T of Student's distribution with `degrees` ≥ 1 degrees of freedom."""
     if not 0 < tail < 0.5 or degrees < 1:
@@ -50,15 +52,15 @@ def student_quantile(tail: float, degrees: float) -> float:
 
 def _student_tail(t: float, degrees: float) -> float:
     """P(T > t) for t ≥ 0, by the incomplete beta function."""
-    return 0.5 * _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
+    return 0.5 * incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
 
 
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """I_x(a, b), by its continued fraction (modified Lentz)."""
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """Regularised incomplete beta function I_x(a, b) for a, b > 0 and x in [0, 1], by its continued fraction (modified Lentz)."""
     if x in (0.0, 1.0):
         return x
     if x > (a + 1) / (a + b + 2):
-        return 1 - _incomplete_beta(b, a, 1 - x)
+        return 1 - incomplete_beta(b, a, 1 - x)
     front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
     tiny = 1e-300
     c, d = 1.0, 1 / max(1 - (a + b) * x / (a + 1), tiny)

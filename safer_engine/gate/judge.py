@@ -3,7 +3,7 @@
 A check passes when the interval at `misses` on each side lies on the right side of its bound; it fails when the interval at the
 check's part of `false_alarms` (at most `misses`) lies wholly on the wrong side; else it is inconclusive. A model must pass every
 check, so misses need no correction (an intersection–union test); any one check can fail it, so false alarms are shared: evenly
-among the rules with intervals, and within a rule among its checks (Bonferroni, which holds however the checks depend on each other).
+among the rules with intervals, and within a rule among its checks (Bonferroni; it holds however the checks depend on each other).
 """
 
 from __future__ import annotations
