@@ -12,7 +12,6 @@ import binascii
 import hashlib
 import hmac
 import json
-import time
 from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -80,8 +79,9 @@ def client_of(request: Request) -> str:
 
 
 def new_session(services: Services, principal: Principal) -> str:
-    """The cookie's value: key id and end, signed."""
-    payload = base64.urlsafe_b64encode(json.dumps([principal.key_id, int(time.time()) + SESSION_SECONDS]).encode()).decode()
+    """The cookie's value: key id and end, by the database's clock, signed."""
+    ends = int(services.outlook.now().timestamp()) + SESSION_SECONDS
+    payload = base64.urlsafe_b64encode(json.dumps([principal.key_id, ends]).encode()).decode()
     return f"{payload}.{_sign(services, 'session', payload)}"
 
 
@@ -94,7 +94,7 @@ def session_principal(services: Services, cookie: str) -> Principal | None:
         key_id, expires = json.loads(base64.urlsafe_b64decode(payload))
     except (ValueError, binascii.Error):
         return None
-    return services.access.principal(key_id) if time.time() < expires else None
+    return services.access.principal(key_id) if services.outlook.now().timestamp() < expires else None
 
 
 def csrf_token(services: Services, cookie: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from service.http.auth import COOKIE, new_session
+from service.http.auth import COOKIE, SESSION_SECONDS, new_session
 from service.jobs.access import Role
 from service.jobs.model import JobRecord
 from service.jobs.uploads import UploadRecord
@@ -187,6 +188,17 @@ def test_a_revoked_or_expired_key_ends_at_once(world: HttpWorld) -> None:
     assert client.get("/v1/me", headers={"Authorization": f"Bearer {short.secret}"}).status_code == 401
 
 
+def test_a_session_lasts_by_the_clock_of_the_database(world: HttpWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two APIs may tell different times."""
+    cookies = {COOKIE: new_session(world.services, world.principals["default", "admin"])}
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 2 * SESSION_SECONDS)
+    assert world.client(None, cookies=cookies).get("/v1/me").status_code == 200
+    monkeypatch.setattr("service.http.auth.SESSION_SECONDS", -1)
+    cookies = {COOKIE: new_session(world.services, world.principals["default", "admin"])}
+    assert world.client(None, cookies=cookies).get("/v1/me").status_code == 401
+
+
 def test_a_session_reads_the_api_and_changes_nothing(world: HttpWorld, things: Things) -> None:
     cookie = new_session(world.services, world.principals["default", "admin"])
     client = world.client(None, cookies={COOKIE: cookie})
@@ -195,5 +207,5 @@ def test_a_session_reads_the_api_and_changes_nothing(world: HttpWorld, things: T
     assert client.post("/v1/audits", json={"spec": SPEC}).status_code == 401
     payload, _, signature = cookie.partition(".")
     for forged in (f"{payload}.{'0' * 64}", f"{payload}x.{signature}", f"{payload}.", payload, ".", f"é.{signature}"):
-        header = {"Cookie": f"{COOKIE}={forged}".encode()}
+        header = {b"Cookie": f"{COOKIE}={forged}".encode()}
         assert world.client(None).get("/v1/me", headers=header).status_code == 401
