@@ -30,7 +30,8 @@ from service.infra.pair_search import GIVEN, contains, searchable
 from service.infra.removal import Removed, long_written, pointed, remove_blobs
 from service.infra.retention_records import AffectedJob, Place, RetentionRecords
 from service.infra.stores import Stores
-from service.infra.upload_files import PREFIX, UploadFiles
+from service.infra.upload_files import UploadFiles
+from service.upload_names import UPLOAD
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -119,12 +120,12 @@ class _Purge:
         suspects = self._unsearchable({each.content_digest for each in manifests.values()})
         _add_derived(manifests, reasons, suspects, self.records.contents_of_jobs(self._project))
         uploads = dict(self._datasets(pair_ids))
-        words = self.records.words_of_specs(self._project, reasons, PREFIX)
+        words = self.records.words_of_specs(self._project, reasons, UPLOAD)
         known = self.records.datasets(self._project) & {each.name for each in self._uploads.complete_uploads()}
-        for digest in {word.removeprefix(PREFIX) for word in words} & known:
+        for digest in {word.removeprefix(UPLOAD) for word in words} & known:
             uploads.setdefault(digest, "used by a job on the pairs")
         inputs = self.records.inputs_of(self._project, {place: _HOLDERS[place[0]] for place in holding if place[0] in _HOLDERS})
-        named = frozenset(f"{PREFIX}{digest}" for digest in uploads)
+        named = frozenset(f"{UPLOAD}{digest}" for digest in uploads)
         for place in self.records.trained_on(self._project, named, inputs):
             if place in manifests:
                 reasons.setdefault(place, "trained on the pairs")
@@ -269,7 +270,7 @@ class _Purge:
                 if searchable(file.path):
                     path = Path(folder) / "file"
                     self._stores.space.fetch(blob_name(file.digest), path, file.size)
-                    if contains(path, f"{PREFIX}{digest[:12]}…/{file.path}", pair_ids, GIVEN):
+                    if contains(path, f"{UPLOAD}{digest[:12]}…/{file.path}", pair_ids, GIVEN):
                         return True
                     path.unlink()
         return False

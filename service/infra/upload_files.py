@@ -27,9 +27,8 @@ from service.infra.input_cache import InputCache
 from service.infra.object_space import ObjectFacts, ObjectMissing, blob_name, plain
 from service.infra.s3_client import LEAST_PART, S3Client
 from service.infra.stores import Stores
-from service.upload_names import UPLOAD, UploadFile, file_list, upload_digest
+from service.upload_names import UploadFile, file_list, upload_digest
 
-PREFIX = UPLOAD
 _DONE = "done"
 """Name, beside the parts of a file, of what says that it is whole: its digest, which keeps it until the upload is complete."""
 _LONGEST_NAME = 500

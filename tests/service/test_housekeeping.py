@@ -15,7 +15,7 @@ from service.infra.local_service_store import store_folder
 from service.infra.stores import Stores
 from service.jobs.clock import utc_after
 from service.jobs.tables import leaders
-from tests.helpers.databases import Database, database, memory_folder
+from tests.helpers.databases import Database, memory_folder
 from tests.helpers.store_world import World
 
 
@@ -23,18 +23,6 @@ from tests.helpers.store_world import World
 def world() -> Iterator[World]:
     with memory_folder() as path:
         yield World(path, None, secret_pepper="a pepper of tests, long enough", retention_days=1)
-
-
-@pytest.fixture
-def db(world: World) -> Iterator[Database]:
-    world.settings().folder.mkdir(parents=True)
-    with database(world.settings()) as found:
-        yield found
-
-
-@pytest.fixture
-def stores(world: World, db: Database) -> Stores:
-    return world.stores(engine=db.engine)
 
 
 def leave_garbage(stores: Stores) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from service.jobs.requests import Finished
 from service.jobs.tables import jobs as job_rows
 from service.jobs.uploads import UploadState, UploadStore
 from service.upload_names import UploadFile
-from tests.helpers.databases import PEPPER, Database, database
+from tests.helpers.databases import PEPPER, Database
 from tests.helpers.store_world import KEY, OTHER_KEY, World, draft, put
 
 NAMES_R1 = b'{"pair_id": "r1"}\n'
@@ -31,23 +30,6 @@ SPEC = {"dataset": {"source": {"path": "hub"}}}
 @pytest.fixture(params=["folder", pytest.param("s3_moto", marks=pytest.mark.full)])
 def world(request: pytest.FixtureRequest, folder: Path) -> World:
     return World(folder, None if request.param == "folder" else request.getfixturevalue(request.param), secret_pepper=PEPPER)
-
-
-@pytest.fixture
-def db(world: World) -> Iterator[Database]:
-    world.settings().folder.mkdir(parents=True)
-    with database(world.settings()) as found:
-        yield found
-
-
-@pytest.fixture
-def stores(world: World, db: Database) -> Stores:
-    return world.stores(engine=db.engine)
-
-
-@pytest.fixture
-def store(stores: Stores) -> ServiceStore:
-    return stores.project("default")
 
 
 def walked(db: Database, store: ServiceStore, stages: dict[str, bytes], key: str = KEY) -> JobRecord:

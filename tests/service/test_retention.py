@@ -6,7 +6,6 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from service.jobs.reviews import ReviewStore
 from service.jobs.tables import uploads as upload_rows
 from service.jobs.uploads import UploadState, UploadStore
 from service.upload_names import UploadFile
-from tests.helpers.databases import PEPPER, Database, database
+from tests.helpers.databases import PEPPER, Database
 from tests.helpers.store_world import KEY, OTHER_KEY, World, draft, put
 
 DAY = 86400.0
@@ -37,23 +36,6 @@ THIRD_KEY = "c" * 64
 @pytest.fixture(params=["folder", *(pytest.param(name, marks=pytest.mark.full) for name in ("s3_moto", "s3_rgw"))])
 def world(request: pytest.FixtureRequest, folder: Path) -> World:
     return World(folder, None if request.param == "folder" else request.getfixturevalue(request.param), secret_pepper=PEPPER)
-
-
-@pytest.fixture
-def db(world: World) -> Iterator[Database]:
-    world.settings().folder.mkdir(parents=True)
-    with database(world.settings()) as found:
-        yield found
-
-
-@pytest.fixture
-def stores(world: World, db: Database) -> Stores:
-    return world.stores(engine=db.engine)
-
-
-@pytest.fixture
-def store(stores: Stores) -> ServiceStore:
-    return stores.project("default")
 
 
 def run(
