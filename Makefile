@@ -12,7 +12,7 @@ export UV_COMPILE_BYTECODE := 1
 # Tests run side by side: one thread each is faster than all of them fighting for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(if $(CI),SAFER_REQUIRE_ALL=1,)
 
-.PHONY: help demo test check quick test-full bench format clean
+.PHONY: help demo test check chart quick test-full bench format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -42,21 +42,28 @@ $(STAMPS)/bench: $(STAMPS)/dev
 $(STAMPS)/browser: tests/install_browser.sh
 	mkdir -p $(STAMPS) && bash tests/install_browser.sh && touch $@
 
+$(STAMPS)/chart: $(STAMPS)/base tests/install_chart_tools.sh tests/deploy/tools/package-lock.json
+	$(TEST_ENV) bash tests/install_chart_tools.sh $(VENV)/tools && touch $@
+
 $(STAMPS)/servers: tests/install_servers.sh
 	mkdir -p $(STAMPS) && bash tests/install_servers.sh && touch $@
 
 demo: $(STAMPS)/engine ## an audit of a small reward model with planted wrong labels, ending with the report's path
 	$(BIN)/safer-audit demo
 
-check: $(STAMPS)/dev ## format, lint, types, layers
+check: $(STAMPS)/dev $(STAMPS)/chart ## format, lint, types, layers, the Helm chart, alerts and dashboard
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 tests/deploy
+
+chart: $(STAMPS)/dev $(STAMPS)/chart ## rewrite what follows from the Helm chart: tables, schema, golden renders
+	$(BIN)/python -m tests.deploy.generate
 
 quick: $(STAMPS)/dev ## quick tests, with the coverage floor of the scientific core
 	rm -f .coverage .coverage.*
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m "not full and not gpu" --cov --cov-report=
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m "not full and not gpu and not deploy" --cov --cov-report=
 	$(BIN)/python -m coverage report --skip-covered --fail-under=90 \
 		--include='safer_engine/science/*,safer_engine/stage.py,safer_engine/store.py'
 
