@@ -100,9 +100,12 @@ def _labelled(client: AuditClient, label: str, job_id: str | None) -> str:
 def _of_job(client: AuditClient, job_id: str, shown: Console | None, *, wait: bool) -> Audit:
     from cli.live import outcome_error, wait_for
     from safer_engine.gate.documents import read_audit
+    from service.client import is_final
     from service.errors import Conflict
 
-    job = wait_for(client, job_id, shown) if wait else client.job(job_id)
+    job = client.job(job_id)  # a service that is away now is not waited for; one that goes away later is
+    if wait and not is_final(job):
+        job = wait_for(client, job_id, shown)
     if (error := outcome_error(job)) is not None:
         raise error
     if job.kind != "audit" or job.state != "succeeded":
