@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The servers that tests start for themselves: Redis, PostgreSQL, an S3 server (Ceph RGW) and Prometheus, and libfaketime for
-# processes whose clock is off; from Debian's packages, when root.
+# The servers that tests start for themselves: Redis, PostgreSQL, an S3 server (Ceph RGW) and Prometheus, libfaketime for
+# processes whose clock is off, and debootstrap for the roots that stand in for images; from Debian's packages, when root.
 # Without them those tests are skipped by name, or fail under SAFER_REQUIRE_ALL=1.
 set -euo pipefail
 wanted=()
@@ -8,6 +8,7 @@ command -v redis-server >/dev/null || command -v valkey-server >/dev/null || wan
 command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || wanted+=(postgresql)
 command -v promtool >/dev/null || wanted+=(prometheus)
 compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || wanted+=(libfaketime)
+command -v debootstrap >/dev/null || wanted+=(debootstrap)
 for tool in ceph-mon ceph-osd radosgw; do
     command -v "$tool" >/dev/null || wanted+=("$tool")
 done
