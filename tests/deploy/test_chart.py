@@ -243,6 +243,17 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
     return listed and selector.get("matchLabels", {}).items() <= labels.items()
 
 
+def test_an_autoscaler_is_not_overruled_by_an_upgrade() -> None:
+    scaled, fixed = (
+        next(each for each in of_kind(objects_of(name), "Deployment") if each["metadata"]["name"].endswith("-api"))
+        for name in ("production", "minimal")
+    )
+    assert "replicas" not in scaled["spec"]
+    assert fixed["spec"]["replicas"] == 1
+    (autoscaler,) = of_kind(objects_of("production"), "HorizontalPodAutoscaler")
+    assert autoscaler["spec"]["scaleTargetRef"]["name"] == scaled["metadata"]["name"]
+
+
 def test_what_runs_before_the_release_needs_nothing_of_it() -> None:
     found = objects_of("production")
     hooks = [each for each in found if "pre-install" in each["metadata"].get("annotations", {}).get("helm.sh/hook", "")]

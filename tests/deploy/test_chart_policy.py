@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from service.infra.settings import Settings
-from tests.deploy.rendering import SETS, Object, Pod, containers, objects_of, of_kind, pods
+from tests.deploy.rendering import ROOT, SETS, Object, Pod, containers, objects_of, of_kind, pods
 
 COMBINATIONS = [
     *((name,) for name in SETS),
@@ -192,3 +193,9 @@ def test_a_worker_has_time_for_its_checkpoint() -> None:
                 terminate = next(int(each["value"]) for each in container["env"] if each["name"] == "SAFER_TERMINATE_SECONDS")
                 pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1]) if "lifecycle" in container else 0
                 assert pod.spec["terminationGracePeriodSeconds"] >= pause + terminate + 20
+
+
+@pytest.mark.parametrize("file", ["Dockerfile.service", "Dockerfile.gpu"])
+def test_pods_run_as_the_user_of_the_images(file: str) -> None:
+    (user,) = re.findall(r"^USER (\d+)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+    assert {str(pod.spec["securityContext"]["runAsUser"]) for pod in pods(objects_of("production"))} == {user}
