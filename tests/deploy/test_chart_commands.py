@@ -20,7 +20,7 @@ from redis import Redis as Client
 from service.embedded import free_port
 from service.infra import setting_checks
 from service.infra.settings import Settings
-from tests.deploy.rendering import SETS, Object, Pod, containers, objects_of, pods
+from tests.deploy.rendering import SETS, Object, Pod, containers, objects_of, of_kind, pods
 from tests.helpers.servers import LOCAL, Redis, wait_until
 
 PEPPER = "a pepper that is long enough"
@@ -122,6 +122,19 @@ def test_the_api_passes_its_probes_and_the_helm_test(name: str, migrated: Path, 
         done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         assert '"ok":true' in done.stdout.replace(" ", "")
+
+
+def test_the_api_tells_keda_and_prometheus_what_they_ask_it(migrated: Path, redis: Redis, tmp_path: Path) -> None:
+    pod, port = pod_of("air-gapped", "api"), free_port()  # whose metrics anyone may read
+    (scaled,) = of_kind(objects_of("production"), "ScaledJob")
+    (monitor,) = of_kind(objects_of("air-gapped"), "ServiceMonitor")
+    trigger = scaled["spec"]["triggers"][0]["metadata"]
+    assert trigger["url"].endswith(f":8321{monitor['spec']['endpoints'][0]['path']}")
+    with started(pod, variables(pod, migrated, redis.url, SAFER_PORT=str(port)), tmp_path / "api.log"):
+        wait_until(lambda: probe(containers(pod)[0]["startupProbe"], port) == 200, "the API passes its startup probe", 60)
+        with urllib.request.urlopen(f"http://{LOCAL}:{port}/metrics", timeout=10) as answer:
+            told = answer.read().decode()
+    assert f"{trigger['valueLocation']} 0.0\n" in told
 
 
 def test_a_release_without_a_broker_is_alive_not_ready_and_fails_the_helm_test(migrated: Path, tmp_path: Path) -> None:
