@@ -81,6 +81,7 @@ def serve(settings: Settings) -> None:
 
 def main() -> int:
     """The process; its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the first process of a container is not stopped by default
     try:
         settings = load_settings()
         configure_logging(settings)

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a worker. Returns the exit code: 0 done or stopped, 2 refused, 4 failed; 75 where it hears nothing any more."""
-    from safer_engine.errors import SaferError, SpecError
-    from service.errors import SchemaMismatch
-    from workers.start import run
-
     parser = argparse.ArgumentParser(prog="python -m workers", description="Compute the stages of jobs.")
     parser.add_argument("--queues", help="queues to serve, comma-separated: cpu, gpu (default: SAFER_QUEUES)")
     parser.add_argument(
         "--once", action="store_true", help="take one unit that waits, and exit: 0 done or nothing to do, 4 failed"
     )
     options = parser.parse_args(arguments)
+    # From here on, since starting takes seconds: as the first process of a container it would not be stopped by default.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from safer_engine.errors import SaferError, SpecError
+    from service.errors import SchemaMismatch
+    from workers.start import run
+
     try:
         return run(options.queues, once=options.once)
     except SaferError as error:

@@ -1,0 +1,47 @@
+"""A worker that is stopped while it starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.jobs.database import migrate
+from tests.helpers.databases import PEPPER, database, settings_for
+from tests.helpers.servers import wait_until
+from tests.helpers.workplace import descendants
+
+ROOT = Path(__file__).parents[2]
+
+
+def catches_term(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+@pytest.mark.parametrize("module", ["workers", "service"])
+def test_a_stop_while_it_starts_is_a_clean_end(tmp_path: Path, module: str) -> None:
+    settings = settings_for(tmp_path)
+    with database(settings) as db:
+        migrate(db.engine)
+    given = {"SAFER_HOME": str(settings.folder), "SAFER_METRICS_PORT": "0", "SAFER_SECRET_PEPPER": PEPPER, "SAFER_PORT": "0"}
+    running = subprocess.Popen(
+        [sys.executable, "-m", module], cwd=ROOT, env={**os.environ, **given}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until(lambda: catches_term(running.pid), "the process listens for signals", 60)
+        running.terminate()
+        assert descendants(running.pid) == set(), "this is later than the start"
+        said = running.communicate(timeout=60)[1]
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 0, said
+    assert "Traceback" not in said
