@@ -93,8 +93,8 @@ def share_spread(share: float, lo: float, hi: float, n: int, n_groups: int) -> S
 
 
 def effective_count(share: float, lo: float, hi: float, n: int, n_groups: int) -> float:
-    """Independent values that a share with this interval is worth, in [2, n]."""
-    se = (hi - lo) / (2 * _Z_REPORT)
+    """Independent values that a share with this interval is worth, in [2, n]; by its longer side, since 0 and 1 cut the other."""
+    se = max(share - lo, hi - share) / _Z_REPORT
     variance = share * (1 - share)
     if se <= 0 or variance <= 0:
         return float(min(n, n_groups))
