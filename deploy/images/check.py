@@ -84,11 +84,11 @@ def in_roots(folder: Path, home: Path) -> dict[str, Image]:
     base = folder / "base"
     roots.bootstrap(base)
     say("debootstrap: done")
+    builder = roots.Builder(base, folder, SOURCE, {"TORCH": os.environ.get("TORCH", _TORCH)})
     images = {}
     for name in IMAGES:
         stages = read_stages(SOURCE / f"Dockerfile.{name}")
-        (folder / name).mkdir()
-        root = roots.build(stages, base, folder / name, SOURCE, {"TORCH": os.environ.get("TORCH", _TORCH)})
+        root = builder.build(name, stages)
         root.writable[HOME] = home
         runs = sum(one.word == "RUN" for stage in stages for one in stage.instructions)
         say(f"Dockerfile.{name}: {runs} RUN lines ended with 0")
@@ -113,7 +113,7 @@ def in_venv(name: str, folder: Path, home: Path) -> Image:
             roots.copy_in(one.rest.split(), tree, SOURCE)
     environment = {**os.environ, "VENV": str(venv), "TORCH": os.environ.get("TORCH", _TORCH)}
     runs = " ".join(one.rest for one in stages[0].instructions if one.word == "RUN")
-    for step in re.findall(r"install\.sh ((?:venv|torch|product)[^&]*?)(?= \w+=| deploy/| &&|$)", runs):
+    for step in re.findall(r"install\.sh (venv|torch|product \S+)", runs):
         subprocess.run(["sh", "deploy/images/install.sh", *step.split()], cwd=tree, env=environment, check=True)
     say(f"Dockerfile.{name}: venv, torch and product steps ended with 0")
 

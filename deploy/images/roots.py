@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.images.dockerfile import Stage
+from deploy.images.dockerfile import Instruction, Stage
 
 SUITE = "bookworm"
 USER = "10001:10001"
@@ -48,6 +48,8 @@ def bootstrap(folder: Path) -> None:
         done = subprocess.run(command, stdout=out, stderr=out, check=False)
     if done.returncode:
         raise RuntimeError(f"debootstrap ended with {done.returncode}:\n{log.read_text(errors='replace')[-2000:]}")
+    # As in Debian's own images: no write to the disk is waited for.
+    (folder / "etc/dpkg/dpkg.cfg.d/no-sync").write_text("force-unsafe-io\n")
     _apt_as_here(folder)
 
 
@@ -124,35 +126,55 @@ def index_settings() -> dict[str, str]:
     return named | {"PIP_CERT": _CERTIFICATES, "SSL_CERT_FILE": _CERTIFICATES}
 
 
-def build(stages: Sequence[Stage], base: Path, folder: Path, source: Path, arguments: Mapping[str, str]) -> Root:
-    """Carry out the stages of a Dockerfile, each on a copy of `base`. Returns the root of the last."""
-    made: dict[str, Root] = {}
-    for number, stage in enumerate(stages):
-        root = Root(folder / (stage.name or f"stage-{number}"))
-        subprocess.run(["cp", "-a", "--reflink=auto", str(base), str(root.path)], check=True)
-        _carry_out(stage, root, made, source, arguments)
-        made[stage.name] = root
-    return root
+class Builder:
+    """Carries out Dockerfiles on copies of one base. What a stage has after its first RUN is kept for stages that begin alike."""
+
+    def __init__(self, base: Path, folder: Path, source: Path, arguments: Mapping[str, str]) -> None:
+        self._base, self._folder, self._source, self._arguments = base, folder, source, arguments
+        self._begun: dict[tuple[Instruction, ...], Path] = {}
+
+    def build(self, name: str, stages: Sequence[Stage]) -> Root:
+        """Carry out the stages of a Dockerfile. Returns the root of the last. Raises RuntimeError where a RUN fails."""
+        made: dict[str, Root] = {}
+        for number, stage in enumerate(stages):
+            root = Root(self._folder / f"{name}-{number}")
+            self._carry_out(stage, root, made)
+            made[stage.name] = root
+        return root
+
+    def _carry_out(self, stage: Stage, root: Root, made: Mapping[str, Root]) -> None:
+        first = 1 + [one.word for one in stage.instructions].index("RUN")
+        beginning = tuple(stage.instructions[:first])
+        known = self._begun.get(beginning)
+        _copy_tree(known or self._base, root.path)
+        cwd, given = "/", dict(index_settings())
+        for number, one in enumerate(stage.instructions, 1):
+            if one.word == "WORKDIR":
+                cwd = one.rest
+                root.path.joinpath(cwd[1:]).mkdir(parents=True, exist_ok=True)
+            elif one.word == "ARG":
+                name, _, value = one.rest.partition("=")
+                given[name] = self._arguments.get(name, value)
+            elif one.word == "COPY":
+                words = one.rest.split()
+                start = made[words.pop(0).removeprefix("--from=")].path if words[0].startswith("--from=") else self._source
+                copy_in(words, root.path if words[-1].startswith("/") else root.path / cwd[1:], start)
+            elif one.word == "RUN" and not (known and number == first):
+                _run(root, one.rest, given, cwd)
+                if number == first:
+                    self._begun[beginning] = root.path.with_suffix(".begun")
+                    _copy_tree(root.path, self._begun[beginning])
 
 
-def _carry_out(stage: Stage, root: Root, made: Mapping[str, Root], source: Path, arguments: Mapping[str, str]) -> None:
-    cwd, given = "/", dict(index_settings())
-    for one in stage.instructions:
-        if one.word == "WORKDIR":
-            cwd = one.rest
-            root.path.joinpath(cwd[1:]).mkdir(parents=True, exist_ok=True)
-        elif one.word == "ARG":
-            name, _, value = one.rest.partition("=")
-            given[name] = arguments.get(name, value)
-        elif one.word == "COPY":
-            words = one.rest.split()
-            start = made[words.pop(0).removeprefix("--from=")].path if words[0].startswith("--from=") else source
-            copy_in(words, root.path if words[-1].startswith("/") else root.path / cwd[1:], start)
-        elif one.word == "RUN":
-            command = root.command(["sh", "-c", one.rest], {**given, "HOME": "/root"}, cwd=cwd)
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"RUN {one.rest} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+def _run(root: Root, told: str, given: Mapping[str, str], cwd: str) -> None:
+    command = root.command(["sh", "-c", told], {**given, "HOME": "/root"}, cwd=cwd)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"RUN {told} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+
+
+def _copy_tree(start: Path, to: Path) -> None:
+    subprocess.run(["cp", "-a", "--reflink=auto", str(start), str(to)], check=True)
 
 
 def copy_in(words: Sequence[str], place: Path, start: Path) -> None:
