@@ -120,7 +120,8 @@ def in_venv(name: str, folder: Path, home: Path) -> Image:
     def line(told: Sequence[str], given: Mapping[str, str]) -> list[str]:
         path = f"{venv}/bin:{os.defpath}"
         all_given = {**stages[-1].environment(), "PATH": path, "HOME": str(home), "SAFER_HOME": str(home), **given}
-        return ["env", "-i", *(f"{key}={value}" for key, value in all_given.items()), *told]
+        here = [str(SOURCE / "deploy/images/healthy.py") if part == "/opt/healthy.py" else part for part in told]
+        return ["env", "-i", *(f"{key}={value}" for key, value in all_given.items()), *here]
 
     return Image(stages[-1], line, str(home))
 

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from deploy.images import healthy
 from deploy.images.dockerfile import Stage, read_stages
+from service.embedded import free_port
+from service.infra.settings import Settings
+from tests.helpers.local_http import LocalHttp, QuietHandler
 
 ROOT = Path(__file__).parents[2]
 FILES = ("Dockerfile.service", "Dockerfile.gpu")
@@ -46,8 +50,12 @@ def test_the_last_stage_is_bare_and_not_root(name: str) -> None:
     assert last.last("STOPSIGNAL") == "SIGTERM"
     assert last.environment()["SAFER_HOME"] == last.last("WORKDIR") == "/var/lib/safer-audit"
     assert last.command()[0] == "safer-audit"
-    assert last.health()[:2] == ["python", "-c"]
-    compile(last.health()[2], name, "exec")
+    assert last.health()[:2] == ["python", "/opt/healthy.py"]
+    assert (
+        last.last("EXPOSE")
+        == last.health()[3]
+        == str(Settings.model_fields[last.health()[2].removeprefix("SAFER_").lower()].default)
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -73,3 +81,25 @@ def test_an_instruction_that_is_not_understood_is_refused(tmp_path: Path) -> Non
     file.write_text("FROM scratch\nADD x y\n")
     with pytest.raises(ValueError, match="ADD"):
         read_stages(file)
+
+
+class Answers(QuietHandler):
+    def do_GET(self) -> None:
+        self.reply(200 if self.path == "/healthz" else 503, b"")
+
+
+class Server(LocalHttp):
+    handler = Answers
+
+
+def test_health_is_an_answer_of_200_at_the_port_of_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with Server() as server:
+        monkeypatch.setenv("SAFER_PORT", str(server.port))
+        assert healthy.main("SAFER_PORT", "1", "/healthz") == 0
+        assert healthy.main("SAFER_PORT", "1", "/readyz") == 1
+        monkeypatch.delenv("SAFER_PORT")
+        assert healthy.main("SAFER_PORT", str(server.port), "/healthz") == 0
+    assert healthy.main("SAFER_PORT", str(free_port()), "/healthz") == 1
+    monkeypatch.setenv("SAFER_METRICS_PORT", "0")
+    assert healthy.main("SAFER_METRICS_PORT", "9464", "/metrics") == 0
