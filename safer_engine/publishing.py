@@ -81,7 +81,7 @@ def require_writable(folder: Path, what: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder):  # without a name that others, who tidy up there, could find and remove
             pass
     except (FileExistsError, NotADirectoryError) as error:
         raise SpecError(f"{what} {folder} is no folder: {error.strerror}", "name a folder, or a place for a new one") from error

@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from safer_engine.errors import ResourceError, SpecError
 from safer_engine.publishing import require_writable, sync, write_failed
 from service.infra.object_space import plain
 
@@ -49,13 +50,13 @@ class InputCache:
             limit: bytes of all entries together. What is pinned is kept even beyond it.
 
         Raises:
-            SpecError: the folder cannot be made or written.
+            ResourceError: the folder cannot be made or written, here and now: no fault of what is to be cached.
         """
         self.folder = folder
         self.limit = limit
         self._facts, self._making, self._pins = (folder / name for name in (".facts", ".making", ".pins"))
         for each in (folder, self._facts, self._making, self._pins):
-            require_writable(each, "the cache folder")
+            _require_writable(each)
         self._counts: Counter[str] = Counter()
         self._own_lock = threading.RLock()
         self._pid, self._pin_path = 0, folder
@@ -203,7 +204,7 @@ class InputCache:
     def _pinned(self) -> frozenset[str]:
         found: set[str] = set()
         for path in self._pins.iterdir():
-            with path.open() as handle:
+            with suppress(FileNotFoundError), path.open() as handle:
                 if path != self._pin_path and _is_free(handle.fileno()):
                     path.unlink(missing_ok=True)
                 else:
@@ -226,6 +227,13 @@ class InputCache:
             for path in self.folder.glob("[!.]*"):
                 if not (self._facts / path.name).is_file():
                     _remove_path(path)
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        require_writable(folder, "the cache folder")
+    except SpecError as error:
+        raise ResourceError(error.message, error.hint) from error
 
 
 def _is_free(descriptor: int) -> bool:

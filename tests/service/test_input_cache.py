@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from safer_engine.errors import SpecError
+from safer_engine.errors import ResourceError, SpecError
 from service.infra.input_cache import InputCache
 
 Make = Callable[[Path], None]
@@ -217,3 +217,18 @@ def test_a_killed_process_holds_nothing(tmp_path: Path, making: bool) -> None:
     assert kept(cache) == []
     with cache.entry("d1", file_of(3)) as path:
         assert path.stat().st_size == 3
+
+
+def test_a_cache_is_opened_by_many_at_once(tmp_path: Path) -> None:
+    def open_often(_: int) -> int:
+        return sum(len(InputCache(tmp_path, 1000).shrink()) for _ in range(100))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(open_often, range(8))) == 0
+
+
+def test_a_folder_that_cannot_be_written_may_be_another_time(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(ResourceError, match="the cache folder") as caught:
+        InputCache(tmp_path / "cache", 1000)
+    assert caught.value.retryable
