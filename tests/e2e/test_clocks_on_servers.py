@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.clocks import off_by
+from tests.helpers.clocks import off_by, sweep
 from tests.helpers.deployment import Deployment
 from tests.helpers.servers import S3, Postgres, Redis, wait_until
 from tests.helpers.workplace import material, stop_group, working_child
@@ -21,6 +21,12 @@ from tests.helpers.workplace import material, stop_group, working_child
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 HOUR, DAY = 3600, 86_400
 _SEEDS = itertools.count(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept() -> Iterator[None]:
+    yield
+    sweep()
 
 
 @pytest.fixture(scope="module")
