@@ -9,7 +9,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(PIP_FIND_LINKS
 STAMPS := $(VENV)/.make
 CODE := safer_engine service workers cli tests benchmarks deploy
 export UV_COMPILE_BYTECODE := 1
-# Tests run side by side: one thread each is faster than all of them fighting for the cores.
+# Tests run side by side: one thread each is faster than all of them fighting for the cores. Full tests mostly wait: one more of them fits.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(if $(CI),SAFER_REQUIRE_ALL=1,)
 
 .PHONY: help demo test check chart quick test-full bench format clean
@@ -69,7 +69,7 @@ quick: $(STAMPS)/dev ## quick tests, with the coverage floor of the scientific c
 		--include='safer_engine/science/*,safer_engine/stage.py,safer_engine/store.py'
 
 test-full: $(STAMPS)/dev $(STAMPS)/browser $(STAMPS)/servers ## real servers, faults, browser, fuzzing
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m "full and not gpu"
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 3 --dist worksteal -m "full and not gpu"
 
 test: check quick test-full ## everything; what CI runs
 
