@@ -20,7 +20,7 @@ def package_index_answers(folder: Path) -> bool:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_what_the_dockerfiles_install_runs_as_the_images_would(tmp_path: Path) -> None:
     if why := roots.why_not():
         pytest.skip(f"no debootstrap root here: {why}")
@@ -30,7 +30,7 @@ def test_what_the_dockerfiles_install_runs_as_the_images_would(tmp_path: Path) -
     made = tmp_path / "made"
     made.mkdir()
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(made)}, capture_output=True, text=True, check=False, timeout=850
+        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(made)}, capture_output=True, text=True, check=False, timeout=1450
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for line in (
