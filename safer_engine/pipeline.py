@@ -231,9 +231,7 @@ def _compute(
                 observer.stage_finished(stage.name, "stopped" if stopped else "failed", measurement.seconds)
                 raise
         draft = _draft(stage, outcome, request, {k.__name__: content_digest(found[k]) for k in stage.consumes})
-        stored: StoredArtifact = store.commit(
-            stage.name, key, work, replace(draft, cost=added(attempt.before, measurement.cost))
-        )
+        stored: StoredArtifact = store.commit(stage.name, key, work, replace(draft, cost=added(attempt.before, measurement.cost)))
         observer.stage_finished(stage.name, "absent" if isinstance(outcome, Absent) else "computed", measurement.seconds)
         return stored
 
