@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from service.embedded import broker_program, free_port
 SOURCE = Path(__file__).parents[2]
 HOME = "/var/lib/safer-audit"
 IMAGES = ("service", "gpu")
+_TRIES = 20
 _TORCH = "torch==2.13.0"
 _STARTED = time.monotonic()
 Line = Callable[[Sequence[str], Mapping[str, str]], list[str]]
@@ -57,9 +59,7 @@ def main() -> int:
     if how == "root" and why:
         print(f"no debootstrap root here: {why}")
         return 2
-    with tempfile.TemporaryDirectory(prefix="safer-images-") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
+    with passing_folder() as folder:
         home = folder / "home"
         home.mkdir(mode=0o700)
         if how == "venv" or why:
@@ -72,6 +72,24 @@ def main() -> int:
         prove(images, folder)
     say("removed; all of it held")
     return 0
+
+
+@contextmanager
+def passing_folder() -> Iterator[Path]:
+    """A folder for the time being. What still writes into it is being killed: removal is tried until nothing does."""
+    folder = Path(tempfile.mkdtemp(prefix="safer-images-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for _ in range(_TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.5)
+        else:
+            print(f"could not remove {folder}", file=sys.stderr)
 
 
 def say(text: str) -> None:
