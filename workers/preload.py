@@ -1,20 +1,33 @@
 """Imported once by the server process from which children are forked, so that they need not: what most stages import.
 
-Nothing here touches a GPU. A new worker is slower to start by some seconds, and every stage faster by as much.
+Nothing here touches a GPU. A new worker is slower to start by some seconds, and every stage faster by as much. A server whose
+worker was killed meanwhile ends between two imports: nobody will ask it for a child.
 """
-# ruff: noqa: F401 - importing is all that is done here
 
-import jinja2.sandbox
-import numpy
-import pandas
-import pyarrow.parquet
-import safetensors.torch
-import scipy.sparse
-import scipy.stats
-import torch
-import transformers.modeling_layers
-import transformers.models.auto.modeling_auto
-import transformers.models.auto.tokenization_auto
-import transformers.tokenization_python
+from __future__ import annotations
 
-import workers.child
+import os
+from importlib import import_module
+
+_MODULES = (
+    "jinja2.sandbox",
+    "numpy",
+    "pandas",
+    "pyarrow.parquet",
+    "safetensors",
+    "scipy.sparse",
+    "scipy.stats",
+    "torch",
+    "safetensors.torch",
+    "transformers.modeling_layers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.tokenization_python",
+    "workers.child",
+)
+
+_worker = os.getppid()
+for _name in _MODULES:
+    if os.getppid() != _worker:
+        os._exit(1)
+    import_module(_name)

@@ -45,3 +45,18 @@ def test_a_stop_while_it_starts_is_a_clean_end(tmp_path: Path, module: str) -> N
         running.wait()
     assert running.returncode == 0, said
     assert "Traceback" not in said
+
+
+KILLED = """
+import os, pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import workers.preload; print('whole', flush=True)"])
+while "numpy" not in pathlib.Path(f"/proc/{child.pid}/maps").read_text():
+    time.sleep(0.005)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_server_of_children_does_not_go_on_importing_for_a_worker_that_was_killed() -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == ""  # read to its end: the server, which shares it, has ended too
