@@ -10,9 +10,9 @@ import pytest
 from tests.helpers.live_service import LiveService, live_service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service() -> Iterator[LiveService]:
-    """A real API on a socket, with parts of uploads small enough to be several."""
+    """A real API on a socket, a module's own, with parts of uploads small enough to be several."""
     with live_service(upload_part_limit_bytes=1 << 20) as running:
         yield running
 

@@ -264,6 +264,7 @@ def test_metrics_are_for_this_machine_and_its_operators(world: HttpWorld) -> Non
     from starlette.testclient import TestClient
 
     world.services.strangers._buckets.clear()
+    assert world.client("read").get("/v1/audits").status_code == 200
     near = TestClient(world.app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
     text = near.get("/metrics").text
     assert 'safer_jobs_total{state="queued"}' in text
