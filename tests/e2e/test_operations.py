@@ -85,8 +85,8 @@ def test_workers_that_take_one_unit_each_need_no_broker(place: Deployment, files
     place.check_sound(job_id)
     assert place.worker("--once", **alone).wait(120) == 0
     wrong = place.submit({"model": files["model"], "dataset": files["model"] / "config.json"})
-    codes = [place.worker("--once", **alone).wait(120) for _ in range(2)]  # it is found out when its rows are read
-    assert codes == [0, 4]
+    codes = [place.worker("--once", **alone).wait(120) for _ in range(2)]  # it is found out when the job is prepared
+    assert codes == [4, 0]
     assert place.jobs.job(wrong).state is JobState.FAILED
 
 
