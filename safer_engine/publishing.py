@@ -93,6 +93,14 @@ def require_writable(folder: Path, what: str) -> None:
         ) from error
 
 
+def require_usable(folder: Path, what: str) -> None:
+    """As `require_writable`, of a folder that the machine provides and no request names: a ResourceError, which may pass."""
+    try:
+        require_writable(folder, what)
+    except SpecError as error:
+        raise ResourceError(error.message, error.hint) from error
+
+
 def keep_aside(path: Path) -> Path:
     """Rename a file to the first free of `NAME.bak`, `NAME.bak2`, …, and return that. Raises OSError."""
     number = 1

@@ -31,7 +31,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from safer_engine.errors import SpecError
-from safer_engine.publishing import write_failed
+from safer_engine.publishing import require_writable, write_failed
 from service.errors import Conflict
 
 PEPPER_FILE = "pepper"
@@ -41,14 +41,10 @@ _ENDING_SECONDS = 45.0
 
 
 def make_home(folder: Path) -> None:
-    """Make the folder, readable by its owner alone. Raises SpecError where that cannot be."""
-    try:
+    """Make the folder, readable by its owner alone. Raises SpecError where that cannot be, ResourceError on a full disk."""
+    with suppress(OSError):  # what is wrong is said below
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SpecError(f"cannot write to {folder}: {error.strerror}", "name another folder with --home") from None
+    require_writable(folder, "--home")
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from safer_engine.store import canonical_json, digest_bytes
@@ -19,6 +19,19 @@ class UploadFile:
     path: str
     digest: str
     size: int
+
+
+def texts_of(value: object) -> frozenset[str]:
+    """Every text value of a JSON document, such as a spec."""
+    if isinstance(value, str):
+        return frozenset((value,))
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return frozenset(text for each in inner for text in texts_of(each))
+
+
+def uploads_in(spec: object) -> frozenset[str]:
+    """Every `upload:<digest>` that a spec names."""
+    return frozenset(text for text in texts_of(spec) if text.startswith(UPLOAD))
 
 
 def file_list(files: Iterable[UploadFile]) -> bytes:

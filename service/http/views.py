@@ -10,7 +10,7 @@ from typing import Any
 from service.jobs.model import JobRecord, StageRecord, StageState
 from service.jobs.uploads import UploadStore
 from service.schemas import ErrorView, JobSummary, JobView, StageView
-from service.upload_names import UPLOAD
+from service.upload_names import UPLOAD, uploads_in
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,6 @@ def subject_of(spec: Mapping[str, Any]) -> Subject:
     model = spec.get("base") or (spec.get("model") or {}).get("path", "")
     source = (spec.get("dataset") or {}).get("source") or {}
     return Subject(str(model), str(source.get("path", "")))
-
-
-def uploads_in(value: Any) -> frozenset[str]:
-    """Every `upload:<digest>` in a spec."""
-    if isinstance(value, str):
-        return frozenset((value,) if value.startswith(UPLOAD) else ())
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return frozenset(name for each in inner for name in uploads_in(each))
 
 
 def upload_names(uploads: UploadStore, project: str, specs: Iterable[Any]) -> dict[str, str]:

@@ -26,8 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from safer_engine.errors import ResourceError, SpecError
-from safer_engine.publishing import require_writable, sync, write_failed
+from safer_engine.publishing import require_usable, sync, write_failed
 from service.infra.object_space import plain
 
 
@@ -56,7 +55,7 @@ class InputCache:
         self.limit = limit
         self._facts, self._making, self._pins = (folder / name for name in (".facts", ".making", ".pins"))
         for each in (folder, self._facts, self._making, self._pins):
-            _require_writable(each)
+            require_usable(each, "the cache folder")
         self._counts: Counter[str] = Counter()
         self._own_lock = threading.RLock()
         self._pid, self._pin_path = 0, folder
@@ -227,13 +226,6 @@ class InputCache:
             for path in self.folder.glob("[!.]*"):
                 if not (self._facts / path.name).is_file():
                     _remove_path(path)
-
-
-def _require_writable(folder: Path) -> None:
-    try:
-        require_writable(folder, "the cache folder")
-    except SpecError as error:
-        raise ResourceError(error.message, error.hint) from error
 
 
 def _is_free(descriptor: int) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safer_engine.errors import ArtifactError
-from safer_engine.publishing import require_writable
+from safer_engine.publishing import require_usable, require_writable
 from safer_engine.store import LocalArtifactStore, LocalStored, Manifest, ManifestDraft, WorkArea, hold
 from service.infra.object_space import FolderSpace, blob_name, plain
 from service.infra.settings import Settings
@@ -46,7 +46,7 @@ def collecting_lock(settings: Settings, shared: bool) -> Iterator[None]:
 
 def _locks(settings: Settings) -> Path:
     folder = store_folder(settings) / "locks"
-    require_writable(folder, "the artifact store's folder")
+    require_usable(folder, "the artifact store's folder")
     return folder
 
 

@@ -120,7 +120,7 @@ class _Purge:
         suspects = self._unsearchable({each.content_digest for each in manifests.values()})
         _add_derived(manifests, reasons, suspects, self.records.contents_of_jobs(self._project))
         uploads = dict(self._datasets(pair_ids))
-        words = self.records.words_of_specs(self._project, reasons, UPLOAD)
+        words = self.records.uploads_of_specs(self._project, reasons)
         known = self.records.datasets(self._project) & {each.name for each in self._uploads.complete_uploads()}
         for digest in {word.removeprefix(UPLOAD) for word in words} & known:
             uploads.setdefault(digest, "used by a job on the pairs")

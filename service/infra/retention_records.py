@@ -15,6 +15,7 @@ from service.jobs.model import FINAL_JOB_STATES, JobState, StageState
 from service.jobs.stage_plan import TRAINING
 from service.jobs.tables import artifact_refs, commits, decisions, jobs, key_locks, stages, units, upload_parts, uploads
 from service.jobs.uploads import UploadState
+from service.upload_names import texts_of, uploads_in
 
 ACTOR = "retention"
 Place = tuple[str, str]
@@ -101,13 +102,13 @@ class RetentionRecords:
             rows = connection.execute(_walked(*jobs.c, project=project).where(stages.c.name == TRAINING)).mappings()
             return frozenset((TRAINING, row["key"]) for row in rows if _is_over(row, words, inputs))
 
-    def words_of_specs(self, project: str, places: Iterable[Place], prefix: str) -> frozenset[str]:
-        """The values that begin with `prefix` in the specs of the jobs that made or used these artifacts; of deleted jobs too."""
+    def uploads_of_specs(self, project: str, places: Iterable[Place]) -> frozenset[str]:
+        """The uploads that the specs of the jobs name that made or used these artifacts; of deleted jobs too."""
         wanted = set(places)
         with reading(self._engine) as connection:
             rows = connection.execute(_walked(jobs.c.spec, project=project))
             specs = [row.spec for row in rows if (row.name, row.key) in wanted]
-            return frozenset(text for spec in specs for text in _texts(spec) if text.startswith(prefix))
+            return frozenset(name for spec in specs for name in uploads_in(spec))
 
     def content_digests(self, project: str, place: Place) -> frozenset[str]:
         """What jobs noted of the content of an artifact."""
@@ -216,7 +217,7 @@ def _walked(*columns: ColumnElement[Any], project: str) -> Select[Any]:
 
 def _is_over(job: RowMapping, words: Collection[str], inputs: Collection[str]) -> bool:
     """Whether a job's spec has any of the words, or its pairs any of the digests."""
-    return not _texts(job["spec"]).isdisjoint(words) or any(job["inputs"].get(role) in inputs for role in _PAIRS)
+    return not texts_of(job["spec"]).isdisjoint(words) or any(job["inputs"].get(role) in inputs for role in _PAIRS)
 
 
 def _decisions(connection: Connection, project: str, pair_ids: set[str]) -> list[int]:
@@ -228,11 +229,3 @@ def _decisions(connection: Connection, project: str, pair_ids: set[str]) -> list
 def named_by(pair_id: str, wanted: set[str]) -> bool:
     """Whether a pair is one of those wanted, or a part (`#n`) of a row that is."""
     return pair_id in wanted or pair_id.rpartition("#")[0] in wanted
-
-
-def _texts(value: object) -> frozenset[str]:
-    """Every text value of a JSON document."""
-    if isinstance(value, str):
-        return frozenset((value,))
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return frozenset(text for each in inner for text in _texts(each))

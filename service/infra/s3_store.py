@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from safer_engine.errors import ArtifactError, DamagedArtifact, WorkBusy
-from safer_engine.publishing import require_writable
+from safer_engine.publishing import require_usable
 from safer_engine.store import FileEntry, Manifest, ManifestDraft, WorkArea, hold
 from service.errors import Unavailable
 from service.infra.object_space import ObjectMissing, blob_name, plain
@@ -192,7 +192,7 @@ class S3ArtifactStore:
     def _locked(self, stage: str, key: str, shared: bool) -> Iterator[IO[str]]:
         """Hold the area's lock of this machine. Raises WorkBusy."""
         locks = self._folder / ".locks"
-        require_writable(locks, "the cache folder")
+        require_usable(locks, "the cache folder")
         with (locks / f"{self.project}-{stage}-{key}").open("w") as lock:
             if not hold(lock, shared):
                 raise WorkBusy(f"another process is computing stage {stage}", "wait for it, or stop it")
