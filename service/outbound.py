@@ -1,8 +1,8 @@
-"""Requests from the service to addresses that clients name: callbacks.
+"""Requests from the service to addresses that it did not choose itself: callbacks that clients name, a model registry.
 
 An address is resolved once; every answer must be public, or in a network the operator allows; and the connection goes to
 the very address that was checked, so that a name which answers differently a moment later gains nothing. Redirects are not
-followed, proxies of the environment not used, and of the answer only the status is read.
+followed, proxies of the environment not used. Of the answer to a callback only the status is read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import ipaddress
 import json
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -23,6 +24,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 _MAX_URL = 2000
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -105,17 +107,62 @@ class Outbound:
             SourceNotAllowed: see `check`, which is made anew.
             Unavailable: no connection, or no answer in time.
         """
-        target = self.check(url)
         body = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-        headers = {"Content-Type": "application/json", "User-Agent": "safer-audit", **(sign(body) if sign else {})}
+        with self.ask("POST", url, {"Content-Type": "application/json", **(sign(body) if sign else {})}, body) as answer:
+            return answer.status
+
+    @contextmanager
+    def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Iterator[Answer]:
+        """Send a request; the answer can be read while the context is open.
+
+        Raises:
+            SourceNotAllowed: see `check`, which is made anew.
+            Unavailable: no connection, or no answer in time.
+        """
+        target = self.check(url)
         connection = _Pinned(target, self._seconds)
         try:
-            connection.request("POST", target.path, body, headers)
-            return connection.getresponse().status
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"{target.url.hostname} did not answer: {type(error).__name__}") from None
+            try:
+                connection.request(method, target.path, body, {"User-Agent": "safer-audit", **headers})
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise _silent(target, error) from None
+            yield Answer(response, target)
         finally:
             connection.close()
+
+
+class Answer:
+    """An answer whose body may be read, once."""
+
+    def __init__(self, response: http.client.HTTPResponse, target: Target) -> None:
+        self.status = response.status
+        self._response = response
+        self._target = target
+
+    def chunks(self, size: int = _CHUNK) -> Iterator[bytes]:
+        """The body as it comes. Raises Unavailable where it breaks off before the length that was announced."""
+        left = self._response.length
+        while chunk := self._read(size):
+            left = left if left is None else left - len(chunk)
+            yield chunk
+        if left:
+            raise Unavailable(f"{self._target.url.hostname} broke off with {left} bytes to come")
+
+    def read(self, limit: int) -> bytes:
+        """The whole body. Raises Unavailable, also where it has over `limit` bytes."""
+        found = bytearray()
+        for chunk in self.chunks():
+            found += chunk
+            if len(found) > limit:
+                raise Unavailable(f"{self._target.url.hostname} answered with over {limit} bytes")
+        return bytes(found)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._response.read(size)
+        except (OSError, http.client.HTTPException) as error:
+            raise _silent(self._target, error) from None
 
 
 class _Pinned(http.client.HTTPConnection):
@@ -132,6 +179,10 @@ class _Pinned(http.client.HTTPConnection):
         """Connect to the address, with TLS for https."""
         plain = socket.create_connection((self._target.address, self._target.port), self.timeout)
         self.sock = self._tls.wrap_socket(plain, server_hostname=self._target.url.hostname) if self._tls else plain
+
+
+def _silent(target: Target, error: Exception) -> Unavailable:
+    return Unavailable(f"{target.url.hostname} did not answer: {type(error).__name__}")
 
 
 def _split(url: str) -> tuple[SplitResult, str, int]:
