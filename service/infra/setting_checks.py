@@ -63,6 +63,20 @@ def pepper(value: str) -> None:
         raise ValueError("must have at least 16 characters; `openssl rand -hex 32` makes one")
 
 
+def webhook_secret(value: str) -> None:
+    """Long enough that it cannot be guessed."""
+    if len(value) < 16:
+        raise ValueError("must have at least 16 characters; `openssl rand -hex 32` makes one")
+
+
+def mlflow(url: str | None, secret: object, template: object) -> None:
+    """All that the hook needs, or none of it."""
+    needed = {"SAFER_MLFLOW_URL": url, "SAFER_MLFLOW_SECRET": secret, "SAFER_MLFLOW_TEMPLATE": template}
+    absent = [name for name, value in needed.items() if value is None]
+    if absent and len(absent) < len(needed):
+        raise ValueError(f"{' and '.join(absent)} must be set too where another SAFER_MLFLOW_ setting is (docs/mlflow.md)")
+
+
 def unknown(given: Iterable[str], known: Iterable[str]) -> list[str]:
     """What to say of variables that begin like settings and are none: likely slips of the pen."""
     names = {f"SAFER_{name.upper()}" for name in known}

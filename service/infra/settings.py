@@ -29,6 +29,8 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "store_url": setting_checks.store,
     "s3_endpoint": setting_checks.web_address,
     "public_url": setting_checks.web_address,
+    "mlflow_url": setting_checks.web_address,
+    "mlflow_secret": setting_checks.webhook_secret,
     "allowed_networks": setting_checks.networks,
     "allowed_sources": setting_checks.sources,
     "secret_pepper": setting_checks.pepper,
@@ -87,6 +89,17 @@ class Settings(BaseSettings):
         (), description="Labelling endpoints (`base_url`) that specs may name; the key goes to them and nowhere else."
     )
     labeller_api_key: SecretStr | None = Field(None, description="Key of the labelling endpoints, for workers.")
+
+    mlflow_url: str | None = Field(
+        None, description="MLflow's tracking server, whose webhooks are taken (docs/mlflow.md); without it there is no such hook."
+    )
+    mlflow_secret: SecretStr | None = Field(None, description="Secret of the webhook in MLflow, which signs what it sends.")
+    mlflow_token: SecretStr | None = Field(None, description="Bearer token for MLflow; or `mlflow_username` and its password.")
+    mlflow_username: str | None = Field(None, description="User of MLflow's basic authentication.")
+    mlflow_password: SecretStr | None = Field(None, description="Password of `mlflow_username`.")
+    mlflow_template: Path | None = Field(
+        None, description="YAML file: which registered models are audited, how, by which policy, against what."
+    )
 
     lease_seconds: float = Field(60.0, gt=0, description="A worker that does not renew within this has lost its unit.")
     heartbeat_seconds: float = Field(10.0, gt=0, description="How often a worker renews.")
@@ -147,6 +160,13 @@ class Settings(BaseSettings):
     def _lease_outlives_heartbeats(self) -> Settings:
         if self.lease_seconds < 3 * self.heartbeat_seconds:
             raise ValueError("SAFER_LEASE_SECONDS must be at least three times SAFER_HEARTBEAT_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _mlflow_is_whole(self) -> Settings:
+        setting_checks.mlflow(self.mlflow_url, self.mlflow_secret, self.mlflow_template)
+        if (self.mlflow_username is None) != (self.mlflow_password is None):
+            raise ValueError("SAFER_MLFLOW_USERNAME and SAFER_MLFLOW_PASSWORD go together")
         return self
 
     @cached_property

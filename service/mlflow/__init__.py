@@ -1,0 +1,1 @@
+"""MLflow's model registry: its webhooks come in, verdicts go back as tags. Plain REST; MLflow itself is not imported."""
