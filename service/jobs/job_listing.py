@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, Engine, Select, and_, exists, or_, select
 
-from safer_engine.errors import SpecError
+from service.jobs.cursors import Place, read_place
 from service.jobs.database import reading
-from service.jobs.ids import is_id
 from service.jobs.model import JobRecord, JobState, StageState
 from service.jobs.records import job_of
 from service.jobs.requests import JobQuery, Page
 from service.jobs.tables import job_inputs, job_labels, jobs, stages
 
 MAX_PAGE = 500
-
-
-@dataclass(frozen=True)
-class _Place:
-    created: datetime
-    job_id: str
-
-    def written(self) -> str:
-        return base64.urlsafe_b64encode(f"{self.created.isoformat()}|{self.job_id}".encode()).decode().rstrip("=")
 
 
 class JobListing:
@@ -38,7 +25,7 @@ class JobListing:
     def find(self, project: str, query: JobQuery = JobQuery(), cursor: str | None = None, limit: int = 50) -> Page[JobRecord]:  # noqa: B008 - frozen
         """Jobs of a project, newest first. Raises SpecError for a cursor that no page gave."""
         size = max(1, min(limit, MAX_PAGE))
-        after = _read(cursor) if cursor else None
+        after = read_place(cursor) if cursor else None
         with reading(self._engine) as connection:
             # One walk for each state, merged: an index leads through one state in order, not through several.
             rows = [
@@ -48,10 +35,10 @@ class JobListing:
             ]
         rows.sort(key=lambda row: (row["created"], row["id"]), reverse=True)
         found = tuple(job_of(row) for row in rows[:size])
-        return Page(found, _Place(found[-1].created, found[-1].id).written() if len(rows) > size else None)
+        return Page(found, Place(found[-1].created, found[-1].id).written() if len(rows) > size else None)
 
 
-def _statement(project: str, query: JobQuery, state: JobState | None, after: _Place | None) -> Select[tuple[object, ...]]:
+def _statement(project: str, query: JobQuery, state: JobState | None, after: Place | None) -> Select[tuple[object, ...]]:
     labels = sorted(query.labels.items())
     conditions: list[ColumnElement[bool]] = [jobs.c.project == project, jobs.c.deleted.is_(None)]
     statement = select(*jobs.c)
@@ -69,7 +56,7 @@ def _statement(project: str, query: JobQuery, state: JobState | None, after: _Pl
     if query.created_before is not None:
         conditions.append(created < query.created_before)
     if after is not None:
-        conditions += [created <= after.created, or_(created < after.created, job_id < after.job_id)]
+        conditions += [created <= after.created, or_(created < after.created, job_id < after.id)]
     return statement.where(and_(*conditions)).order_by(created.desc(), job_id.desc())
 
 
@@ -90,15 +77,3 @@ def _narrowed(query: JobQuery, state: JobState | None) -> list[ColumnElement[boo
 def _has_label(name: str, value: str) -> ColumnElement[bool]:
     other = job_labels.alias()
     return exists().where(other.c.job_id == jobs.c.id, other.c.name == name, other.c.value == value)
-
-
-def _read(cursor: str) -> _Place:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        at, job_id = text.split("|")
-        created = datetime.fromisoformat(at)
-        if created.tzinfo is not None and is_id(job_id):
-            return _Place(created.astimezone(UTC), job_id)
-    except (binascii.Error, ValueError, OverflowError):
-        pass
-    raise SpecError("the cursor is not one that a page of this listing gave", "start again without a cursor")

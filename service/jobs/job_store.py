@@ -41,22 +41,30 @@ class JobRequests:
             QuotaExceeded: the project has as many jobs queued, or bytes stored, as it may.
             NotFound: there is no such project.
         """
-        kept = self._kept_bytes(project)
+        kept = self.kept_bytes(project)
         with writing(self._engine) as connection:
             limits = moves.lock_project(connection, project)
             if limits is None:
                 raise NotFound(f"there is no project {project!r}")
-            budgets = [each for each in (limits["gpu_seconds_per_job"], new.gpu_seconds_budget) if each is not None]
-            budget = min(budgets, default=None)
-            row = self._insert(connection, project, new, budget)
-            if row is None:
-                return Submitted(self._same_request(connection, project, new), created=False)
-            check_bytes(kept, limits, added=0)
-            _check_queue(connection, limits)
-            _add_stages(connection, row, new)
-            _add_labels(connection, row, new)
-            put_inputs(connection, row["id"], new.inputs)
-            return Submitted(job_of(row), created=True)
+            return self.submit_in(connection, limits, new, kept)
+
+    def submit_in(self, connection: Connection, limits: RowMapping, new: NewJob, kept: int) -> Submitted:
+        """`submit` within the caller's transaction.
+
+        Args:
+            limits: the project's row, locked; kept: its `kept_bytes`, from before the transaction.
+        """
+        project = limits["name"]
+        budgets = [each for each in (limits["gpu_seconds_per_job"], new.gpu_seconds_budget) if each is not None]
+        row = self._insert(connection, project, new, min(budgets, default=None))
+        if row is None:
+            return Submitted(self._same_request(connection, project, new), created=False)
+        check_bytes(kept, limits, added=0)
+        _check_queue(connection, limits)
+        _add_stages(connection, row, new)
+        _add_labels(connection, row, new)
+        put_inputs(connection, row["id"], new.inputs)
+        return Submitted(job_of(row), created=True)
 
     def _insert(self, connection: Connection, project: str, new: NewJob, budget: float | None) -> RowMapping | None:
         row = {
@@ -159,8 +167,10 @@ class JobRequests:
             if limits is None or job["state"] not in (JobState.FAILED, JobState.CANCELLED):
                 raise Conflict(f"the job is {job['state']}", "only a failed or cancelled job can be tried again")
             values = {"attempt": job["attempt"] + 1, "error": None, "started": None, "finished": None, "cancel_requested": False}
+            unjudged = {"verdict": None, "verdict_reason": JobRecord.verdict_reason}
             source = (JobState(job["state"]),)
-            moves.move_job(connection, job_id, source, JobState.QUEUED, callback_state=None, **values)
+            moves.move_job(connection, job_id, source, JobState.QUEUED, callback_state=None, **values, **unjudged)
+            moves.hold_gates(connection, job_id)
             _check_queue(connection, limits)
             audit_log.append(connection, project, actor, "job.retry", job_id)
             moves.add_event(connection, job_id, "job", None, {"state": JobState.QUEUED, "attempt": values["attempt"]})
@@ -221,7 +231,8 @@ class JobRequests:
             running, queued = (_count(connection, project, state) for state in (JobState.RUNNING, JobState.QUEUED))
             return Usage(running, queued, kept_bytes(connection, project))
 
-    def _kept_bytes(self, project: str) -> int:
+    def kept_bytes(self, project: str) -> int:
+        """Bytes that a project keeps, as they were at most a minute ago."""
         # Adding up all artifacts of a project takes long where there are many; a limit of bytes need not be exact to the minute.
         at, found = self._kept.get(project, (-math.inf, 0))
         if time.monotonic() - at > _KEPT_SECONDS:

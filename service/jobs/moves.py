@@ -1,7 +1,7 @@
 """Changes of state, each inside the caller's transaction and each a compare-and-set on the state it leaves.
 
 Rows are locked in one order everywhere, so that PostgreSQL never finds two transactions waiting for each other:
-project, job, units, stage, key locks, then units of other jobs that were parked.
+project, job, units, stage, key locks, then units of other jobs that were parked, gates, and at last what is counted (`tallies`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from service.jobs.model import (
     UnitState,
 )
 from service.jobs.records import error_row
-from service.jobs.tables import events, jobs, key_locks, projects, stages, units
+from service.jobs.tables import events, gates, jobs, key_locks, projects, stages, units
 
 WAITING = (UnitState.READY, UnitState.SENT, UnitState.PARKED)
 LIVE = (*WAITING, UnitState.LEASED)
@@ -179,7 +179,15 @@ def end_job(connection: Connection, job: RowMapping, to: JobState, error: JobErr
     values = {"finished": UtcNow(), "error": error_row(error) if error else None, **callback}
     moved = move_job(connection, job["id"], (JobState(job["state"]),), to, **values)
     assert moved, job["id"]
+    pending = (gates.c.job_id == job["id"]) & (gates.c.state == "pending")
+    connection.execute(update(gates).where(pending).values(due=UtcNow()))
     add_event(connection, job["id"], "job", None, {"state": to, **_told(error)})
+
+
+def hold_gates(connection: Connection, job_id: str) -> None:
+    """A job is tried again: gates on it that nobody has judged wait for its end anew."""
+    pending = (gates.c.job_id == job_id) & (gates.c.state == "pending")
+    connection.execute(update(gates).where(pending).values(due=None, attempts=0))
 
 
 def cancel_if_asked(connection: Connection, job: RowMapping) -> bool:

@@ -308,3 +308,63 @@ counters = Table(
     Column("value", BigInteger, nullable=False),
 )
 """What happened how often since the database was made."""
+
+tallies = Table(
+    "tallies",
+    METADATA,
+    Column("name", String(40), primary_key=True),
+    Column("first", String(40), primary_key=True),
+    Column("second", String(40), primary_key=True),
+    Column("bucket", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+    Column("total", Float, nullable=False),
+)
+"""What stage runs came to since the database was made (`service.infra.stage_figures`)."""
+
+gates = Table(
+    "gates",
+    METADATA,
+    Column("id", String(26), primary_key=True),
+    Column("project", String(63), ForeignKey("projects.name"), nullable=False),
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("policy", _JSON, nullable=False),
+    Column("policy_name", String(64), nullable=False),
+    Column("policy_digest", String(64), nullable=False),
+    Column("baseline", String(300)),
+    Column("baseline_job_id", String(26), ForeignKey("jobs.id", ondelete="SET NULL")),
+    Column("verdict", String(12)),
+    Column("reason", Text, nullable=False),
+    Column("error", _JSON),
+    Column("decision", Text),
+    Column("idempotency_key", String(200)),
+    Column("body_digest", String(64), nullable=False),
+    Column("submitted_by", String(26), nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("decided", _TIME),
+    Column("due", _TIME),
+    Column("attempts", Integer, nullable=False),
+    UniqueConstraint("project", "idempotency_key"),
+    Index("ix_gates_project_created", "project", "created", "id"),
+    Index("ix_gates_project_state", "project", "state", "created", "id"),
+    Index("ix_gates_job", "job_id", "created", "id"),
+    Index("ix_gates_state_due", "state", "due"),
+)
+"""Verdicts that were asked for. `due`: when it may be judged (again); null until its audit has ended. `decision`: the text that
+`safer-audit gate --json` prints, byte for byte."""
+
+gate_deliveries = Table(
+    "gate_deliveries",
+    METADATA,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("gate_id", String(26), ForeignKey("gates.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("target", _JSON, nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("due", _TIME),
+    Column("attempts", Integer, nullable=False),
+    Index("ix_gate_deliveries_gate", "gate_id"),
+    Index("ix_gate_deliveries_due", "kind", "state", "due"),
+    sqlite_autoincrement=True,
+)
+"""Who is to be told once a gate is decided. `target` holds no secret."""

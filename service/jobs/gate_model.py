@@ -1,0 +1,119 @@
+"""Gates: verdicts on audits, judged by the service when the audit has ended.
+
+A gate is pending until a process of the API takes it (`due`, by the database's clock), judges it and writes the decision, once:
+by compare-and-set. Whatever cannot be judged is decided `inconclusive`, with an error that says why; never `pass`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from service.jobs.deliveries import NewDelivery
+from service.jobs.model import JobError, JobRecord
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+VERDICTS: tuple[Verdict, ...] = ("pass", "fail", "inconclusive")
+
+
+class GateState(StrEnum):
+    """Where a gate stands. `decided` is final, and always has a verdict."""
+
+    PENDING = "pending"
+    DECIDED = "decided"
+
+
+@dataclass(frozen=True)
+class NewGate:
+    """A gate that was checked and may be stored.
+
+    Attributes:
+        policy: the whole policy (`safer_engine.gate.policy.Policy`, dumped); policy_digest: its `digest`.
+        baseline: as it was asked for (an id, `label:NAME=VALUE`); baseline_job_id: the finished audit that it stood for then.
+        deliveries: who is told of the decision.
+        body_digest: of the request, so that an idempotency key used twice is known to mean the same.
+        submitted_by: id of the API key.
+    """
+
+    policy: Mapping[str, Any]
+    policy_name: str
+    policy_digest: str
+    baseline: str | None = None
+    baseline_job_id: str | None = None
+    deliveries: tuple[NewDelivery, ...] = ()
+    idempotency_key: str | None = None
+    body_digest: str = ""
+    submitted_by: str = ""
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """A gate as it is stored.
+
+    Attributes:
+        reason: of the verdict, in one sentence of names and figures; empty while pending.
+        error: why nothing could be judged; None where it could.
+    """
+
+    id: str
+    project: str
+    job_id: str
+    state: GateState
+    policy_name: str
+    policy_digest: str
+    baseline: str | None
+    baseline_job_id: str | None
+    verdict: Verdict | None
+    reason: str
+    error: JobError | None
+    submitted_by: str
+    created: datetime
+    decided: datetime | None
+
+
+@dataclass(frozen=True)
+class CreatedGate:
+    """A stored gate, and whether this request stored it (or one before under the same key)."""
+
+    gate: GateRecord
+    created: bool
+
+
+@dataclass(frozen=True)
+class TakenGate:
+    """A gate to judge now. `attempts`: how often it was taken, this time included. `job`: the audit, which has ended."""
+
+    gate: GateRecord
+    policy: dict[str, Any]
+    job: JobRecord
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a gate came to.
+
+    Attributes:
+        decision: what `safer-audit gate --json` prints; None where nothing was judged.
+        error: why nothing was judged.
+    """
+
+    verdict: Verdict
+    reason: str
+    decision: str | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True)
+class GateQuery:
+    """Which gates are listed; all conditions hold together, an empty one does not count."""
+
+    states: tuple[GateState, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    job_id: str | None = None
+    policy: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
