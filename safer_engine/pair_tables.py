@@ -19,7 +19,9 @@ from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import DatasetSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from safer_engine.science.messages import Message
     from safer_engine.science.pair_formats import Layout, PreferenceRow
@@ -32,6 +34,7 @@ PROMPT_KEY_BYTES = 16
 _MANY_DROPPED = 0.1
 _MOST_BAD = 0.5
 _EXAMPLES = 3
+_ENDS = ("chosen_start", "chosen_end", "rejected_start", "rejected_end")
 _STRATA: dict[str, Literal["axis", "subset"]] = {"axis": "axis", "subset": "subset"}
 
 
@@ -268,6 +271,18 @@ def pairs_schema() -> pa.Schema:
             pa.field(f"{side}_end", pa.int32()),
         ]
     return pa.schema(fields)
+
+
+def longer_by(table: pa.Table) -> NDArray[np.int64]:
+    """Tokens of each pair's chosen response less those of the rejected one, [P], as the model reads them.
+
+    What was cut off a text that is too long does not count, for the model has not seen it.
+    """
+    import numpy as np
+
+    ends = {name: np.asarray(table[name].to_pylist(), dtype=np.int64) for name in _ENDS}
+    chosen, rejected = (ends[f"{side}_end"] - ends[f"{side}_start"] for side in ("chosen", "rejected"))
+    return np.asarray(chosen - rejected, dtype=np.int64)
 
 
 def _unchanged(entries: Iterable[Entry], pairs: Iterable[PreferenceRow]) -> Iterator[tuple[Entry, PreferenceRow]]:

@@ -22,6 +22,7 @@ from safer_engine.errors import Interrupted, NumericalError, SpecError
 from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import provenance, resolve_device
+from safer_engine.pair_tables import longer_by
 from safer_engine.publishing import require_writable, write_failed
 from safer_engine.sources.base_models import BaseModel, BaseTokenizer, add_lora, load_base, load_base_tokenizer, save_model
 from safer_engine.sources.datasets import resolve_dataset
@@ -366,5 +367,10 @@ def _evaluate(
     rewards = pair_rewards(model, token_pairs(table), pad_id, settings.batch_tokens, settings.bfloat16)
     names = ("pair_id", "group", "axis", "subset", "style", "item")
     columns = {name: table[name].to_pylist() for name in names}
-    scored = ScoredPairs(**columns, reward_chosen=np.asarray(rewards.chosen), reward_rejected=np.asarray(rewards.rejected))
+    scored = ScoredPairs(
+        **columns,
+        reward_chosen=np.asarray(rewards.chosen),
+        reward_rejected=np.asarray(rewards.rejected),
+        longer_by=longer_by(table),
+    )
     return evaluate(scored, _BOOTSTRAP, spec.seed).as_json()

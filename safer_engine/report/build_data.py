@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safer_engine.artifacts import Activations, EvaluationSet, PairSet
+from safer_engine.pair_tables import longer_by
 from safer_engine.report.columns import by_id, histogram, scalars
 from safer_engine.report.model import (
     Dataset,
     Estimate,
     Evaluation,
     Health,
+    Length,
     Margins,
     Measured,
     RewardModel,
@@ -21,7 +23,7 @@ from safer_engine.report.model import (
     StyleMatrix,
 )
 from safer_engine.report.nodes import Facts
-from safer_engine.science.evaluation import BenchmarkScore, ScoredPairs, SliceScore, evaluate
+from safer_engine.science.evaluation import BenchmarkScore, ScoredPairs, SliceLength, SliceScore, evaluate
 from safer_engine.science.stats import Interval
 from safer_engine.spec import AuditSpec
 
@@ -62,15 +64,21 @@ def _health(counts: dict[str, Any]) -> Health:
     return Health(n_in=counts["n_in"], n_kept=counts["n_kept"], dropped=counts["dropped"], facts=facts)
 
 
-def scored_pairs(table: pa.Table, rewards: pa.Table) -> ScoredPairs:
+def scored_pairs(table: pa.Table, rewards: pa.Table, *, lengths: bool = False) -> ScoredPairs:
     """Join a table of pairs with its table of rewards, by pair_id.
+
+    Args:
+        lengths: whether the lengths of the responses are wanted too.
 
     Raises:
         ArtifactError: a pair has no reward. NumericalError: a reward is not finite.
     """
     columns = {name: table.column(name).to_pylist() for name in ("pair_id", "group", "axis", "subset", "style", "item")}
     return ScoredPairs(
-        **columns, reward_chosen=_rewards(rewards, columns, "chosen"), reward_rejected=_rewards(rewards, columns, "rejected")
+        **columns,
+        reward_chosen=_rewards(rewards, columns, "chosen"),
+        reward_rejected=_rewards(rewards, columns, "rejected"),
+        longer_by=longer_by(table) if lengths else None,
     )
 
 
@@ -110,13 +118,14 @@ def _model_facts(meta: dict[str, Any], spec: AuditSpec) -> Facts:
 
 def evaluation_section(found: EvaluationSet, spec: AuditSpec) -> Evaluation:
     """The reward model on the evaluation pairs."""
-    scored = scored_pairs(found.pairs, found.rewards)
+    scored = scored_pairs(found.pairs, found.rewards, lengths=True)
     scores = evaluate(scored, spec.report.bootstrap, spec.seed)
     return Evaluation(
         n_pairs=len(scored.pair_id),
         min_pairs=found.meta["min_pairs"],
         too_few=found.meta["too_few"],
         groups=[_measured(part) for part in scores.slices],
+        length=[_length(part) for part in scores.length],
         margins=margin_histograms(scored),
         best_of_n=[_score(score) for score in scores.best_of_n] or None,
         styles=[_score(score) for score in scores.styles] or None,
@@ -132,6 +141,13 @@ def _measured(part: SliceScore) -> Measured:
     return Measured(
         axis=part.axis, subset=part.subset, accuracy=_estimate(part.accuracy), margin=_estimate(part.margin), ties=part.ties
     )
+
+
+def _length(part: SliceLength) -> Length:
+    names = ("longer_chosen", "longer_preferred", "excess", "accuracy_longer", "accuracy_shorter", "gap", "correlation")
+    found = {name: getattr(part.bias, name) for name in names}
+    figures = {name: None if interval is None else _estimate(interval) for name, interval in found.items()}
+    return Length(axis=part.axis, subset=part.subset, n_equal=part.bias.n_equal, reasons=part.bias.reasons, **figures)
 
 
 def _score(score: BenchmarkScore) -> Score:

@@ -27,6 +27,7 @@ from safer_engine.report.model import (
     Evidence,
     Feature,
     Health,
+    Length,
     Margins,
     Measured,
     ReportDocument,
@@ -289,7 +290,7 @@ def _slices(rows: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _slice_name(row: Measured | Margins | Score | AxisEdits) -> str:
+def _slice_name(row: Measured | Margins | Score | Length | AxisEdits) -> str:
     if row.subset is not None:
         return f"{row.axis} / {row.subset}" if isinstance(row, Margins) else row.subset
     return row.axis if row.axis is not None else "all pairs"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from safer_engine.report import summary, text
-from safer_engine.report.model import Evidence, Feature, Measured, ReportDocument
+from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument
 from safer_engine.report.provenance import NO_PLAN, PlannedCost
 
 _FEATURES = 12
@@ -110,10 +110,26 @@ def _accuracy(report: ReportDocument) -> list[str]:
             )
             for s in scores[:_SLICES]
         ]
-        parts.append(_table(("score", "slice", "comparisons", "accuracy"), rows))
+        parts += [_table(("score", "slice", "comparisons", "accuracy"), rows), *_lengths(report.evaluation.length)]
     if report.reward_model is None:
         return [*parts, _absent(report, "reward_model")]
     return [*parts, "On the audited pairs:", _measured(report.reward_model.on_audited_pairs)]
+
+
+def _lengths(rows: Sequence[Length]) -> list[str]:
+    head = ("slice", "longer chosen", "longer preferred", "accuracy, chosen longer", "chosen shorter", "gap within subsets")
+    shares = ("longer_chosen", "longer_preferred", "accuracy_longer", "accuracy_shorter")
+    lines = []
+    for row in rows[:_SLICES]:
+        figures = [text.NONE if (share := getattr(row, name)) is None else text.percent(share.estimate) for name in shares]
+        gap = text.NONE if row.gap is None else text.signed(row.gap.estimate, 2)
+        interval = text.NONE if row.gap is None else text.interval(row.gap.lo, row.gap.hi)
+        lines.append((_slice(row), *figures, gap if interval == text.NONE else f"{gap} ({interval})"))
+    return ["Length of the responses, in tokens:", _table(head, lines)] if rows else []
+
+
+def _slice(row: Measured | Length) -> str:
+    return code(f"{row.axis} / {row.subset}" if row.subset is not None else row.axis or "all pairs")
 
 
 def _measured(rows: Sequence[Measured]) -> str:
@@ -122,7 +138,7 @@ def _measured(rows: Sequence[Measured]) -> str:
         head,
         [
             (
-                code(f"{row.axis} / {row.subset}" if row.subset is not None else row.axis or "all pairs"),
+                _slice(row),
                 text.count(row.accuracy.n),
                 text.percent(row.accuracy.estimate),
                 text.share_interval(row.accuracy),

@@ -119,6 +119,30 @@ class Score(Node):
     accuracy: Estimate
 
 
+class Length(Node):
+    """How rewards follow the length of responses in a slice: tokens of the last response, as the reward model reads them.
+
+    Shares are of the pairs whose two responses differ in length.
+    """
+
+    axis: str | None
+    subset: str | None
+    n_equal: Count = Field(description="Pairs with responses of equal length: in none of the figures.")
+    longer_chosen: Estimate | None = Field(description="Share whose chosen response is the longer one: what the labels ask for.")
+    longer_preferred: Estimate | None = Field(description="Share whose longer response has the higher reward; a tie is half.")
+    excess: Estimate | None = Field(description="longer_preferred less longer_chosen.")
+    accuracy_longer: Estimate | None = Field(description="Pair accuracy where the chosen response is the longer one.")
+    accuracy_shorter: Estimate | None = Field(description="Pair accuracy where the chosen response is the shorter one.")
+    gap: Estimate | None = Field(
+        description="accuracy_longer less accuracy_shorter, each subset compared within itself and weighted as Mantel and "
+        "Haenszel do; positive: errors go towards length. `n` are pairs of subsets that have both kinds."
+    )
+    correlation: Estimate | None = Field(
+        description="Spearman's, of the margin with the length of the chosen less that of the rejected response."
+    )
+    reasons: dict[str, str] = Field(default_factory=dict, description="Why a figure is null, by its name.")
+
+
 class StyleMatrix(Node):
     """Accuracy by style of the chosen (rows) and the rejected response (columns): concise, detailed-plain, detailed-markdown."""
 
@@ -135,6 +159,9 @@ class Evaluation(Node):
     min_pairs: Count = Field(description="The least that were asked for (`evaluation.min_pairs`).")
     too_few: bool = Field(description="There are fewer: the figures are unsure.")
     groups: list[Measured]
+    length: list[Length] = Field(
+        default_factory=list, description="How rewards follow the length of responses, in the slices of `groups`."
+    )
     margins: list[Margins]
     best_of_n: list[Score] | None = Field(None, description="RewardBench 2's credit of items; null without such items.")
     styles: list[Score] | None = Field(None, description="RM-Bench's easy, normal and hard accuracies; null without styles.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safer_engine.artifacts import Labels, Latents, PairScores
+from safer_engine.pair_tables import longer_by
 from safer_engine.report.columns import by_id, finite
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _TEXTS = ("explanation", "direction", "terms")
 
 
 def write_evaluation(path: Path, table: pa.Table, rewards: pa.Table) -> None:
-    """One line for each evaluation pair: pair_id, group, axis, subset, style, margin.
+    """One line for each evaluation pair: pair_id, group, axis, subset, style, margin, longer_by (see `pair_tables.longer_by`).
 
     Raises:
         ArtifactError: a pair has no reward. NumericalError: a margin is not finite.
@@ -26,9 +27,9 @@ def write_evaluation(path: Path, table: pa.Table, rewards: pa.Table) -> None:
     ids = [row["pair_id"] for row in rows]
     chosen, rejected = (by_id(rewards, ids, f"reward_{side}") for side in ("chosen", "rejected"))
     with path.open("w", encoding="utf-8", newline="\n") as handle:
-        for row, high, low in zip(rows, chosen, rejected, strict=True):
-            margin = finite(high - low, f"the margin of {row['pair_id']}")
-            handle.write(json.dumps({**row, "margin": margin}, ensure_ascii=False, allow_nan=False) + "\n")
+        for row, high, low, tokens in zip(rows, chosen, rejected, longer_by(table).tolist(), strict=True):
+            line = {**row, "margin": finite(high - low, f"the margin of {row['pair_id']}"), "longer_by": tokens}
+            handle.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def features_table(latents: Latents, labels: Labels | None, *, text: bool) -> pa.Table:

@@ -1,4 +1,4 @@
-"""How well rewards agree with preferences: by axis and subset, best-of-N, and across styles.
+"""How well rewards agree with preferences: by axis and subset, best-of-N, across styles, and how they follow length.
 
 Every accuracy counts what its benchmark counts as right:
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safer_engine.errors import NumericalError
+from safer_engine.science.length_bias import LengthBias, length_bias
 from safer_engine.science.stats import Interval, group_bootstrap_mean
 
 STYLES = ("concise", "detailed-plain", "detailed-markdown")
@@ -40,6 +41,8 @@ class ScoredPairs:
         style: "a" where both sides have that style, "a:b" for chosen in style a and rejected in style b, None without one.
         item: rows of one best-of-N item share it; None otherwise.
         reward_chosen, reward_rejected: [P] float64, finite.
+        longer_by: [P] tokens of the chosen response less those of the rejected one, as the reward model read them (what was cut
+            off a text that is too long does not count); None where lengths are not asked about.
     """
 
     pair_id: Sequence[str]
@@ -50,10 +53,12 @@ class ScoredPairs:
     item: Sequence[str | None]
     reward_chosen: NDArray[np.float64]
     reward_rejected: NDArray[np.float64]
+    longer_by: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         columns = (self.group, self.axis, self.subset, self.style, self.item, self.reward_chosen, self.reward_rejected)
-        if any(len(column) != len(self.pair_id) for column in columns):
+        sizes = {len(column) for column in columns} | (set() if self.longer_by is None else {len(self.longer_by)})
+        if sizes != {len(self.pair_id)}:
             raise NumericalError("the columns of scored pairs differ in length")
         if not (np.isfinite(self.reward_chosen).all() and np.isfinite(self.reward_rejected).all()):
             raise NumericalError("some rewards are not finite")
@@ -99,13 +104,26 @@ class StyleMatrix:
 
 
 @dataclass(frozen=True)
+class SliceLength:
+    """How rewards follow length in a slice."""
+
+    axis: str | None
+    subset: str | None
+    bias: LengthBias
+
+
+@dataclass(frozen=True)
 class EvaluationScores:
-    """All figures of an evaluation. `best_of_n`, `styles` and `matrices` are empty where the pairs have no such shape."""
+    """All figures of an evaluation.
+
+    `best_of_n`, `styles` and `matrices` are empty where the pairs have no such shape, `length` where lengths are not known.
+    """
 
     slices: tuple[SliceScore, ...]
     best_of_n: tuple[BenchmarkScore, ...]
     styles: tuple[BenchmarkScore, ...]
     matrices: tuple[StyleMatrix, ...]
+    length: tuple[SliceLength, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -144,6 +162,7 @@ def evaluate(pairs: ScoredPairs, resamples: int, seed: int) -> EvaluationScores:
         best_of_n=tuple(_scores("best_of_n", _item_points(pairs), resamples, seed)),
         styles=tuple(sorted(styles, key=lambda score: _position(score.axis, score.subset))),
         matrices=tuple(_matrices(cells)),
+        length=tuple(_lengths(pairs, resamples, seed)),
     )
 
 
@@ -169,6 +188,24 @@ def _slices(pairs: ScoredPairs, resamples: int, seed: int) -> list[SliceScore]:
         mean = group_bootstrap_mean(taken, groups[rows], resamples, rng)
         found.append(SliceScore(axis, subset, accuracy, mean, int((taken == 0).sum())))
     return found
+
+
+def _lengths(pairs: ScoredPairs, resamples: int, seed: int) -> list[SliceLength]:
+    """Each slice's errors against length, compared within its subsets."""
+    if pairs.longer_by is None:
+        return []
+    margin, groups = pairs.margin, np.asarray(pairs.group)
+    strata = np.unique(np.asarray([pairs.axis, pairs.subset]), axis=1, return_inverse=True)[1].reshape(-1)
+    return [
+        SliceLength(
+            axis,
+            subset,
+            length_bias(
+                margin[rows], pairs.longer_by[rows], groups[rows], strata[rows], resamples, _rng(seed, "length", groups[rows])
+            ),
+        )
+        for (axis, subset), rows in _scoped(pairs.axis, pairs.subset)
+    ]
 
 
 def _item_points(pairs: ScoredPairs) -> _Points:

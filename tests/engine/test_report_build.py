@@ -381,7 +381,9 @@ def test_the_stage_writes_its_files(tmp_path: Path, audit: FakeAudit, report: Re
     expected = margins_of(audit.evaluation, 0.75)
     assert [line["pair_id"] for line in lines] == [row["pair_id"] for row in audit.evaluation]
     assert [line["margin"] for line in lines] == pytest.approx(expected)
-    assert set(lines[0]) == {"pair_id", "group", "axis", "subset", "style", "margin"}
+    assert set(lines[0]) == {"pair_id", "group", "axis", "subset", "style", "margin", "longer_by"}
+    words = [len(row["chosen"].split()) - len(row["rejected"].split()) for row in audit.evaluation]
+    assert [line["longer_by"] for line in lines] == words
     assert features.column("rank").to_pylist() == list(range(1, N_CANDIDATES + 1))
     by_latent = {row["latent_id"]: row for row in features.to_pylist()}
     assert by_latent[3]["explanation"] == "step-by-step instructions for something harmful"
@@ -532,6 +534,7 @@ def test_an_absent_evaluation_is_reported_and_not_waited_for(tmp_path: Path, aud
 
 def test_a_margin_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     rows = {"pair_id": ["a"], "group": ["g"], "axis": ["all"], "subset": ["all"], "style": pa.array([None], pa.string())}
+    rows |= {f"{side}_{end}": [5] for side in ("chosen", "rejected") for end in ("start", "end")}
     rewards = pa.table({"pair_id": ["a"], "reward_chosen": [float("inf")], "reward_rejected": [0.0]})
     with pytest.raises(NumericalError, match="the margin of a"):
         write_evaluation(tmp_path / "evaluation.jsonl", pa.table(rows), rewards)

@@ -348,7 +348,8 @@ def _pair(row: dict[str, Any], both_orders: bool) -> dict[str, Any]:
     return {
         **{name: row[name] for name in ("pair_id", "row", "group", "axis", "subset", "prompt", "chosen", "rejected")},
         "content_digest": "d", "style": None, "item": None, "strength": None, "annotators": votes, "both_orders": both_orders,
-        "chosen_start": 3, "chosen_end": 40, "rejected_start": 3, "rejected_end": 30,
+        "chosen_start": 3, "chosen_end": 3 + len(row["chosen"].split()),
+        "rejected_start": 3, "rejected_end": 3 + len(row["rejected"].split()),
     }  # fmt: skip
 
 
