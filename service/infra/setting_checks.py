@@ -74,7 +74,7 @@ def mlflow(url: str | None, secret: object, template: object) -> None:
     needed = {"SAFER_MLFLOW_URL": url, "SAFER_MLFLOW_SECRET": secret, "SAFER_MLFLOW_TEMPLATE": template}
     absent = [name for name, value in needed.items() if value is None]
     if absent and len(absent) < len(needed):
-        raise ValueError(f"{' and '.join(absent)} must be set too where another SAFER_MLFLOW_ setting is (docs/mlflow.md)")
+        raise ValueError(f"{', '.join(needed)} go together (docs/mlflow.md); not set: {', '.join(absent)}")
 
 
 def unknown(given: Iterable[str], known: Iterable[str]) -> list[str]:
