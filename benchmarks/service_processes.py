@@ -52,7 +52,8 @@ class Deployment:
         module = "service" if name == "api" else "workers"
         log = (self.folder / f"{name}.log").open("ab")
         command = [sys.executable, "-m", module]
-        self.processes[name] = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        environment = {**self.environment, "PGAPPNAME": name}
+        self.processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         log.close()
 
     def wait_ready(self) -> None:
@@ -126,8 +127,8 @@ def _parent(pid: int) -> int:
 
 
 @contextmanager
-def deployment(folder: Path, broker_url: str, workers: int, database_url: str | None = None) -> Iterator[Deployment]:
-    """A service with so many workers in a folder of its own; SQLite unless a database is named."""
+def deployment(folder: Path, broker_url: str, workers: int, database_url: str | None = None, **more: str) -> Iterator[Deployment]:
+    """A service with so many workers in a folder of its own; SQLite unless a database is named; `more` are other settings."""
     port = free_port()
     given = {
         "SAFER_HOME": str(folder),
@@ -146,6 +147,7 @@ def deployment(folder: Path, broker_url: str, workers: int, database_url: str | 
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         **({"SAFER_DATABASE_URL": database_url} if database_url else {}),
+        **{f"SAFER_{name.upper()}": value for name, value in more.items()},
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SAFER_")} | given
     os.environ.update(given)
