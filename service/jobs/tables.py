@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -11,26 +10,18 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     String,
     Table,
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.dialects import postgresql
 
-from service.jobs.clock import UtcDateTime
-
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-METADATA = MetaData(naming_convention=NAMING)
-_JSON = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-_ID = BigInteger().with_variant(Integer, "sqlite")
-_TIME = UtcDateTime()
+from service.jobs.columns import ID as _ID
+from service.jobs.columns import JSON as _JSON
+from service.jobs.columns import METADATA as METADATA  # noqa: PLC0414 - offered here too
+from service.jobs.columns import TIME as _TIME
+from service.jobs.mlflow_tables import mlflow_deliveries as mlflow_deliveries  # noqa: PLC0414 - offered here too
+from service.jobs.mlflow_tables import mlflow_versions as mlflow_versions  # noqa: PLC0414 - offered here too
 
 projects = Table(
     "projects",
