@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",)
 STAMPS := $(VENV)/.make
 CODE := safer_engine service workers cli tests benchmarks deploy
+SHELL_SCRIPTS := .ci/run $(sort $(shell find deploy tests -name '*.sh' -o -name '*.sbatch'))
 export UV_COMPILE_BYTECODE := 1
 # Tests run side by side: one thread each is faster than all of them fighting for the cores. Full tests mostly wait: one more of them fits.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(if $(CI),SAFER_REQUIRE_ALL=1,)
@@ -51,12 +52,13 @@ $(STAMPS)/servers: tests/install_servers.sh
 demo: $(STAMPS)/engine ## an audit of a small reward model with planted wrong labels, ending with the report's path
 	$(BIN)/safer-audit demo
 
-check: $(STAMPS)/dev $(STAMPS)/chart ## format, lint, types, layers, Dockerfiles, the Helm chart, alerts and dashboard
+check: $(STAMPS)/dev $(STAMPS)/chart ## format, lint, types, layers, Dockerfiles, scripts, CI files, the Helm chart, alerts and dashboard
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile.gpu Dockerfile.service
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 tests/deploy
 
 chart: $(STAMPS)/dev $(STAMPS)/chart ## rewrite what follows from the Helm chart: tables, schema, golden renders
