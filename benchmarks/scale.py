@@ -159,14 +159,15 @@ def one_job(world: World, spec: dict[str, Any], idle: dict[str, float]) -> dict[
         raise SystemExit(f"the job ended as {state}: {log_tail(world.running)}")
     with world.running.engine.connect() as connection:
         rows = connection.execute(select(stages).where(stages.c.job_id == job_id).order_by(stages.c.ordinal)).mappings().all()
-        query = select(stages.c.name, func.count()).join(units, units.c.stage_id == stages.c.id).group_by(stages.c.name)
-        counted = {str(name): int(number) for name, number in connection.execute(query.where(stages.c.job_id == job_id))}
+        query = select(stages.c.name, func.count(), func.sum(units.c.attempts), func.sum(units.c.failures))
+        query = query.join(units, units.c.stage_id == stages.c.id).where(stages.c.job_id == job_id).group_by(stages.c.name)
+        counted = {str(row[0]): [int(value) for value in row[1:]] for row in connection.execute(query)}
     ends = [(str(row["name"]), row["finished"].timestamp()) for row in rows]
     windows = {name: (start, end) for (_, start), (name, end) in pairwise([("", began), *ends, ("after", over)])}
     keys = {str(row["name"]): row["key"] for row in rows if row["key"]}
     found = {name: stage_costs(world, name, window, keys.get(name), idle) for name, window in windows.items()}
-    for name, number in counted.items():
-        found[name]["units"] = number
+    for name, numbers in counted.items():
+        found[name] |= dict(zip(("units", "attempts", "failures"), numbers, strict=True))
     return {
         **sizes_of(world, keys),
         "stages": found,
