@@ -16,6 +16,8 @@ from safer_engine.errors import SaferError
 from service.callbacks import Callbacks
 from service.embedded import require_free
 from service.errors import Unavailable
+from service.gate_deliveries import Deliveries, GateCallbacks
+from service.gate_judge import GateJudge
 from service.housekeeping import Housekeeping
 from service.http.app import create_app
 from service.http.services import Services, open_services
@@ -23,6 +25,7 @@ from service.infra.logs import configure_logging
 from service.infra.settings import Settings, load_settings
 from service.jobs.callbacks import CallbackStore
 from service.jobs.database import check_version
+from service.jobs.deliveries import CALLBACK
 from service.jobs.dispatcher import Dispatcher
 from service.jobs.job_log import JobLogs
 
@@ -61,9 +64,10 @@ def serve(settings: Settings) -> None:
 
     dispatcher = Dispatcher(services.jobs, services.sender, settings, now_and_then)
     callbacks = Callbacks(CallbackStore(services.engine), services.outbound, settings)
-    threads = [
-        threading.Thread(target=each.run, args=(services.stopping,), name=type(each).__name__) for each in (dispatcher, callbacks)
-    ]
+    judge = GateJudge(services.gates, services.jobs, services.stores, settings)
+    told = GateCallbacks(services.gates, services.outbound, settings)
+    loops = (dispatcher, callbacks, judge, Deliveries(services.deliveries, CALLBACK, told))
+    threads = [threading.Thread(target=each.run, args=(services.stopping,), name=type(each).__name__) for each in loops]
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on when it has stopped: by then it is old news
         signal.signal(number, lambda *_: services.stopping.set())
     server = Server(_config(settings, services), services.stopping)

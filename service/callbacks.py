@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from service.errors import SourceNotAllowed, Unavailable
@@ -16,7 +15,7 @@ from service.infra.settings import Settings
 from service.jobs.callbacks import CallbackStore, OwedCallback
 from service.jobs.model import JobRecord
 from service.outbound import Outbound
-from service.signing import signed_headers, signing_key
+from service.signing import signer
 
 _POLL_SECONDS = 2.0
 _LOG = logging.getLogger(__name__)
@@ -52,8 +51,9 @@ class Callbacks:
         """One attempt. An answer of 2xx settles it for good, and so does an address that is not allowed."""
         job = owed.job
         assert job.callback_url is not None, job.id
+        sign = signer(self._settings.callback_secret, f"{job.id}-{job.attempt}", owed.at)  # sent again, it has the same id
         try:
-            status = self._outbound.post(job.callback_url, callback_document(job, self._settings.public_url), self._signer(owed))
+            status = self._outbound.post(job.callback_url, callback_document(job, self._settings.public_url), sign)
         except SourceNotAllowed:
             _LOG.warning("a callback's address is not allowed", extra={"audit_id": job.id})
             self._store.settle(job, delivered=False)
@@ -66,18 +66,9 @@ class Callbacks:
         else:
             _LOG.info("a callback was answered with %d", status, extra={"audit_id": job.id})
 
-    def _signer(self, owed: OwedCallback) -> Callable[[bytes], dict[str, str]] | None:
-        """Signs a callback's body; None where no secret is set. A callback that is sent again has the same id."""
-        secret = self._settings.callback_secret
-        if secret is None:
-            return None
-        message = f"{owed.job.id}-{owed.job.attempt}"
-        return lambda body: signed_headers(signing_key(secret.get_secret_value()), message, owed.at, body)
-
 
 def callback_document(job: JobRecord, public_url: str | None) -> dict[str, Any]:
     """What is sent. Of an error only the code: its message may quote what the job was given."""
-    path = f"/v1/audits/{job.id}"
     return {
         "job": job.id,
         "attempt": job.attempt,
@@ -87,5 +78,10 @@ def callback_document(job: JobRecord, public_url: str | None) -> dict[str, Any]:
         "error": job.error.code if job.error else None,
         "verdict": (job.verdict or {}).get("outcome"),
         "finished": job.finished.isoformat() if job.finished else None,
-        "url": f"{public_url.rstrip('/')}{path}" if public_url else path,
+        "url": public_address(public_url, f"/v1/audits/{job.id}"),
     }
+
+
+def public_address(public_url: str | None, path: str) -> str:
+    """What clients call a path of the API; the path alone where the service does not know its own name."""
+    return f"{public_url.rstrip('/')}{path}" if public_url else path

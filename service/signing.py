@@ -9,7 +9,10 @@ import base64
 import binascii
 import hashlib
 import hmac
+from collections.abc import Callable
 from datetime import datetime
+
+from pydantic import SecretStr
 
 PREFIX = "whsec_"
 _FEWEST, _MOST = 24, 64
@@ -35,3 +38,10 @@ def signed_headers(key: bytes, message_id: str, at: datetime, body: bytes) -> di
         "webhook-timestamp": str(seconds),
         "webhook-signature": f"v1,{base64.b64encode(mac).decode()}",
     }
+
+
+def signer(secret: SecretStr | None, message_id: str, at: datetime) -> Callable[[bytes], dict[str, str]] | None:
+    """Signs the body of a message, as `signed_headers` does; None where no secret is set."""
+    if secret is None:
+        return None
+    return lambda body: signed_headers(signing_key(secret.get_secret_value()), message_id, at, body)

@@ -12,6 +12,7 @@ from safer_engine.gate.judge import Check, Decision
 SCHEMA_VERSION = 1
 _LONGEST_NAME = 160
 _LOST_SHOWN = 10
+_NAMED = 5
 _DIGITS = 12
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❔ inconclusive", "skipped": "– skipped", "waived": "🟡 waived"}
 
@@ -76,6 +77,17 @@ def rates(decision: Decision) -> str:
         f"({checks} check{'s' if checks > 1 else ''} with an interval); one that breaks a rule passes it in at most "
         f"{100 * policy.misses:g} %{but}."
     )
+
+
+def reason_of(decision: Decision) -> str:
+    """The verdict in a sentence: the checks that made it, a few of them by name."""
+    if decision.verdict == "pass":
+        passed = sum(check.outcome == "pass" for check in decision.checks)
+        return f"{passed} of {len(decision.checks)} checks passed, and none stands against it"
+    effect, said = ("fail", "broken") if decision.verdict == "fail" else ("inconclusive", "not shown")
+    names = [name_of(check.id) for check in decision.checks if check.effect == effect]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{said}: {', '.join(names[:_NAMED])}{more}" if names else "no check passed"
 
 
 def as_document(decision: Decision) -> dict[str, Any]:

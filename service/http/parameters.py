@@ -55,8 +55,13 @@ def _upload_id(upload_id: Annotated[str, Path(description="Id of the upload.", m
     return known_id(upload_id, "upload")
 
 
+def _gate_id(gate_id: Annotated[str, Path(description="Id of the gate.", max_length=100)]) -> str:
+    return known_id(gate_id, "gate")
+
+
 JobId = Annotated[str, Depends(_job_id)]
 UploadId = Annotated[str, Depends(_upload_id)]
+GateId = Annotated[str, Depends(_gate_id)]
 
 
 def labels_of(given: list[str]) -> dict[LabelName, LabelValue]:

@@ -19,6 +19,8 @@ from service.infra.stores import ServiceStore, Stores
 from service.jobs.access import AccessStore
 from service.jobs.attachments import AttachmentStore
 from service.jobs.database import open_database
+from service.jobs.deliveries import DeliveryStore
+from service.jobs.gates import GateStore
 from service.jobs.outlook import Outlook
 from service.jobs.queue import Sender
 from service.jobs.reviews import ReviewStore
@@ -52,6 +54,8 @@ class Services:
     settings: Settings
     engine: Engine
     jobs: JobStore
+    gates: GateStore
+    deliveries: DeliveryStore
     access: AccessStore
     reviews: ReviewStore
     uploads: UploadStore
@@ -98,6 +102,8 @@ def open_services(settings: Settings) -> Services:
         settings=settings,
         engine=engine,
         jobs=jobs,
+        gates=GateStore(engine, jobs),
+        deliveries=DeliveryStore(engine),
         access=AccessStore(engine, settings),
         reviews=ReviewStore(engine),
         uploads=UploadStore(engine, settings),

@@ -43,14 +43,20 @@ def new_training(services: Services, who: Principal, asked: SubmitTraining, key:
     return _job(services, who, JobKind.TRAIN_RM, asked, spec, key)
 
 
-def validated(model: type[BaseModel], document: dict[str, Any]) -> BaseModel:
-    """A document as the engine understands it. Raises RequestInvalid with the path of each wrong field."""
+def validated(
+    model: type[BaseModel], document: dict[str, Any], what: str = "spec", hint: str = "docs/spec.md describes every key"
+) -> BaseModel:
+    """A document as the engine understands it. Raises RequestInvalid with the path of each wrong field.
+
+    Args:
+        what: the field of the request that holds it.
+    """
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        found = tuple(FieldProblem(_path(item.path), item.message) for item in problems(error, model))
+        found = tuple(FieldProblem(_path(item.path, what), item.message) for item in problems(error, model))
         told = "; ".join(f"{item.path}: {item.message}" for item in found[:3])
-        raise RequestInvalid(f"the spec is invalid: {told}", "docs/spec.md describes every key", found) from None
+        raise RequestInvalid(f"the {what} is invalid: {told}", hint, found) from None
 
 
 def expanded(document: dict[str, Any]) -> dict[str, Any]:
@@ -71,8 +77,8 @@ def _source(text: str) -> dict[str, Any]:
     return hub_source(text) or {"kind": "local", "path": text}
 
 
-def _path(path: str) -> str:
-    return f"spec.{path}" if path else "spec"
+def _path(path: str, what: str) -> str:
+    return f"{what}.{path}" if path else what
 
 
 def _job(

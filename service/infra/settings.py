@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     secret_pepper: SecretStr | None = Field(None, description="Pepper of API keys; required by `serve`; `up` makes one.")
     body_limit_bytes: int = Field(2 * MiB, gt=0, description="Largest request body, upload parts aside.")
     requests_per_minute: int = Field(600, gt=0, description="Per API key.")
+    gate_file_bytes: int = Field(
+        32 * MiB, gt=0, description="Largest report.json, and largest evaluation.jsonl, that a gate of the service reads."
+    )
     upload_part_limit_bytes: int = Field(64 * MiB, gt=0, description="Largest part of an upload.")
     upload_limit_bytes: int = Field(200 * GiB, gt=0, description="Largest upload.")
     upload_days: float = Field(7.0, gt=0, description="Days until an unfinished upload is removed.")

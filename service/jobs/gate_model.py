@@ -84,12 +84,19 @@ class CreatedGate:
 
 @dataclass(frozen=True)
 class TakenGate:
-    """A gate to judge now. `attempts`: how often it was taken, this time included. `job`: the audit, which has ended."""
+    """A gate to judge now.
+
+    Attributes:
+        job: the audit, which has ended.
+        attempts: how often it was taken, this time included.
+        at: now, by the database's clock.
+    """
 
     gate: GateRecord
     policy: dict[str, Any]
     job: JobRecord
     attempts: int
+    at: datetime
 
 
 @dataclass(frozen=True)

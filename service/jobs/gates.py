@@ -57,7 +57,7 @@ class GateStore:
             limits = moves.lock_project(connection, project)
             if limits is None:
                 raise NotFound(f"there is no project {project!r}")
-            if (before := _same_request(connection, project, new)) is not None:
+            if (before := _same_request(connection, project, new.idempotency_key, new.body_digest)) is not None:
                 return CreatedGate(before, created=False)
             _check_pending(connection, limits)
             job_id = audit if isinstance(audit, str) else self._jobs.submit_in(connection, limits, audit, kept).job.id
@@ -65,6 +65,11 @@ class GateStore:
             row = _insert(connection, project, job, new)
             add_deliveries(connection, row["id"], new.deliveries)
             return CreatedGate(_gate(row), created=True)
+
+    def earlier(self, project: str, key: str | None, body_digest: str) -> GateRecord | None:
+        """The gate that the same request stored before, by its idempotency key. Raises Conflict: it was another request."""
+        with reading(self._engine) as connection:
+            return _same_request(connection, project, key, body_digest)
 
     def baseline(self, project: str, text: str, own: str | None = None) -> str:
         """The finished audit that a baseline names now: by id, by `label:NAME=VALUE`, or by `label:X` for `label:alias=X`.
@@ -142,18 +147,18 @@ class GateStore:
         taken = {"due": utc_after(self._judge_seconds), "attempts": gates.c.attempts + 1}
         for gate_id in found:
             with writing(self._engine) as connection:
-                mine = update(gates).where(gates.c.id == gate_id, due).values(**taken).returning(*gates.c)
+                mine = update(gates).where(gates.c.id == gate_id, due).values(**taken).returning(*gates.c, UtcNow().label("now"))
                 row = connection.execute(mine).mappings().one_or_none()
                 if row is None:
                     continue
                 job = connection.execute(select(jobs).where(jobs.c.id == row["job_id"])).mappings().one()
-                return TakenGate(_gate(row), row["policy"], job_of(job), row["attempts"])
+                return TakenGate(_gate(row), row["policy"], job_of(job), row["attempts"], row["now"])
         return None
 
-    def put_back(self, taken: TakenGate, seconds: float) -> None:
-        """It could not be judged now, for a reason that passes: again in so many seconds, and this time does not count."""
+    def put_back(self, taken: TakenGate, seconds: float, *, counts: bool = False) -> None:
+        """It could not be judged now: again in so many seconds. `counts`: whether this time is one of the attempts."""
         mine = (gates.c.id == taken.gate.id) & (gates.c.state == GateState.PENDING) & (gates.c.attempts == taken.attempts)
-        values = {"due": utc_after(seconds), "attempts": gates.c.attempts - 1}
+        values = {"due": utc_after(seconds), "attempts": taken.attempts - (0 if counts else 1)}
         with writing(self._engine) as connection:
             connection.execute(update(gates).where(mine & gates.c.due.is_not(None)).values(**values))
 
@@ -179,13 +184,13 @@ class GateStore:
             return True
 
 
-def _same_request(connection: Connection, project: str, new: NewGate) -> GateRecord | None:
+def _same_request(connection: Connection, project: str, key: str | None, body_digest: str) -> GateRecord | None:
     """What an earlier request under the same key stored. Raises Conflict where that was another request."""
-    if new.idempotency_key is None:
+    if key is None:
         return None
-    query = select(gates).where(gates.c.project == project, gates.c.idempotency_key == new.idempotency_key)
+    query = select(gates).where(gates.c.project == project, gates.c.idempotency_key == key)
     row = connection.execute(query).mappings().one_or_none()
-    if row is not None and row["body_digest"] != new.body_digest:
+    if row is not None and row["body_digest"] != body_digest:
         raise Conflict(f"the idempotency key was used for another request (gate {row['id']})", "use a new key for a new request")
     return _gate(row) if row is not None else None
 
