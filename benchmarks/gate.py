@@ -4,13 +4,12 @@ python -m benchmarks.gate --data preferences.train.jsonl.gz --data preferences.e
     --base MODEL --out DIR [--rows again-1,again-2]
 python -m benchmarks.gate --out DIR --table
 
-A row is one reward model: its damaged data, training, and audit, each skipped where its output is there. Killed at any moment, the
-same command goes on. The table is computed from the reports alone, by the gate itself.
+A row is one reward model: its damaged data, training, and audit, each skipped where its output is there. Killed at any moment,
+the same command goes on. The table is computed from the reports alone, by the gate itself.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass

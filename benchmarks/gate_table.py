@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safer_engine.gate.documents import Audit, load_audit
 from safer_engine.gate.facts import Missing, find_facts
-from safer_engine.gate.judge import Check, Decision, judge
+from safer_engine.gate.judge import Check, Decision, Verdict, judge
 from safer_engine.gate.outputs import number
 from safer_engine.gate.policy import Policy, load_policy
 
@@ -93,7 +93,7 @@ def _same_recipe(rows: list[Judged], baseline: Audit, policy: Policy) -> list[st
     said = ", ".join(f"{_short(name)} {count}" for name, count in failed.most_common()) or "none"
     return [
         f"- A/A against the baseline: {_counts(verdicts)} of {len(same)}; stated rate of false alarms {policy.false_alarms:g}.",
-        f"- A/A, all {len(pairs)} ordered pairs of the {len(audits)} reward models (they share models, so they are not independent): "
+        f"- A/A, all {len(pairs)} ordered pairs of the {len(audits)} reward models, which are not independent: "
         f"{_counts(all_verdicts)}; checks that failed: {said}.",
         *_spread(audits, policy),
     ]
@@ -123,5 +123,6 @@ def _by_chance(rows: list[Judged], policy: Policy) -> list[str]:
     return [f"- Damaged: {caught} of {len(damaged)} failed; policy `{policy.name}`, digest {policy.digest[:12]}."]
 
 
-def _counts(verdicts: Counter[str]) -> str:
-    return ", ".join(f"{verdicts[name]} {name}" for name in ("pass", "inconclusive", "fail"))
+def _counts(verdicts: Counter[Verdict]) -> str:
+    names: tuple[Verdict, ...] = ("pass", "inconclusive", "fail")
+    return ", ".join(f"{verdicts[name]} {name}" for name in names)
