@@ -9,6 +9,7 @@ from types import TracebackType
 
 from service.errors import LeaseLost, ServiceError, Unavailable
 from service.infra.settings import Settings
+from service.infra.stores import OnTransfer
 from service.jobs.model import Lease
 from service.jobs.store import JobStore
 from workers.supervisor import Reason
@@ -65,10 +66,12 @@ class Course:
     """Writes down what a child tells: progress once a second, notes as events (see `supervisor.Ears`).
 
     Args:
+        on_transfer: told of files that moved between the child and the artifact store.
         quiet: leave progress out: it is of a part that has no unit of its own.
     """
 
-    def __init__(self, jobs: JobStore, lease: Lease, *, quiet: bool = False) -> None:
+    def __init__(self, jobs: JobStore, lease: Lease, on_transfer: OnTransfer, *, quiet: bool = False) -> None:
+        self.transferred = on_transfer
         self._jobs = jobs
         self._lease = lease
         self._quiet = quiet

@@ -75,6 +75,10 @@ class PipeObserver:
         """See `Observer.note`."""
         self._line.send("note", message=message[:_LONGEST_TEXT])
 
+    def transferred(self, op: str, size: int, seconds: float) -> None:
+        """A file moved between this process and the artifact store (see `service.infra.stores.OnTransfer`)."""
+        self._line.send("transfer", op=op, size=size, seconds=seconds)
+
     def cancelled(self) -> bool:
         """See `Observer.cancelled`."""
         return self._stopping.is_set()

@@ -31,17 +31,15 @@ from service.infra.metrics import WorkerMetrics
 from service.infra.settings import Settings
 from service.infra.stores import ServiceStore, Stores
 from service.jobs.job_log import JobLogs
-from service.jobs.model import FINAL_JOB_STATES, JobError, JobKind, Lease, UnitKind
+from service.jobs.model import FINAL_JOB_STATES, JobError, Lease, UnitKind
 from service.jobs.queue import Sender
 from service.jobs.requests import Finished
-from service.jobs.stage_plan import stages_of
 from service.jobs.store import JobStore
 from workers.inputs import names_of
 from workers.lease import Course, LeaseKeeper
 from workers.order import Order, lost_artifact, make_order, parts_of
 from workers.supervisor import Ended, Nursery, Reason
 
-_ON_GPU = frozenset(stage.name for kind in JobKind for stage in stages_of(kind) if stage.queue == "gpu")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _UNRELIABLE = "the artifact store loses or damages files: tell the operator, and retry the job when that is mended"
 _LOG = logging.getLogger(__name__)
@@ -70,9 +68,9 @@ class Bench:
     metrics: WorkerMetrics
 
 
-def open_bench(settings: Settings, engine: Engine, registry: CollectorRegistry) -> Bench:
+def open_bench(settings: Settings, engine: Engine, registry: CollectorRegistry, listens_to: Sequence[str] = ()) -> Bench:
     """Everything a worker works with; connects to nothing yet."""
-    metrics = WorkerMetrics(registry)
+    metrics = WorkerMetrics(registry, listens_to)
     stores = Stores(settings, engine, metrics.artifacts.observe)
     return Bench(settings, engine, JobStore(engine, settings), stores, Sender(settings), metrics)
 
@@ -112,6 +110,7 @@ class Runner:
             return Taken.NOTHING
         if lease is None:
             return Taken.NOTHING
+        self._bench.metrics.free(False)
         with log_context(audit_id=lease.job_id, stage=lease.stage), LeaseKeeper(self._jobs, lease, self._settings) as keeper:
             try:
                 taken = self._attempted(lease, keeper)
@@ -121,61 +120,56 @@ class Runner:
                 _LOG.warning("unit %d was given to another worker", unit_id)
                 return Taken.RETURNED
             finally:
+                self._bench.metrics.free(True)
                 self._bench.sender.wake()
                 self._write_log(lease)
 
     def _attempted(self, lease: Lease, keeper: LeaseKeeper) -> Taken:
         """Work on a leased unit and say how it ended. Raises LeaseLost."""
-        began = time.monotonic()
         try:
-            taken = self._work(lease, keeper)
+            return self._work(lease, keeper)
         except LeaseLost:
             raise
         except Unavailable as error:  # of the database or the artifact store
             _LOG.warning("given back: %s", error.message)
             self._settle(lambda: self._jobs.give_back(lease, self._settings.retry_seconds))
-            taken = Taken.RETURNED
+            return Taken.RETURNED
         except SaferError as error:
-            taken = self._failed(lease, JobError(error.code, error.message, error.hint, error.retryable), lost_artifact(error))
+            return self._failed(lease, JobError(error.code, error.message, error.hint, error.retryable), lost_artifact(error))
         except Exception as error:
             _LOG.exception("an unexpected error")
-            taken = self._fail(lease, _unexpected(error))
-        if taken is not Taken.PARKED and taken is not Taken.DONE:
-            outcome = "failed" if taken is Taken.FAILED else "stopped"
-            self._bench.metrics.finished(lease.stage, outcome, time.monotonic() - began, on_gpu=lease.stage in _ON_GPU)
-        return taken
+            return self._fail(lease, _unexpected(error))
 
     def _work(self, lease: Lease, keeper: LeaseKeeper) -> Taken:
         store = self._bench.stores.project(lease.project)
         order = make_order(lease, self._jobs.job(lease.job_id), self._jobs.stages(lease.job_id), store)
         if order.key is not None:
             if (known := _known(store, order)) is not None:
-                return self._finish(lease, known, 0.0)
+                return self._finish(lease, known)
             if lease.kind is not UnitKind.PART and not self._jobs.claim_key(lease, order.key):
                 return Taken.PARKED
             if (known := _known(store, order)) is not None:  # committed while we asked
-                return self._finish(lease, known, 0.0)
+                return self._finish(lease, known)
         parts: tuple[str, ...] = ()
         if lease.kind is UnitKind.WHOLE and self._settings.share_stages:
             parts = parts_of(order, store)
         shared = len(parts) > 1
-        began = time.monotonic()
-        course = Course(self._jobs, lease, quiet=shared)
+        course = Course(self._jobs, lease, self._bench.metrics.artifacts.observe, quiet=shared)
         ended = self._nursery.run(replace(order, part=parts[0]) if shared else order, course, lambda: self._reason(keeper))
         course.close()
         if ended.how == "finished" and shared and ended.reason is not Reason.LOST:
             self._settle(lambda: self._jobs.split(lease, parts[1:]))
             return Taken.DONE
-        return self._ended(lease, order, ended, time.monotonic() - began)
+        return self._ended(lease, order, ended)
 
     def _reason(self, keeper: LeaseKeeper) -> Reason | None:
         return keeper.reason or (Reason.SHUTDOWN if self.stopping else None)
 
-    def _ended(self, lease: Lease, order: Order, ended: Ended, seconds: float) -> Taken:
+    def _ended(self, lease: Lease, order: Order, ended: Ended) -> Taken:
         if ended.reason is Reason.LOST:
             raise LeaseLost(f"the lease of unit {lease.unit_id} is no longer held")
         if ended.how == "finished":
-            return self._finish(lease, _finished(order, ended.facts), seconds, ended)
+            return self._finish(lease, _finished(order, ended.facts))
         if ended.reason is Reason.BUDGET:
             return self._fail(lease, JobError("budget_exhausted", "the job's GPU time is used up", "ask for a larger budget"))
         if ended.reason is not None:  # asked to stop, and did, or had to be made to
@@ -186,11 +180,8 @@ class Runner:
             raise Unavailable(error.message, error.hint)
         return self._failed(lease, error, ended.facts.get("lost"))
 
-    def _finish(self, lease: Lease, finished: Finished, seconds: float, ended: Ended | None = None) -> Taken:
+    def _finish(self, lease: Lease, finished: Finished) -> Taken:
         self._settle(lambda: self._jobs.finish(lease, finished))
-        self._bench.metrics.finished(lease.stage, finished.outcome, seconds, on_gpu=lease.stage in _ON_GPU)
-        if ended is not None and finished.outcome == "computed":
-            self._bench.metrics.artifact(lease.stage, ended.facts.get("meta") or {}, (finished.cost or {}).get("peak_gpu_bytes"))
         return Taken.DONE
 
     def _failed(self, lease: Lease, error: JobError, lost: Sequence[str] | None) -> Taken:
@@ -202,7 +193,6 @@ class Runner:
             if key:
                 self._bench.stores.project(lease.project).set_aside(stage, key)
         error = replace(error, message=self._names(error.message), hint=_UNRELIABLE)
-        self._bench.metrics.failed(lease.stage, error.code)
         if self._settle(lambda: self._jobs.compute_anew(lease, stage, error)):
             _LOG.warning("%s; it is computed anew", error.message)
             return Taken.RETURNED
@@ -212,7 +202,6 @@ class Runner:
     def _fail(self, lease: Lease, error: JobError) -> Taken:
         error = replace(error, message=self._names(error.message), hint=self._names(error.hint))
         _LOG.warning("failed with %s: %s", error.code, error.message)
-        self._bench.metrics.failed(lease.stage, error.code)
         self._settle(lambda: self._jobs.fail(lease, error))
         return Taken.FAILED
 
@@ -256,7 +245,7 @@ def _known(store: ServiceStore, order: Order) -> Finished | None:
 
 def _finished(order: Order, facts: dict[str, object]) -> Finished:
     """What a child said at its end. Raises ArtifactError when it speaks of another key."""
-    known = ("outcome", "key", "content_digest", "cost", "bytes", "inputs", "plan")
+    known = ("outcome", "key", "content_digest", "cost", "bytes", "inputs", "plan", "figures", "rows")
     told = {name: facts[name] for name in known if name in facts}
     if order.key is not None and not order.part and told.get("key") != order.key:
         raise ArtifactError("a child committed another cache key than it was asked for", "restart the worker")

@@ -25,10 +25,11 @@ from safer_engine.store import LocalArtifactStore, ManifestDraft, StoredArtifact
 from safer_engine.train_spec import TrainSpec
 from safer_engine.training import MODEL, train_model
 from service.infra.settings import Settings
-from service.infra.stores import ServiceStore, Stores
+from service.infra.stores import OnTransfer, ServiceStore, Stores
 from service.jobs.model import JobKind
 from service.jobs.stage_plan import PREPARE, TRAINING
 from service.source_policy import check_audit, check_training
+from workers.figures import figures_of, rows_of
 from workers.hub_cache import hub_in_use, shrink_hub_cache
 from workers.inputs import InputFinder, Names
 from workers.observer import PipeObserver
@@ -48,12 +49,12 @@ def perform(order: Order, settings: Settings, observer: PipeObserver, names: Nam
     """Compute a unit and commit what it makes.
 
     Returns:
-        outcome, and where an artifact was committed key, content_digest, bytes, cost and meta; `prepare`: inputs, plan.
+        outcome, and where an artifact was committed key, content_digest, bytes, cost, figures and rows; `prepare`: inputs, plan.
 
     Raises:
         SaferError: see the engine; what was finished is kept in the work area.
     """
-    stores = _open_stores(settings)
+    stores = _open_stores(settings, observer.transferred)
     with ExitStack() as stack:
         stack.enter_context(hub_in_use(settings.folder / "cache"))
         finder = InputFinder(settings, stores, order.project, names, stack)
@@ -70,12 +71,12 @@ def tidy(settings: Settings) -> None:
     shrink_hub_cache(settings.folder / "cache", Path(HF_HUB_CACHE), settings.cache_bytes)
 
 
-def _open_stores(settings: Settings) -> Stores:
+def _open_stores(settings: Settings, on_transfer: OnTransfer) -> Stores:
     if not settings.on_s3:
-        return Stores(settings)
+        return Stores(settings, on_transfer=on_transfer)
     from service.jobs.database import open_database
 
-    return Stores(settings, open_database(settings))
+    return Stores(settings, open_database(settings), on_transfer)
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ class _Bench:
             "content_digest": manifest.content_digest,
             "bytes": sum(entry.size for entry in manifest.files.values()),
             "cost": manifest.cost.model_dump(mode="json"),
-            "meta": manifest.meta,
+            "figures": figures_of(self.order.stage, manifest.meta),
+            "rows": rows_of(stored),
         }
 
 

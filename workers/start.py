@@ -34,7 +34,7 @@ def run(queues: str | None, *, once: bool) -> int:
     engine = open_database(settings)
     check_version(engine)
     registry = CollectorRegistry()
-    bench = open_bench(settings, engine, registry)
+    bench = open_bench(settings, engine, registry, () if once else settings.queues)
     nursery = Nursery(settings)
     runner = Runner(bench, nursery)
     if once:

@@ -49,6 +49,9 @@ class Ears(Protocol):
     def log(self, level: int, logger: str, message: str) -> None:
         """A log record."""
 
+    def transferred(self, op: str, size: int, seconds: float) -> None:
+        """A file was read from the artifact store (`get`) or written to it (`put`)."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -160,6 +163,8 @@ class _Watch:
             self._ears.note(str(message["message"]))
         elif kind == "log":
             self._ears.log(int(message["level"]), str(message["logger"]), str(message["message"]))
+        elif kind == "transfer":
+            self._ears.transferred(str(message["op"]), int(message["size"]), float(message["seconds"]))
         elif kind in ("finished", "failed", "interrupted"):
             self._last = {"type": kind, **message}
             self._deadline = min(self._deadline, time.monotonic() + _LAST_WORDS_SECONDS)

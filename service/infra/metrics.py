@@ -1,24 +1,22 @@
 """The metrics. Their names are a contract; label values are bounded: no ids, no names of projects, models or people.
 
-Two processes expose them. A worker counts what it does itself (`WorkerMetrics`, in a registry of its own). The API's
-`/metrics` adds what SQL knows (`ServiceMetrics`), which therefore survives restarts: jobs by state, queues, leases.
+What SQL knows (jobs, queues, leases, what stage runs came to) the API's `/metrics` tells (`ServiceCollector`): it survives
+restarts, and holds for workers that nobody could ask, such as job pods. Every API process tells the same: take the largest,
+not the sum. Beside it each process tells what it does itself: requests, transfers, queues it listens to; there take the sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.infra.stage_figures import Tally, families
 from service.jobs.requests import QueueFacts
 
-_SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
-_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-_RECOVERED = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 OTHER = "other"
 
@@ -31,14 +29,16 @@ class ServiceFacts:
         entered: state → how often a job came into it; never falls.
         running: jobs that run now.
         queues: how each queue stands.
-        lease_expired, messages_resent: counted since the database was made.
+        lease_expired, messages_resent (by queue): counted since the database was made.
+        tallies: what stage runs came to.
     """
 
     entered: Mapping[str, int] = field(default_factory=dict)
     running: int = 0
     queues: Sequence[QueueFacts] = ()
     lease_expired: int = 0
-    messages_resent: int = 0
+    messages_resent: Mapping[str, int] = field(default_factory=dict)
+    tallies: Sequence[Tally] = ()
 
 
 class ServiceCollector(Collector):
@@ -65,7 +65,11 @@ class ServiceCollector(Collector):
         yield depth
         yield oldest
         yield CounterMetricFamily("safer_lease_expired", "Leases that ran out.", value=facts.lease_expired)
-        yield CounterMetricFamily("safer_messages_resent", "Messages sent again.", value=facts.messages_resent)
+        resent = CounterMetricFamily("safer_messages_resent", "Messages sent again.", labels=["queue"])
+        for queue, number in facts.messages_resent.items():
+            resent.add_metric([queue], number)
+        yield resent
+        yield from families(facts.tallies)
 
 
 class ArtifactMetrics:
@@ -99,45 +103,19 @@ class HttpMetrics:
 
 
 class WorkerMetrics:
-    """What one worker did. Children report to their parent, which alone owns this."""
+    """What only a worker that stays knows: what moves between it and the artifact store, and whether it is free.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Its children tell it what they moved. What its runs came to is counted in SQL (`service.infra.stage_figures`).
+    """
+
+    def __init__(self, registry: CollectorRegistry, queues: Sequence[str] = ()) -> None:
         self.artifacts = ArtifactMetrics(registry)
-        self._seconds = Histogram(
-            "safer_stage_seconds", "Seconds of a stage run.", ["stage", "outcome"], buckets=_SECONDS, registry=registry
-        )
-        self._errors = Counter("safer_stage_errors", "Stage runs that failed.", ["stage", "code"], registry=registry)
-        self._tokens = Counter("safer_tokens", "Tokens that a stage read.", ["stage"], registry=registry)
-        self._gpu_bytes = Gauge("safer_gpu_memory_peak_bytes", "Peak of the last run.", ["stage"], registry=registry)
-        self._gpu_seconds = Counter("safer_gpu_seconds", "Seconds on the GPU queue.", ["stage"], registry=registry)
-        self._fvu = Histogram("safer_sae_fvu", "FVU of trained SAEs.", buckets=_SHARES, registry=registry)
-        self._dead = Histogram("safer_sae_dead_share", "Share of dead latents.", buckets=_SHARES, registry=registry)
-        self._recovered = Histogram(
-            "safer_reward_recovered", "Margin variance recovered by the SAE.", buckets=_RECOVERED, registry=registry
-        )
+        about = "1 while this worker waits for a message of the queue, 0 while it is at work."
+        gauge = Gauge("safer_worker_free", about, ["queue"], registry=registry)
+        self._free = [gauge.labels(queue) for queue in queues]
+        self.free(True)
 
-    def finished(self, stage: str, outcome: str, seconds: float, *, on_gpu: bool) -> None:
-        """A stage run ended with `computed`, `cached`, `absent`, `failed` or `stopped`."""
-        self._seconds.labels(stage, outcome).observe(seconds)
-        if on_gpu:
-            self._gpu_seconds.labels(stage).inc(seconds)
-
-    def failed(self, stage: str, code: str) -> None:
-        """A stage run failed with an error's code."""
-        self._errors.labels(stage, code).inc()
-
-    def artifact(self, stage: str, meta: Mapping[str, Any], gpu_peak_bytes: int | None) -> None:
-        """A stage committed an artifact with these facts."""
-        if gpu_peak_bytes is not None:
-            self._gpu_bytes.labels(stage).set(gpu_peak_bytes)
-        tokens = meta.get("tokens")
-        if isinstance(tokens, int):
-            self._tokens.labels(stage).inc(tokens)
-        if stage == "sae":
-            for name, metric in (("fvu", self._fvu), ("dead_share", self._dead)):
-                if isinstance(meta.get(name), float):
-                    metric.observe(meta[name])
-            recovered = meta.get("recovered") or {}
-            share = (recovered.get("covered") or {}).get("margin_variance") if isinstance(recovered, Mapping) else None
-            if isinstance(share, float):
-                self._recovered.observe(share)
+    def free(self, free: bool) -> None:
+        """Whether it waits for messages now, or is at work."""
+        for each in self._free:
+            each.set(free)

@@ -12,13 +12,15 @@ from service.jobs.clock import UtcNow, utc_after
 from service.jobs.database import reading, writing
 from service.jobs.facts import count
 from service.jobs.fair_order import Candidate, Shares, fair_order
-from service.jobs.model import JobError, JobState, StageState, UnitState
+from service.jobs.model import QUEUES, JobError, JobState, StageState, UnitState
 from service.jobs.requests import Message, Reconciled
 from service.jobs.tables import jobs, key_locks, leaders, projects, stages, units
+from service.jobs.tallies import LOST, run_ended, tally
 from service.jobs.unit_store import fail_unit, let_go
 
 _ROUND = 500
 _LONGEST_RESEND = 4
+_DIED = "worker_died"
 
 
 class Dispatch:
@@ -89,7 +91,8 @@ class Dispatch:
         for unit_id, job_id in found:
             with writing(self._engine) as connection:
                 job = moves.lock_job(connection, job_id)
-                unit = connection.execute(select(units).where(late, units.c.id == unit_id)).mappings().one_or_none()
+                query = select(units, UtcNow().label("now")).where(late, units.c.id == unit_id)
+                unit = connection.execute(query).mappings().one_or_none()
                 if job is None or unit is None:
                     continue
                 poison = _take_away(connection, moves.Held(job, unit), self._settings.max_failures)
@@ -110,7 +113,8 @@ class Dispatch:
             again = update(units).where(units.c.id.in_(lost), units.c.state == UnitState.SENT).values(values)
             found = connection.execute(again.returning(units.c.id, units.c.queue))
             messages = tuple(Message(unit_id, queue) for unit_id, queue in found)
-            count(connection, "messages_resent", len(messages))
+            for queue in QUEUES:
+                count(connection, f"messages_resent_{queue}", sum(message.queue == queue for message in messages))
             return messages
 
     def _unpark_orphans(self) -> tuple[int, ...]:
@@ -191,10 +195,12 @@ def _take_away(connection: Connection, held: moves.Held, max_failures: int) -> b
     stage = connection.execute(select(stages.c.name).where(stages.c.id == held.unit["stage_id"])).scalar_one()
     told = {"state": "expired", "unit": held.unit["name"], "owner": held.unit["owner"], "lost": lost}
     moves.add_event(connection, held.job["id"], "stage", stage, told)
-    count(connection, "lease_expired", 1)
-    if lost >= max_failures and not held.job["cancel_requested"]:
+    poison = lost >= max_failures and not held.job["cancel_requested"]
+    if poison:
         hint = "the worker's log says why (often too little memory); retry when that is mended"
-        fail_unit(connection, held, JobError("worker_died", f"stage {stage} lost its worker {lost} times", hint))
-        return True
-    let_go(connection, held, UtcNow(), failed=True)
-    return False
+        fail_unit(connection, held, JobError(_DIED, f"stage {stage} lost its worker {lost} times", hint))
+    else:
+        let_go(connection, held, UtcNow(), failed=True)
+    count(connection, "lease_expired", 1)
+    tally(connection, run_ended(held, stage, LOST, _DIED if poison else None))
+    return poison

@@ -15,6 +15,7 @@ from service.jobs.database import reading
 from service.jobs.model import FINAL_JOB_STATES, QUEUES, JobState, UnitState
 from service.jobs.requests import QueueFacts
 from service.jobs.tables import counters, jobs, units
+from service.jobs.tallies import tallied
 
 
 class Facts:
@@ -44,13 +45,15 @@ class Facts:
             queues = self.queue_facts()
             with reading(self._engine) as connection:
                 rows = connection.execute(_TALLY).all()
+                runs = tallied(connection)
         except Unavailable:
             return None
         now = {JobState(row.name): row for row in rows if row.is_state}
         counted = {row.name: row.number for row in rows if not row.is_state}
         running = now[JobState.RUNNING].number if JobState.RUNNING in now else 0
         entered = _entered({state: row.number for state, row in now.items()}, sum(row.started for row in now.values()), counted)
-        return ServiceFacts(entered, running, queues, counted.get("lease_expired", 0), counted.get("messages_resent", 0))
+        resent = {queue: counted.get(f"messages_resent_{queue}", 0) for queue in QUEUES}
+        return ServiceFacts(entered, running, queues, counted.get("lease_expired", 0), resent, runs)
 
 
 # One statement, so that one moment: a counter that is read a little lower than before would look like a restart.

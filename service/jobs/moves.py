@@ -38,7 +38,7 @@ _UNDONE = {"key": None, "outcome": None, "cost": None}
 
 @dataclass(frozen=True)
 class Held:
-    """A lease that was found good: the rows it stands for, locked."""
+    """A lease that was found good: the rows it stands for, locked. The unit's has the time of that as `now`."""
 
     job: RowMapping
     unit: RowMapping
@@ -64,7 +64,7 @@ def lock_job(connection: Connection, job_id: str) -> RowMapping | None:
 def lock_lease(connection: Connection, lease: Lease) -> Held:
     """The rows of a lease. Raises LeaseLost when the unit is another's, or nobody's."""
     job = lock_job(connection, lease.job_id)
-    query = select(units).where(units.c.id == lease.unit_id, *_held_by(lease))
+    query = select(units, UtcNow().label("now")).where(units.c.id == lease.unit_id, *_held_by(lease))
     unit = connection.execute(query).mappings().one_or_none()
     if job is None or unit is None:
         raise LeaseLost(f"the lease {lease.token} of unit {lease.unit_id} is no longer held", "write nothing more under it")

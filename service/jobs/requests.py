@@ -83,6 +83,8 @@ class Finished:
         cost: `safer_engine.cost.Cost`, dumped.
         bytes: size of the artifact's payload.
         inputs: role → content digest, from the stage that resolves them; plan: what it expects of the others.
+        figures: name of a figure of `service.infra.stage_figures` → its value for the artifact that was computed.
+        rows: what became of a dataset's rows: `kept`, or a reason why they were dropped → how many.
     """
 
     outcome: Literal["computed", "cached", "absent"] = "computed"
@@ -92,6 +94,8 @@ class Finished:
     bytes: int = 0
     inputs: Mapping[str, str] = field(default_factory=dict)
     plan: Mapping[str, Any] | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

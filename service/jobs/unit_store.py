@@ -6,7 +6,6 @@ Every write of a worker names its lease. When the unit has been given to another
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from sqlalchemy import Connection, Engine, RowMapping, case, func, select, update
 
@@ -20,9 +19,9 @@ from service.jobs.model import JobError, JobState, Lease, StageState, UnitKind, 
 from service.jobs.records import error_row
 from service.jobs.requests import Beat, Finished
 from service.jobs.tables import artifact_refs, jobs, key_locks, stages, units
+from service.jobs.tallies import GPU, artifact_made, gpu_held, gpu_time, run_ended, tally
 
 MAX_RETRY_SECONDS = 3600.0
-GPU = "gpu"
 
 
 class UnitLeases:
@@ -80,6 +79,7 @@ class UnitLeases:
             moves.move_units(connection, units.c.id == lease.unit_id, (UnitState.LEASED,), UnitState.PARKED, **values)
             moves.add_event(connection, lease.job_id, "stage", lease.stage, {"state": UnitState.PARKED})
             moves.cancel_if_asked(connection, held.job)
+            tally(connection, gpu_held(held, lease.stage))
             return False
 
     def heartbeat(self, lease: Lease) -> Beat:
@@ -93,6 +93,7 @@ class UnitLeases:
             values = {"lease_expires": utc_after(self._settings.lease_seconds), "beat_at": UtcNow()}
             connection.execute(update(units).where(units.c.id == lease.unit_id).values(values))
             over = held.unit["queue"] == GPU and _over_budget(held.job, spent)
+            tally(connection, gpu_held(held, lease.stage))
             return Beat(held=True, cancel=held.job["cancel_requested"], over_budget=over)
 
     def progress(self, lease: Lease, done: float, total: float, unit: str) -> None:
@@ -124,6 +125,7 @@ class UnitLeases:
             moves.add_event(connection, lease.job_id, "stage", lease.stage, {"state": "split", "parts": len(parts)})
             _sum_parts(connection, lease.stage_id)
             moves.cancel_if_asked(connection, held.job)
+            tally(connection, run_ended(held, lease.stage, "computed"))
 
     def finish(self, lease: Lease, finished: Finished) -> None:
         """End a unit that is done; with its stage's last unit the stage ends, and with the last stage the job.
@@ -138,6 +140,7 @@ class UnitLeases:
                 _part_done(connection, lease, held.job)
             else:
                 _stage_done(connection, lease, held.job, finished)
+            tally(connection, [*run_ended(held, lease.stage, finished.outcome), *artifact_made(lease.stage, finished)])
 
     def give_back(self, lease: Lease, delay: float = 0.0) -> None:
         """Hand back a unit that is not done, to be handed out again after so many seconds. Raises LeaseLost."""
@@ -145,23 +148,28 @@ class UnitLeases:
             held = moves.lock_lease(connection, lease)
             self._bill(connection, held)
             let_go(connection, held, utc_after(delay), failed=False)
+            tally(connection, run_ended(held, lease.stage, "stopped"))
 
     def fail(self, lease: Lease, error: JobError) -> None:
         """Say that a unit failed: tried again after a pause where that may help, else its job fails. Raises LeaseLost."""
         with writing(self._engine) as connection:
             held = moves.lock_lease(connection, lease)
             self._bill(connection, held)
-            if held.job["cancel_requested"]:
-                let_go(connection, held, UtcNow(), failed=True)
-                return
-            failures = held.unit["failures"] + 1
-            if not error.retryable or failures >= self._settings.max_failures:
-                fail_unit(connection, held, error)
-                return
-            pause = min(self._settings.retry_seconds * 2.0 ** (failures - 1), MAX_RETRY_SECONDS)
-            let_go(connection, held, utc_after(pause), failed=True, error=error)
-            told = {"state": "retrying", "error": error_row(error), "in_seconds": pause, "unit": lease.name}
-            moves.add_event(connection, lease.job_id, "stage", lease.stage, told)
+            self._put_back_or_fail(connection, held, lease, error)
+            tally(connection, run_ended(held, lease.stage, "failed", error.code))
+
+    def _put_back_or_fail(self, connection: Connection, held: moves.Held, lease: Lease, error: JobError) -> None:
+        if held.job["cancel_requested"]:
+            let_go(connection, held, UtcNow(), failed=True)
+            return
+        failures = held.unit["failures"] + 1
+        if not error.retryable or failures >= self._settings.max_failures:
+            fail_unit(connection, held, error)
+            return
+        pause = min(self._settings.retry_seconds * 2.0 ** (failures - 1), MAX_RETRY_SECONDS)
+        let_go(connection, held, utc_after(pause), failed=True, error=error)
+        told = {"state": "retrying", "error": error_row(error), "in_seconds": pause, "unit": lease.name}
+        moves.add_event(connection, lease.job_id, "stage", lease.stage, told)
 
     def compute_anew(self, lease: Lease, lost: str, error: JobError) -> bool:
         """Go back to the earlier stage, by name, whose artifact the unit misses; when it is done again, this one's turn comes.
@@ -172,23 +180,21 @@ class UnitLeases:
         with writing(self._engine) as connection:
             held = moves.lock_lease(connection, lease)
             self._bill(connection, held)
-            if held.job["cancel_requested"]:
+            cancelled = bool(held.job["cancel_requested"])
+            if cancelled:
                 let_go(connection, held, UtcNow(), failed=False)
-                return True
-            back = moves.go_back(connection, held.job, _stage(connection, lease), lost, self._settings.max_failures)
+            most = self._settings.max_failures
+            back = cancelled or moves.go_back(connection, held.job, _stage(connection, lease), lost, most)
             if not back:
                 fail_unit(connection, held, error)
+            tally(connection, run_ended(held, lease.stage, "failed", error.code))
             return back
 
     def _bill(self, connection: Connection, held: moves.Held) -> float:
         """Add the GPU time since the last renewal to the job; returns its GPU seconds so far."""
-        spent = float(held.job["gpu_seconds"])
-        if held.unit["queue"] != GPU:
-            return spent
-        now: datetime = connection.execute(select(UtcNow())).scalar_one()
-        since: datetime = held.unit["beat_at"]
-        spent += max((now - since).total_seconds(), 0.0)
-        connection.execute(update(jobs).where(jobs.c.id == held.job["id"]).values(gpu_seconds=spent))
+        spent = float(held.job["gpu_seconds"]) + gpu_time(held)
+        if held.unit["queue"] == GPU:
+            connection.execute(update(jobs).where(jobs.c.id == held.job["id"]).values(gpu_seconds=spent))
         return spent
 
 

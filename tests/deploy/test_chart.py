@@ -98,7 +98,6 @@ def operator_faults(found: list[Object]) -> list[str]:
     [
         *((name,) for name in SETS),
         ("production", "worker.keda.trigger=prometheus", "worker.keda.prometheusAddress=http://prometheus:9090"),
-        ("production", "monitoring.podMonitor.jobs=true"),
     ],
     ids="+".join,
 )
@@ -220,7 +219,7 @@ def test_every_queue_has_workers(values: tuple[str, ...]) -> None:
 
 
 def test_selectors_and_references_meet() -> None:
-    for values in (*((name,) for name in SETS), ("production", "worker.mode=deployment", "monitoring.podMonitor.jobs=true")):
+    for values in (*((name,) for name in SETS), ("production", "worker.mode=deployment")):
         found = objects_of(*values)
         labels = [pod.metadata["labels"] for pod in pods(found)]
         for each in found:
@@ -287,8 +286,7 @@ def test_alerts_and_dashboard_of_the_chart_are_those_of_deploy() -> None:
     (rule,) = of_kind(objects_of("air-gapped"), "PrometheusRule")
     assert rule["spec"]["groups"] == alerts
     (fewer,) = of_kind(objects_of("production", "monitoring.prometheusRule.disabled={SaferSaePoor}"), "PrometheusRule")
-    left_out = {"SaferSaePoor", "SaferMessagesLost"}
-    assert fewer["spec"]["groups"][0]["rules"] == [each for each in alerts[0]["rules"] if each["alert"] not in left_out]
+    assert fewer["spec"]["groups"][0]["rules"] == [each for each in alerts[0]["rules"] if each["alert"] != "SaferSaePoor"]
     (board,) = of_kind(objects_of("production"), "ConfigMap")
     shown = json.loads(board["data"]["safer-audit.json"])
     assert shown == json.loads((ROOT / "deploy" / "grafana" / "safer-audit.json").read_text(encoding="utf-8"))
