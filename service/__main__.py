@@ -28,6 +28,8 @@ from service.jobs.database import check_version
 from service.jobs.deliveries import CALLBACK
 from service.jobs.dispatcher import Dispatcher
 from service.jobs.job_log import JobLogs
+from service.mlflow.audits import RegistryAudits
+from service.mlflow.tags import TagWriter
 
 _STOP_SECONDS = 10
 
@@ -66,7 +68,7 @@ def serve(settings: Settings) -> None:
     callbacks = Callbacks(CallbackStore(services.engine), services.outbound, settings)
     judge = GateJudge(services.gates, services.jobs, services.stores, settings)
     told = GateCallbacks(services.gates, services.outbound, settings)
-    loops = (dispatcher, callbacks, judge, Deliveries(services.deliveries, CALLBACK, told))
+    loops = (dispatcher, callbacks, judge, Deliveries(services.deliveries, CALLBACK, told), *_registry(services))
     threads = [threading.Thread(target=each.run, args=(services.stopping,), name=type(each).__name__) for each in loops]
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on when it has stopped: by then it is old news
         signal.signal(number, lambda *_: services.stopping.set())
@@ -81,6 +83,12 @@ def serve(settings: Settings) -> None:
             thread.join(_STOP_SECONDS)
         housekeeping.join(_STOP_SECONDS)
         services.close()
+
+
+def _registry(services: Services) -> tuple[RegistryAudits | TagWriter, ...]:
+    """What acts on the webhooks of a model registry, where one is set."""
+    hook = services.mlflow
+    return (RegistryAudits(services, hook), TagWriter(hook.versions, hook.registry)) if hook is not None else ()
 
 
 def main() -> int:

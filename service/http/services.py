@@ -26,6 +26,7 @@ from service.jobs.queue import Sender
 from service.jobs.reviews import ReviewStore
 from service.jobs.store import JobStore
 from service.jobs.uploads import UploadStore
+from service.mlflow.hook import MlflowHook, open_hook
 from service.outbound import Outbound
 
 STRANGERS_PER_MINUTE = 60.0
@@ -47,6 +48,7 @@ class Services:
     """Everything behind the API.
 
     Attributes:
+        mlflow: None where no MLflow server is set.
         rate: requests by API key; strangers: refused requests, logins: attempts, by address.
         stopping: set when the process is asked to end: streams close.
     """
@@ -73,6 +75,7 @@ class Services:
     edit_orders: Recent[array[int]] = field(default_factory=lambda: Recent(16))
     pair_texts: Recent[dict[str, PairTexts]] = field(default_factory=lambda: Recent(8))
     streams: OpenStreams = field(default_factory=OpenStreams)
+    mlflow: MlflowHook | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def close(self) -> None:
@@ -98,6 +101,7 @@ def open_services(settings: Settings) -> Services:
     jobs = JobStore(engine, settings)
     registry.register(ServiceCollector(jobs.facts))
     stores = Stores(settings, engine, artifacts.observe)
+    outbound = Outbound(settings.allowed_networks)
     return Services(
         settings=settings,
         engine=engine,
@@ -114,7 +118,8 @@ def open_services(settings: Settings) -> Services:
         registry=registry,
         http_metrics=HttpMetrics(registry),
         pepper=pepper,
-        outbound=Outbound(settings.allowed_networks),
+        outbound=outbound,
+        mlflow=open_hook(settings, engine, outbound),
         rate=RateLimit(settings.requests_per_minute),
         strangers=RateLimit(STRANGERS_PER_MINUTE),
         logins=RateLimit(LOGINS_PER_MINUTE),

@@ -25,12 +25,17 @@ _DATASETS = ("dataset", "evaluation")
 
 def new_audit(services: Services, who: Principal, asked: SubmitAudit, key: str | None) -> NewJob:
     """An audit to store. Raises RequestInvalid, SourceNotAllowed."""
-    document = asked.spec
+    spec = audit_spec(asked.spec)
+    check_audit(spec, services.settings)
+    return _job(services, who, JobKind.AUDIT, asked, spec, key)
+
+
+def audit_spec(document: dict[str, Any]) -> AuditSpec:
+    """The spec that a document means, its preset and shorthands written out. Raises RequestInvalid."""
     preset: dict[str, Any] = PAPER_PRESET if document.get("preset") == "paper" else {}
     spec = validated(AuditSpec, with_kinds(merge(preset, expanded(document))))
     assert isinstance(spec, AuditSpec)
-    check_audit(spec, services.settings)
-    return _job(services, who, JobKind.AUDIT, asked, spec, key)
+    return spec
 
 
 def new_training(services: Services, who: Principal, asked: SubmitTraining, key: str | None) -> NewJob:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 from urllib.parse import quote, urlencode
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from safer_engine.errors import SaferError
-from service.errors import NotFound, ServiceError, Unavailable
+from service.errors import NotFound, ServiceError, SourceNotAllowed, Unavailable
 from service.infra.settings import Settings
 from service.outbound import Answer, Outbound
 
@@ -55,6 +57,70 @@ class ProxyFile:
     is_dir: bool
 
 
+class _Wire(BaseModel):
+    """Of an answer, what is read. Numbers may come as texts."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class _Tag(_Wire):
+    key: str
+    value: str = ""
+
+
+class _Version(_Wire):
+    source: str = ""
+    creation_timestamp: int = 0
+    status: str = "READY"
+    tags: tuple[_Tag, ...] = ()
+
+
+class _VersionAnswer(_Wire):
+    model_version: _Version
+
+
+class _UriAnswer(_Wire):
+    artifact_uri: str
+
+
+class _RunInfo(_Wire):
+    artifact_uri: str
+
+
+class _Run(_Wire):
+    info: _RunInfo
+
+
+class _RunAnswer(_Wire):
+    run: _Run
+
+
+class _Alias(_Wire):
+    alias: str
+    version: str
+
+
+class _Model(_Wire):
+    aliases: tuple[_Alias, ...] = ()
+
+
+class _ModelAnswer(_Wire):
+    registered_model: _Model
+
+
+class _File(_Wire):
+    path: str
+    is_dir: bool = False
+    file_size: int | None = Field(None, ge=0)
+
+
+class _FilesAnswer(_Wire):
+    files: tuple[_File, ...] = ()
+
+
+Found = TypeVar("Found", bound=_Wire)
+
+
 class Registry:
     """One MLflow server.
 
@@ -69,34 +135,33 @@ class Registry:
 
     def version(self, model: str, version: str) -> ModelVersion:
         """One model version."""
-        found = _part(self._get("/model-versions/get", name=model, version=version), "model_version")
-        tags = {str(tag["key"]): str(tag.get("value", "")) for tag in found.get("tags", [])}
-        created, status = int(found.get("creation_timestamp", 0)), str(found.get("status", "READY"))
-        return ModelVersion(model, version, str(found.get("source", "")), created, status, tags)
+        found = self._get(_VersionAnswer, "/model-versions/get", name=model, version=version).model_version
+        tags = {tag.key: tag.value for tag in found.tags}
+        return ModelVersion(model, version, found.source, found.creation_timestamp, found.status, tags)
 
     def download_uri(self, model: str, version: str) -> str:
         """Where a version's files are said to be."""
-        found = self._get("/model-versions/get-download-uri", name=model, version=version)
-        return str(found.get("artifact_uri", ""))
+        return self._get(_UriAnswer, "/model-versions/get-download-uri", name=model, version=version).artifact_uri
 
     def run_folder(self, run_id: str) -> str:
         """Where a run's artifacts are said to be."""
-        found = _part(self._get("/runs/get", run_id=run_id), "run")
-        return str(_part(found, "info").get("artifact_uri", ""))
+        return self._get(_RunAnswer, "/runs/get", run_id=run_id).run.info.artifact_uri
 
     def version_of_alias(self, model: str, alias: str) -> str | None:
         """The version that holds an alias; None where none does."""
-        listed = _part(self._get("/registered-models/get", name=model), "registered_model").get("aliases", [])
-        return next((str(each["version"]) for each in listed if each["alias"] == alias), None)
+        listed = self._get(_ModelAnswer, "/registered-models/get", name=model).registered_model.aliases
+        return next((each.version for each in listed if each.alias == alias), None)
 
-    def set_tag(self, model: str, version: str, key: str, value: str) -> None:
-        """Set a tag of a version."""
-        body = {"name": model, "version": version, "key": key, "value": value}
-        self._json("POST", f"{_API}/model-versions/set-tag", json.dumps(body).encode())
+    def set_tag(self, model: str, version: str, key: str, value: str | None) -> None:
+        """Set a tag of a version; None: remove it."""
+        body = {"name": model, "version": version, "key": key} | ({} if value is None else {"value": value})
+        method, deed = ("DELETE", "delete-tag") if value is None else ("POST", "set-tag")
+        with self._asked(method, f"{_API}/model-versions/{deed}", json.dumps(body).encode()):
+            pass
 
     def files(self, folder: str) -> tuple[ProxyFile, ...]:
         """What a folder of the artifact store holds, as the server's artifact proxy lists it."""
-        listed = self._json("GET", f"{_PROXY}?{urlencode({'path': folder})}").get("files", [])
+        listed = self._answer(_FilesAnswer, f"{_PROXY}?{urlencode({'path': folder})}").files
         return tuple(_file(folder, each) for each in listed)
 
     @contextmanager
@@ -105,46 +170,37 @@ class Registry:
         with self._asked("GET", f"{_PROXY}/{quote(path)}") as answer:
             yield answer.chunks()
 
-    def _get(self, path: str, **query: str) -> dict[str, Any]:
-        return self._json("GET", f"{_API}{path}?{urlencode(query)}")
+    def _get(self, kind: type[Found], path: str, **query: str) -> Found:
+        return self._answer(kind, f"{_API}{path}?{urlencode(query)}")
 
-    def _json(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
-        with self._asked(method, path, body) as answer:
+    def _answer(self, kind: type[Found], path: str) -> Found:
+        with self._asked("GET", path) as answer:
             raw = answer.read(_LIMIT)
         try:
-            found = json.loads(raw)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise _foreign()
-        return found
+            return kind.model_validate_json(raw)
+        except ValidationError:
+            raise Unavailable(
+                "the answer is not MLflow's", "SAFER_MLFLOW_URL names the tracking server, not a page before it"
+            ) from None
 
     @contextmanager
     def _asked(self, method: str, path: str, body: bytes | None = None) -> Iterator[Answer]:
         kind = {"Content-Type": "application/json"} if body is not None else {}
-        with self._outbound.ask(method, self.url + path, {**self._headers, **kind}, body) as answer:
+        with ExitStack() as stack:
+            try:
+                asking = self._outbound.ask(method, self.url + path, {**self._headers, **kind}, body)
+                answer = stack.enter_context(asking)
+            except SourceNotAllowed as error:  # an operator's matter: no fault of what was asked for
+                raise Unavailable(f"SAFER_MLFLOW_URL: {error.message}", error.hint) from None
             if not 200 <= answer.status < 300:
                 raise _problem(answer)
             yield answer
 
 
-def _part(found: dict[str, Any], name: str) -> dict[str, Any]:
-    part = found.get(name)
-    if not isinstance(part, dict):
-        raise _foreign()
-    return part
-
-
-def _foreign() -> Unavailable:
-    return Unavailable("the answer is not MLflow's", "SAFER_MLFLOW_URL names the tracking server, not a page before it")
-
-
-def _file(folder: str, listed: dict[str, Any]) -> ProxyFile:
-    name, is_dir = str(listed["path"]), bool(listed.get("is_dir"))
-    if "/" in name or name in ("", ".", ".."):
+def _file(folder: str, listed: _File) -> ProxyFile:
+    if "/" in listed.path or listed.path in ("", ".", ".."):
         raise RegistryRefused("MLflow lists a file under a name that is none")
-    size = listed.get("file_size")
-    return ProxyFile(f"{folder}/{name}", None if is_dir or size is None else int(size), is_dir)
+    return ProxyFile(f"{folder}/{listed.path}", None if listed.is_dir else listed.file_size, listed.is_dir)
 
 
 def _problem(answer: Answer) -> SaferError:
