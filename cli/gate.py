@@ -17,26 +17,35 @@ from cli.output import console, print_json, table
 from safer_engine.errors import SpecError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from safer_engine.gate.judge import Check, Decision
     from safer_engine.gate.power import Plan
 
 Function = Callable[..., Any]
 _CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 _MANY = 12
+_SETTLED = ("policy_name", "baseline", "labels", "callback")
 _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 _CHECK_OPTIONS = (
     click.option("--report", "report", type=click.Path(path_type=Path), help="report.json of a finished audit, or its folder."),
     click.option("--audit", "audit", metavar="ID", help="A job of the service, in place of --report."),
+    click.option("--gate", "posted", metavar="ID", help="A gate that was posted: wait for the service's verdict on it."),
     click.option("--baseline", help="What it must not fall behind: report.json, its folder, a job's id, label:NAME=VALUE."),
     click.option(
         "--policy", "policy_name", default="default", show_default=True, help="A policy file, or a built-in one's name."
     ),
     click.option(
-        "--wait/--detach", default=True, show_default=True, help="Wait for the job, or submit it and leave with code 3."
+        "--wait/--detach",
+        default=True,
+        show_default=True,
+        help="Wait and judge here; or let the service judge, and leave with 3.",
     ),
     click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Of a job that is submitted."),
-    click.option("--callback", metavar="URL", help="Is told of the end of a job that is submitted."),
+    click.option(
+        "--callback", metavar="URL", help="Is told of the verdict (--detach), or of the end of a job that is submitted."
+    ),
     click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit report to this file."),
     click.option(
         "--markdown",
@@ -180,31 +189,76 @@ def _show_plan(made: Plan, power: float) -> None:
 
 def run_check(**given: Any) -> int:
     """Judge, tell, and give the exit code that stands for the verdict."""
-    from cli.gate_sources import audit_of, baseline_of, progress_console, require_one_source, submits, submitted
-    from safer_engine.gate.judge import judge
-    from safer_engine.gate.policy import load_policy
+    from cli.gate_sources import progress_console, require_one_source
 
-    require_one_source(given["report"], given["audit"], given["flags"])
-    policy = load_policy(given["policy_name"])
+    require_one_source(given["report"], given["audit"], given["posted"], given["flags"])
     shown = progress_console(quiet=given["quiet"] or given["as_json"])
-    job_id = given["audit"]
-    baseline = None if given["baseline"] is None else baseline_of(given["baseline"], job_id)
-    if submits(given["flags"]):
-        job_id = submitted(given["flags"], given["labels"], given["callback"], shown, wait=given["wait"]).id
-        if not given["wait"]:
-            return _tell_detached(job_id)
-    audit = audit_of(given["report"], job_id, shown, wait=given["wait"])
-    decision = judge(policy, audit, baseline, datetime.now(UTC).date())
+    if given["posted"] is not None:
+        _refuse_with_gate()
+        decision = _of_gate(given["posted"], shown, wait=given["wait"])
+    elif not given["wait"] and given["report"] is None:
+        return _post(shown, **given)
+    else:
+        decision = _judged(shown, **given)
+    if decision is None:
+        return _CODES["inconclusive"]
     _write_files(decision, given["junit"], given["markdown"])
     _tell(decision, as_json=given["as_json"], quiet=given["quiet"])
     return _CODES[decision.verdict]
 
 
-def _tell_detached(job_id: str) -> int:
-    """Nothing is decided yet, so nothing has passed."""
-    click.echo(job_id)
-    click.echo(f"nothing is decided yet; judge it with: safer-audit gate --audit {job_id}", err=True)
+def _judged(shown: Console | None, **given: Any) -> Decision:
+    """The decision, made on this machine."""
+    from cli.gate_sources import audit_of, baseline_of, submits, submitted
+    from safer_engine.gate.judge import judge
+    from safer_engine.gate.policy import load_policy
+
+    policy, job_id = load_policy(given["policy_name"]), given["audit"]
+    baseline = None if given["baseline"] is None else baseline_of(given["baseline"], job_id)
+    if submits(given["flags"]):
+        job_id = submitted(given["flags"], given["labels"], given["callback"], shown).id
+    audit = audit_of(given["report"], job_id, shown)
+    return judge(policy, audit, baseline, datetime.now(UTC).date())
+
+
+def _post(shown: Console | None, **given: Any) -> int:
+    """Have the service judge, and leave. Nothing is decided yet, so nothing has passed."""
+    from cli.gate_posted import post
+    from safer_engine.gate.policy import load_policy
+
+    gate = post(
+        given["audit"] or (given["flags"], given["labels"]),
+        load_policy(given["policy_name"]),
+        given["baseline"],
+        given["callback"],
+        shown,
+    )
+    if given["as_json"]:
+        print_json(gate.model_dump(mode="json"))
+    else:
+        click.echo(f"{gate.id}\n{gate.audit}")
+        if not given["quiet"]:
+            click.echo(f"nothing is decided yet; wait for the verdict: safer-audit gate --gate {gate.id}", err=True)
     return _CODES["inconclusive"]
+
+
+def _of_gate(gate_id: str, shown: Console | None, *, wait: bool) -> Decision | None:
+    """The service's decision; None while there is none."""
+    from cli.gate_posted import decision_of
+
+    decision = decision_of(gate_id, shown, wait=wait)
+    if decision is None:
+        click.echo("pending")
+    return decision
+
+
+def _refuse_with_gate() -> None:
+    """What was settled when a gate was posted would be ignored now, `--policy` of all things."""
+    context = click.get_current_context()
+    wrong = [name for name in _SETTLED if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if wrong:
+        told = ", ".join("--policy" if name == "policy_name" else f"--{name.removesuffix('s')}" for name in wrong)
+        raise SpecError(f"{told} cannot be given with --gate", "a gate has the policy and baseline that it was posted with")
 
 
 def _refuse_before(context: click.Context) -> None:

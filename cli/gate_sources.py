@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 from cli.output import console
 from cli.profile import connect
 from safer_engine.errors import SpecError
+from safer_engine.gate.baselines import LABEL, label_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from safer_engine.gate.documents import Audit
-    from service.client import AuditClient
+    from service.client import AuditClient, Submission
     from service.schemas import JobView
 
-LABEL = "label:"
-_ALIAS = "alias"
 _REPORT, _EVALUATION = "report.json", "evaluation.jsonl"
 _AUDIT_FLAGS = ("model", "dataset", "eval_dataset", "spec_file")
 
@@ -27,32 +26,37 @@ def submits(flags: dict[str, Any]) -> bool:
     return any(flags[name] is not None for name in _AUDIT_FLAGS)
 
 
-def require_one_source(report: Path | None, audit: str | None, flags: dict[str, Any]) -> None:
-    """Raise SpecError unless exactly one audit is named."""
-    given = sum((report is not None, audit is not None, submits(flags)))
+def require_one_source(report: Path | None, audit: str | None, gate: str | None, flags: dict[str, Any]) -> None:
+    """Raise SpecError unless exactly one audit, or gate on one, is named."""
+    given = sum((report is not None, audit is not None, gate is not None, submits(flags)))
     if given != 1:
         raise SpecError(
             "no audit is given" if given == 0 else "more than one audit is given",
-            "give --report (a report.json), or --audit (a job's id), or --model, --dataset and --eval-dataset to have one made",
+            "give --report (a report.json), or --audit (a job's id), or --model, --dataset and --eval-dataset to have one made; "
+            "--gate names one that was posted",
         )
 
 
-def submitted(
-    flags: dict[str, Any], labels: tuple[str, ...], callback: str | None, shown: Console | None, *, wait: bool
-) -> JobView:
-    """Have a service do an audit. Raises the job's error where it failed."""
-    from cli.live import outcome_error
-    from cli.submit import audit_document, parse_labels, send
+def submission(flags: dict[str, Any], labels: tuple[str, ...], callback: str | None) -> Submission:
+    """The audit that flags describe. `callback`: is told of its end."""
+    from cli.submit import audit_document, parse_labels
     from service.client import Submission
 
-    wanted = Submission(audit_document(flags, None), labels=parse_labels(labels), callback_url=callback)
-    job = send(wanted, shown, wait=wait)
+    return Submission(audit_document(flags, None), labels=parse_labels(labels), callback_url=callback)
+
+
+def submitted(flags: dict[str, Any], labels: tuple[str, ...], callback: str | None, shown: Console | None) -> JobView:
+    """Have a service do an audit, and wait for it. Raises the job's error where it failed."""
+    from cli.live import outcome_error
+    from cli.submit import send
+
+    job = send(submission(flags, labels, callback), shown, wait=True)
     if (error := outcome_error(job)) is not None:
         raise error
     return job
 
 
-def audit_of(report: Path | None, job_id: str | None, shown: Console | None, *, wait: bool) -> Audit:
+def audit_of(report: Path | None, job_id: str | None, shown: Console | None) -> Audit:
     """A finished audit, of a file or of a job."""
     from safer_engine.gate.documents import load_audit
 
@@ -60,7 +64,7 @@ def audit_of(report: Path | None, job_id: str | None, shown: Console | None, *, 
         assert report is not None
         return load_audit(report, "--report")
     with connect() as client:
-        return _of_job(client, job_id, shown, wait=wait)
+        return _of_job(client, job_id, shown, wait=True)
 
 
 def baseline_of(text: str, job_id: str | None) -> Audit:
@@ -71,30 +75,29 @@ def baseline_of(text: str, job_id: str | None) -> Audit:
     """
     from safer_engine.gate.documents import load_audit
 
-    path = Path(text).expanduser()
-    if path.exists() or "/" in text or path.suffix == ".json":
-        return load_audit(path, "--baseline")
+    if is_path(text):
+        return load_audit(Path(text).expanduser(), "--baseline")
+    label = label_of(text)
     with connect() as client:
-        found = _labelled(client, text.removeprefix(LABEL), job_id) if text.startswith(LABEL) else text
-        return _of_job(client, found, None, wait=False)
+        return _of_job(client, text if label is None else _labelled(client, label, job_id), None, wait=False)
 
 
-def _labelled(client: AuditClient, label: str, job_id: str | None) -> str:
+def is_path(baseline: str) -> bool:
+    """Whether a baseline is a file or folder of this machine."""
+    path = Path(baseline).expanduser()
+    return path.exists() or (not baseline.startswith(LABEL) and ("/" in baseline or path.suffix == ".json"))
+
+
+def _labelled(client: AuditClient, label: tuple[str, str], job_id: str | None) -> str:
     """The newest finished audit with a label."""
     from service.client import JobFilter
     from service.errors import NotFound
 
-    name, separator, value = label.partition("=")
-    name, value = (name, value) if separator else (_ALIAS, name)
-    if not name or not value:
-        raise SpecError(
-            f"cannot read --baseline {LABEL}{label}", f"write {LABEL}NAME=VALUE, or {LABEL}production for {LABEL}alias=production"
-        )
-    wanted = JobFilter(states=("succeeded",), kind="audit", labels={name: value})
+    wanted = JobFilter(states=("succeeded",), kind="audit", labels=dict([label]))
     for job in client.jobs(wanted, limit=2):
         if job.id != job_id:
             return job.id
-    raise NotFound(f"no finished audit has the label {name}={value}", "submit the baseline with --label, or name its job")
+    raise NotFound(f"no finished audit has the label {label[0]}={label[1]}", "submit the baseline with --label, or name its job")
 
 
 def _of_job(client: AuditClient, job_id: str, shown: Console | None, *, wait: bool) -> Audit:

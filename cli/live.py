@@ -41,9 +41,9 @@ def wait_for(client: AuditClient, job_id: str, shown: Console | None) -> JobView
         with display.showing():
             while True:
                 try:
-                    job = _in_turn(lambda: client.job(job_id))
+                    job = in_turn(lambda: client.job(job_id))
                     display.update(job)
-                    display.notes(_in_turn(lambda: tuple(client.events(job_id, after=display.seen, follow=False))))
+                    display.notes(in_turn(lambda: tuple(client.events(job_id, after=display.seen, follow=False))))
                     away_since = None
                     if is_final(job):
                         return display.end(job)
@@ -57,7 +57,7 @@ def wait_for(client: AuditClient, job_id: str, shown: Console | None) -> JobView
         raise Interrupted(f"no longer watching; job {job_id} goes on", f"come back with: safer-audit watch {job_id}") from None
 
 
-def _in_turn(ask: Callable[[], T]) -> T:
+def in_turn(ask: Callable[[], T]) -> T:
     """The answer to a call, however long others with the same key use up its rate."""
     while True:
         try:

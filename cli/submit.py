@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from safer_engine.errors import SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from service.client import Submission
+    from service.client import AuditClient, Submission
     from service.schemas import JobView
 
 Document = dict[str, Any]
@@ -60,8 +62,19 @@ def submit_command(flags: Document, kind: str, base: str | None, wait: bool, as_
 
 def send(wanted: Submission, shown: Console | None, *, wait: bool) -> JobView:
     """Upload what is on this machine, submit, and wait for the end where that is asked for. `shown`: None shows nothing."""
-    from cli.inputs import bare_names, local_inputs, send_inputs
     from cli.live import wait_for
+
+    with uploaded(wanted, shown) as (client, ready):
+        job = client.submit(ready)
+        if shown is not None:
+            shown.print(f"job {job.id}", markup=False)
+        return wait_for(client, job.id, shown) if wait else job
+
+
+@contextmanager
+def uploaded(wanted: Submission, shown: Console | None) -> Iterator[tuple[AuditClient, Submission]]:
+    """A client, and the submission as it may be sent: what it names on this machine is uploaded. `shown`: None shows nothing."""
+    from cli.inputs import bare_names, local_inputs, send_inputs
 
     wanted.body()  # what is wrong with it is said before gigabytes are read
     document = dict(wanted.spec)
@@ -72,11 +85,7 @@ def send(wanted: Submission, shown: Console | None, *, wait: bool) -> JobView:
     with connect() as client:
         if inputs:
             client.me()  # a key that is refused is refused before gigabytes are read
-        document = send_inputs(client, document, inputs, shown)
-        job = client.submit(replace(wanted, spec=document))
-        if shown is not None:
-            shown.print(f"job {job.id}", markup=False)
-        return wait_for(client, job.id, shown) if wait else job
+        yield client, replace(wanted, spec=send_inputs(client, document, inputs, shown))
 
 
 def parse_labels(texts: tuple[str, ...]) -> dict[str, str]:

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from safer_engine.gate.policy import Policy
-from service.jobs.deliveries import DeliveryState
-from service.jobs.gate_model import GateState, Verdict
+from service.jobs.gate_model import DeliveryState, GateState, Verdict
 from service.schemas import Digest, ErrorView, Request, SchemaOf, SubmitAudit, Wire
 
 

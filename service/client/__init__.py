@@ -3,7 +3,7 @@
 Importing this package does not load the HTTP library; making a client does.
 """
 
-from service.client.client import AuditClient, JobFilter, Submission, is_final, job_error
+from service.client.client import AuditClient, GateRequest, JobFilter, Submission, is_final, job_error
 from service.client.connection import make_error
 from service.client.downloads import target_of
 from service.client.files import LocalFiles, TransferObserver, files_below, read_files
@@ -12,6 +12,7 @@ from service.upload_names import UPLOAD
 __all__ = [
     "UPLOAD",
     "AuditClient",
+    "GateRequest",
     "JobFilter",
     "LocalFiles",
     "Submission",

@@ -20,6 +20,7 @@ from service.client import downloads, streams, uploads
 from service.client.connection import Connection, Patience, make_error
 from service.client.files import LocalFiles, TransferObserver
 from service.errors import NotFound, RequestInvalid
+from service.gate_schemas import GateSummary, GateView
 from service.jobs.model import FINAL_JOB_STATES
 from service.schemas import (
     Action,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import httpx
 
 _ROUTES = {"audit": "/v1/audits", "train-rm": "/v1/trainings"}
+_GATES = "/v1/gates"
 _PARALLEL = 4
 _PAGE = 100
 
@@ -106,6 +108,31 @@ class JobFilter:
         }
 
 
+@dataclass(frozen=True)
+class GateRequest:
+    """A verdict that is asked for.
+
+    Attributes:
+        audit: an audit's id, or one to be made.
+        policy: the name of a built-in one, or a whole policy.
+        baseline: an audit's id, `label:NAME=VALUE`, or `label:X` for `label:alias=X`.
+        idempotency_key: as of a `Submission`.
+    """
+
+    audit: str | Submission
+    policy: str | Mapping[str, Any] = "default"
+    baseline: str | None = None
+    callback_url: str | None = None
+    idempotency_key: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The request's JSON. Raises RequestInvalid."""
+        body: dict[str, Any] = {"audit": self.audit} if isinstance(self.audit, str) else {"submission": self.audit.body()}
+        body["policy"] = self.policy if isinstance(self.policy, str) else dict(self.policy)
+        given = {"baseline": self.baseline, "callback_url": self.callback_url}
+        return body | {name: value for name, value in given.items() if value is not None}
+
+
 class AuditClient:
     """A client of one service, for one thread (uploads use several themselves). Close it, or use it in `with`.
 
@@ -168,6 +195,24 @@ class AuditClient:
     def delete(self, job_id: str) -> None:
         """Remove a finished job from lists; its artifacts go with the next garbage collection unless others use them."""
         self._connection.call("DELETE", _job(job_id))
+
+    def post_gate(self, wanted: GateRequest) -> GateView:
+        """Have the service judge an audit when it has ended. Safe to repeat, as `submit`. Raises RequestInvalid."""
+        headers = {"Idempotency-Key": wanted.idempotency_key or uuid.uuid4().hex}
+        response = self._connection.call("POST", _GATES, body=wanted.body(), headers=headers, repeatable=True)
+        return GateView.model_validate_json(response.content)
+
+    def gate(self, gate_id: str) -> GateView:
+        """A gate as it stands, with its decision once there is one."""
+        return GateView.model_validate_json(self._connection.call("GET", f"{_GATES}/{quote(gate_id, safe='')}").content)
+
+    def gates(
+        self, *, audit: str | None = None, states: Sequence[str] = (), verdicts: Sequence[str] = (), limit: int = 20
+    ) -> Iterator[GateSummary]:
+        """Gates, newest first, at most `limit`; empty conditions do not count."""
+        params = {"audit": audit, "state": list(states), "verdict": list(verdicts), "limit": min(limit, _PAGE)}
+        for item in islice(self._pages(_GATES, params), limit):
+            yield GateSummary.model_validate(item)
 
     def events(self, job_id: str, *, after: int = 0, follow: bool = True) -> Generator[EventView]:
         """What happened to a job after an event, and (`follow`) then what happens, until it ends."""

@@ -9,40 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
 from service.jobs.clock import UtcNow, utc_after
 from service.jobs.database import reading, writing
+from service.jobs.gate_model import CALLBACK, DeliveryState, NewDelivery
 from service.jobs.tables import gate_deliveries as rows
 
 MAX_ATTEMPTS = 8
 _FIRST_PAUSE_SECONDS = 15.0
-CALLBACK = "callback"
-
-
-class DeliveryState(StrEnum):
-    """Where a delivery stands. waiting: for the decision. pending: to be sent, or sent again. The last two are final."""
-
-    WAITING = "waiting"
-    PENDING = "pending"
-    DELIVERED = "delivered"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class NewDelivery:
-    """Someone to be told.
-
-    Attributes:
-        kind: who delivers it: the thread that takes this kind (`CALLBACK`: a POST to `target["url"]`).
-        target: where to, in plain JSON; no secret, and no text of a dataset.
-    """
-
-    kind: str
-    target: Mapping[str, Any]
+__all__ = ["CALLBACK", "Delivery", "DeliveryState", "DeliveryStore", "NewDelivery", "OwedDelivery"]
 
 
 @dataclass(frozen=True)

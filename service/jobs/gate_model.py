@@ -12,11 +12,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from service.jobs.deliveries import NewDelivery
 from service.jobs.model import JobError, JobRecord
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("pass", "fail", "inconclusive")
+CALLBACK = "callback"
 
 
 class GateState(StrEnum):
@@ -24,6 +24,28 @@ class GateState(StrEnum):
 
     PENDING = "pending"
     DECIDED = "decided"
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands. waiting: for the decision. pending: to be sent, or sent again. The last two are final."""
+
+    WAITING = "waiting"
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class NewDelivery:
+    """Someone to be told.
+
+    Attributes:
+        kind: who delivers it: the thread that takes this kind (`CALLBACK`: a POST to `target["url"]`).
+        target: where to, in plain JSON; no secret, and no text of a dataset.
+    """
+
+    kind: str
+    target: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ def test_jobs_of_a_service(gate: Gate, as_admin: Path, service: LiveService) -> 
 
 def test_jobs_that_have_not_ended_or_failed(gate: Gate, as_admin: Path, service: LiveService) -> None:
     waiting = service.world.submit()
-    assert gate("--audit", waiting.id, "--detach")[0] == 2
+    assert gate("--audit", waiting.id, "--detach")[0] == 3
     service.world.services.jobs.fail(service.world.lease(waiting), JobError("resource_exhausted", "no memory", ""))
     assert gate("--audit", waiting.id)[0] == 4
 
@@ -233,7 +233,7 @@ def test_jobs_that_have_not_ended_or_failed(gate: Gate, as_admin: Path, service:
 def test_a_submission_that_is_left_alone_has_not_passed(gate: Gate, as_admin: Path, service: LiveService) -> None:
     code, text = gate("-m", "org/rm", "-d", "org/pairs", "-e", "org/eval", "--detach", "--label", "team=red", "-q")
     assert code == 3
-    assert service.world.services.jobs.job(text.strip()).labels == {"team": "red"}
+    assert service.world.services.jobs.job(text.split()[1]).labels == {"team": "red"}
 
 
 @pytest.mark.parametrize(("rows", "code"), [(ROWS, 0), (WORSE, 1)])
