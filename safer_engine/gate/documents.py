@@ -18,17 +18,19 @@ _SECTIONS = (
     "verdict",
 )  # fmt: skip
 _CLOSE = 1e-9
+_SIGNS = {"accuracy_longer": 1, "accuracy_shorter": -1}
 
 
 @dataclass(frozen=True)
 class EvaluationPair:
-    """A line of evaluation.jsonl."""
+    """A line of evaluation.jsonl. `longer_by`: tokens of the chosen response less those of the rejected one, where known."""
 
     pair_id: str
     group: str
     axis: str
     subset: str
     margin: float
+    longer_by: int | None = None
 
     @property
     def right(self) -> bool:
@@ -96,6 +98,7 @@ def read_audit(report: bytes, evaluation: bytes | None, what: str) -> Audit:
         return Audit(document, None)
     pairs = tuple(_pairs(evaluation, what))
     _require_same(pairs, groups, what)
+    _require_same_lengths(pairs, document["evaluation"].get("length", []), what)
     return Audit(document, pairs)
 
 
@@ -123,7 +126,7 @@ def _pairs(raw: bytes, what: str) -> Iterable[EvaluationPair]:
         row = _json(line, f"line {number} of {EVALUATION} beside {what}")
         names = ("pair_id", "group", "axis", "subset")
         whole = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)
-        if not whole or isinstance(row.get("margin"), bool) or not isinstance(row.get("margin"), int | float):
+        if not whole or not _number(row.get("margin"), int | float) or not _number(row.get("longer_by", 0), int):
             raise InputRefused(
                 f"line {number} of {EVALUATION} beside {what} is no evaluation pair", "give the file as the audit wrote it"
             )
@@ -132,7 +135,11 @@ def _pairs(raw: bytes, what: str) -> Iterable[EvaluationPair]:
                 f"line {number} of {EVALUATION} beside {what} repeats a pair_id", "give the file as the audit wrote it"
             )
         seen.add(row["pair_id"])
-        yield EvaluationPair(**{name: row[name] for name in names}, margin=float(row["margin"]))
+        yield EvaluationPair(**{name: row[name] for name in names}, margin=float(row["margin"]), longer_by=row.get("longer_by"))
+
+
+def _number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _require_same(pairs: tuple[EvaluationPair, ...], groups: list[Any], what: str) -> None:
@@ -141,10 +148,30 @@ def _require_same(pairs: tuple[EvaluationPair, ...], groups: list[Any], what: st
         of_slice = in_slice(pairs, entry["axis"], entry["subset"])
         right, accuracy = sum(pair.right for pair in of_slice), entry["accuracy"]
         if len(of_slice) != accuracy["n"] or abs(right - accuracy["estimate"] * len(of_slice)) > _CLOSE * max(1, len(of_slice)):
-            raise InputRefused(
-                f"{EVALUATION} beside {what} is not of the same audit: its accuracies are others",
-                "keep the files of an audit together, or move the other evaluation.jsonl away",
-            )
+            raise _other_audit(what, "accuracies")
+
+
+def _other_audit(what: str, differ: str) -> InputRefused:
+    return InputRefused(
+        f"{EVALUATION} beside {what} is not of the same audit: its {differ} are others",
+        "keep the files of an audit together, or move the other evaluation.jsonl away",
+    )
+
+
+def _require_same_lengths(pairs: tuple[EvaluationPair, ...], lengths: list[Any], what: str) -> None:
+    """The same of the accuracies by length, where the pairs have theirs."""
+    if any(pair.longer_by is None for pair in pairs):
+        return
+    for entry in lengths:
+        of_slice = in_slice(pairs, entry["axis"], entry["subset"])
+        signs = {name: sign for name, sign in _SIGNS.items() if entry[name] is not None}
+        told = [(entry[name]["n"], entry[name]["estimate"] * entry[name]["n"]) for name in signs]
+        found = [[pair for pair in of_slice if (pair.longer_by or 0) * sign > 0] for sign in signs.values()]
+        own = [(len(kind), sum(pair.right for pair in kind)) for kind in found]
+        if entry["n_equal"] + sum(map(len, found)) != len(of_slice) or any(
+            n != m or abs(right - other) > _CLOSE * max(1, n) for (n, right), (m, other) in zip(own, told, strict=True)
+        ):
+            raise _other_audit(what, "lengths")
 
 
 def in_slice(pairs: Iterable[EvaluationPair], axis: str | None, subset: str | None) -> list[EvaluationPair]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from safer_engine.errors import SpecError
-from safer_engine.gate.intervals import Spread, share_spread, stretched_spread
+from safer_engine.gate.intervals import Spread, apart_spread, share_spread, stretched_spread, wider_spread
 from safer_engine.gate.paths import Step, parse_path
 
 TALLIES = frozenset({"actions", "dropped", "not_scored"})
 """Counts by name: a name that is not there was counted zero times."""
 _NAMED = ("axis", "subset", "name", "arm", "latent_id")
-_SHARES = frozenset({"accuracy"})
+_SHARES = frozenset({"accuracy", "accuracy_longer", "accuracy_shorter", "longer_chosen", "longer_preferred"})
+_GAP = ("gap", "accuracy_longer", "accuracy_shorter")
+"""A difference of two shares, and these, as they stand side by side in a report."""
 _MANY_DEGREES = 1e9
 
 
@@ -138,7 +140,7 @@ def _figure(node: _Node, key: str, path: str) -> Figure:
     if isinstance(value, list):
         return Figure(float(len(value)), label, place, key=key)
     if isinstance(value, dict):
-        return _estimate(value, label, place, key, path)
+        return _gap(node, _estimate(value, label, place, key, path))
     if isinstance(value, bool | str):
         return Figure(value, label, place, key=key)
     if not isinstance(value, int | float):
@@ -147,6 +149,18 @@ def _figure(node: _Node, key: str, path: str) -> Figure:
     if f"{key}_lo" in beside and f"{key}_hi" in beside:
         return _with_interval({"estimate": value, "lo": beside[f"{key}_lo"], "hi": beside[f"{key}_hi"]}, label, place, key)
     return Figure(float(value), label, place, key=key)
+
+
+def _gap(node: _Node, figure: Figure) -> Figure:
+    """A difference of shares is no surer than the two: a bootstrap that saw no error on one side has no width there."""
+    if figure.key != _GAP[0] or figure.spread is None or not isinstance(node.parent, dict):
+        return figure
+    parts = [node.parent.get(name) for name in _GAP[1:]]
+    longer, shorter = (_with_interval(p, "", (None, None), _GAP[1]) if isinstance(p, dict) else None for p in parts)
+    if longer is None or shorter is None or longer.spread is None or shorter.spread is None:
+        return replace(figure, spread=None, unsure="the two accuracies that it is the difference of have no interval")
+    apart = apart_spread(longer.number, longer.spread, shorter.number, shorter.spread)
+    return replace(figure, spread=wider_spread(figure.number, figure.spread, longer.number - shorter.number, apart))
 
 
 def _estimate(value: dict[str, Any], label: str, place: tuple[str | None, str | None], key: str, path: str) -> Figure:

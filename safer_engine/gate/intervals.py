@@ -136,6 +136,17 @@ def apart_spread(new: float, new_spread: Spread, old: float, old_spread: Spread)
     return interval
 
 
+def wider_spread(estimate: float, spread: Spread, other: float, other_spread: Spread) -> Spread:
+    """Around an estimate in [−1, 1], on each side as far as the wider of two intervals, its own and that of `other`, reaches."""
+
+    def interval(tail: float) -> Bounds:
+        a, b = spread(tail), other_spread(tail)
+        down, up = max(estimate - a.lo, other - b.lo), max(a.hi - estimate, b.hi - other)
+        return Bounds(max(-1.0, estimate - down), min(1.0, estimate + up))
+
+    return interval
+
+
 @dataclass(frozen=True)
 class Difference:
     """A mean paired difference. `n` pairs in `n_groups` groups; `spread` is None where there are fewer than two groups."""
@@ -176,3 +187,51 @@ def paired_difference(differences: Sequence[float], groups: Sequence[str], *, sh
         return Bounds(max(-1.0, centre - half), min(1.0, centre + half)) if shares else Bounds(centre - half, centre + half)
 
     return Difference(mean, interval, n, count)
+
+
+def paired_gap(
+    differences: Sequence[float], first: Sequence[bool], strata: Sequence[object], groups: Sequence[str]
+) -> Difference:
+    """Change of a stratified difference of shares: mean over the pairs of `first` less mean over the others, within strata.
+
+    Strata are weighted by n_first · n_other / (n_first + n_other), as Mantel and Haenszel do; those without both kinds count for
+    nothing. The interval is cluster-robust (CR1) about the means of the strata; half an average group of each outcome is added to
+    each kind, as in `paired_difference`. Student's quantile is that of the kind with fewer groups.
+
+    Args:
+        differences: new − old of right and wrong of each pair (−1, 0, 1).
+        first: the kind of each pair.
+        strata: the stratum of each.
+        groups: the group of each.
+    """
+    cells: dict[tuple[object, bool], list[int]] = defaultdict(list)
+    for place, (stratum, kind) in enumerate(zip(strata, first, strict=True)):
+        cells[stratum, bool(kind)].append(place)
+    both = [stratum for stratum in dict.fromkeys(strata) if cells[stratum, True] and cells[stratum, False]]
+    sizes = {stratum: (len(cells[stratum, True]), len(cells[stratum, False])) for stratum in both}
+    weights = {stratum: a * b / (a + b) for stratum, (a, b) in sizes.items()}
+    total, mean = math.fsum(weights.values()), 0.0
+    sums: dict[str, float] = defaultdict(float)
+    named: dict[bool, set[str]] = {True: set(), False: set()}
+    for stratum in both:
+        for kind in (True, False):
+            places = cells[stratum, kind]
+            share = (1 if kind else -1) * weights[stratum] / total / len(places)
+            middle = math.fsum(differences[place] for place in places) / len(places)
+            mean += share * len(places) * middle
+            small = math.sqrt(len(places) / (len(places) - 1)) if len(places) > 1 else 1.0
+            for place in places:
+                left = differences[place] - (middle if len(places) > 1 else 0.0)
+                sums[groups[place]] += share * small * left
+                named[kind].add(groups[place])
+    n, fewest = sum(map(sum, sizes.values())), min(map(len, named.values()))
+    if fewest < 2:
+        return Difference(mean, None, n, len(sums))
+    squares = len(sums) / (len(sums) - 1) * math.fsum(value * value for value in sums.values())
+    se = math.sqrt(squares + math.fsum(1 / (len(found) + 2) ** 2 for found in named.values()))
+
+    def interval(tail: float) -> Bounds:
+        half = student_quantile(tail, fewest - 1) * se
+        return Bounds(max(-2.0, mean - half), min(2.0, mean + half))
+
+    return Difference(mean, interval, n, len(sums))

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 from safer_engine.gate.documents import Audit, EvaluationPair, in_slice
 from safer_engine.gate.facts import Figure
-from safer_engine.gate.intervals import Bounds, apart_spread, paired_difference
+from safer_engine.gate.intervals import Bounds, apart_spread, paired_difference, paired_gap
 from safer_engine.gate.paths import parse_path
 
 _FEWEST_SHARED = 0.5
 """Share of the smaller evaluation set that must be in the other for the two to be compared."""
-_PAIRED = ("accuracy", "margin")
+_PAIRED = (("groups", "accuracy"), ("groups", "margin"))
+_GAP = ("length", "gap")
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,17 @@ def change(path: str, new: Figure, old: Figure, audits: tuple[Audit, Audit], sha
     steps = parse_path(path)
     plain = replace(new, value=new.number - old.number, spread=None, unsure=new.unsure or old.unsure)
     if steps[0].key == "evaluation":
-        if len(steps) == 3 and steps[1].key == "groups" and steps[2].key in _PAIRED and not shared.reason:
-            return _paired(plain, shared, shares=steps[2].key == "accuracy")
+        place = tuple(step.key for step in steps[1:])
+        if place in _PAIRED and not shared.reason:
+            return _paired(plain, shared, shares=place[1] == "accuracy")
+        if place == _GAP and not shared.reason and (paired := _paired_gap(plain, shared)):
+            return paired
         if not same_evaluation(*audits):
             other = "the baseline was measured on other evaluation pairs: a difference is not the reward model's alone"
             return replace(plain, unsure=f"{other} ({shared.reason})" if shared.reason else other)
-        plain = replace(plain, note=f"not paired: {shared.reason or 'only pair accuracies and margins of groups are'}")
+        plain = replace(
+            plain, note=f"not paired: {shared.reason or 'only accuracies and margins of groups and gaps of lengths are'}"
+        )
     if new.spread is None and old.spread is None:
         return plain
     zero = replace(old, spread=lambda _: _at(old.number)) if old.spread is None else old
@@ -81,10 +87,49 @@ def _at(value: float) -> Bounds:
     return Bounds(value, value)
 
 
-def _paired(plain: Figure, shared: Shared, *, shares: bool) -> Figure:
+def _of_slice(plain: Figure, shared: Shared) -> list[tuple[EvaluationPair, EvaluationPair]]:
     axis, subset = plain.slice
     chosen = {pair.pair_id for pair in in_slice((new for new, _ in shared.pairs), axis, subset)}
-    both = [(new, old) for new, old in shared.pairs if new.pair_id in chosen]
+    return [(new, old) for new, old in shared.pairs if new.pair_id in chosen]
+
+
+def _paired_gap(plain: Figure, shared: Shared) -> Figure | None:
+    """Change of the accuracy gap by length; None where the lengths of some pairs are not known.
+
+    Tokenizers may differ: pairs whose longer response is not the longer one to both models are left out.
+    """
+    both = _of_slice(plain, shared)
+    if any(pair.longer_by is None for two in both for pair in two):
+        return None
+    agreed = [(new, old) for new, old in both if (new.longer_by or 0) * (old.longer_by or 0) > 0]
+    odd = sum(new.longer_by != 0 or old.longer_by != 0 for new, old in both) - len(agreed)
+    found = paired_gap(
+        [float(new.right) - float(old.right) for new, old in agreed],
+        [(new.longer_by or 0) > 0 for new, _ in agreed],
+        [(new.axis, new.subset) for new, _ in agreed],
+        [new.group for new, _ in agreed],
+    )
+    left = f"; {odd} pairs whose longer response is not the same to both models left out" if odd else ""
+    few = "fewer than two groups of pairs of either kind are in both audits"
+    return replace(
+        plain,
+        value=found.mean,
+        spread=found.spread,
+        unsure="" if found.spread is not None else few,
+        n=found.n,
+        n_groups=found.n_groups,
+        note=f"paired by pair_id{_apart(shared)}{left}",
+    )
+
+
+def _apart(shared: Shared) -> str:
+    if not shared.only_new and not shared.only_old:
+        return ""
+    return f"; {shared.only_new} pairs only here, {shared.only_old} only in the baseline"
+
+
+def _paired(plain: Figure, shared: Shared, *, shares: bool) -> Figure:
+    both = _of_slice(plain, shared)
     if not both:
         return replace(plain, unsure="no evaluation pair of this slice is in both audits")
     if shares:
@@ -92,11 +137,6 @@ def _paired(plain: Figure, shared: Shared, *, shares: bool) -> Figure:
     else:
         values = [new.margin - old.margin for new, old in both]
     found = paired_difference(values, [new.group for new, _ in both], shares=shares)
-    left = (
-        f"; {shared.only_new} pairs only here, {shared.only_old} only in the baseline"
-        if shared.only_new or shared.only_old
-        else ""
-    )
     return replace(
         plain,
         value=found.mean,
@@ -104,5 +144,5 @@ def _paired(plain: Figure, shared: Shared, *, shares: bool) -> Figure:
         unsure="" if found.spread is not None else "fewer than two groups of pairs are in both audits",
         n=found.n,
         n_groups=found.n_groups,
-        note=f"paired by pair_id{left}",
+        note=f"paired by pair_id{_apart(shared)}",
     )

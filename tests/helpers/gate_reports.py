@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from safer_engine.science.length_bias import length_bias
 from safer_engine.science.stats import Interval, group_bootstrap_mean
 
 Pair = dict[str, Any]
@@ -29,6 +30,7 @@ def pairs(
             "subset": subset,
             "style": None,
             "margin": 1.5 if order[place] < right else -0.5,
+            "longer_by": 7 if place % 2 else -7,
         }
         for place in range(n)
     ]
@@ -85,7 +87,17 @@ def evaluation(rows: Sequence[Pair]) -> dict[str, Any]:
     axes = sorted({row["axis"] for row in rows})
     scopes = [(None, None), *((a, None) for a in axes), *sorted({(row["axis"], row["subset"]) for row in rows})]
     groups = [measured([row for row in rows if a in (None, row["axis"]) and s in (None, row["subset"])], a, s) for a, s in scopes]
-    return {"n_pairs": len(rows), "too_few": False, "groups": groups, "styles": None, "best_of_n": None}
+    lengths = [length([row for row in rows if a in (None, row["axis"]) and s in (None, row["subset"])], a, s) for a, s in scopes]
+    return {"n_pairs": len(rows), "too_few": False, "groups": groups, "length": lengths, "styles": None, "best_of_n": None}
+
+
+def length(rows: Sequence[Pair], axis: str | None, subset: str | None) -> dict[str, Any]:
+    """How rewards follow length in a slice."""
+    margin, longer_by, group = (np.array([row[name] for row in rows]) for name in ("margin", "longer_by", "group"))
+    strata = np.array([f"{row['axis']}/{row['subset']}" for row in rows])
+    found = length_bias(margin, longer_by, group, strata, 20, np.random.default_rng(1))
+    plain = {name: estimate(value) if isinstance(value, Interval) else value for name, value in vars(found).items()}
+    return {"axis": axis, "subset": subset, **plain}
 
 
 def measured(rows: Sequence[Pair], axis: str | None, subset: str | None) -> dict[str, Any]:
