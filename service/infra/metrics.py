@@ -31,6 +31,8 @@ class ServiceFacts:
         queues: how each queue stands.
         lease_expired, messages_resent (by queue): counted since the database was made.
         tallies: what stage runs came to.
+        gates: verdict → gates decided so, since the database was made.
+        gates_pending: those that wait for the end of their `audit`, and those that wait for a `judge`.
     """
 
     entered: Mapping[str, int] = field(default_factory=dict)
@@ -39,6 +41,8 @@ class ServiceFacts:
     lease_expired: int = 0
     messages_resent: Mapping[str, int] = field(default_factory=dict)
     tallies: Sequence[Tally] = ()
+    gates: Mapping[str, int] = field(default_factory=dict)
+    gates_pending: Mapping[str, int] = field(default_factory=dict)
 
 
 class ServiceCollector(Collector):
@@ -70,6 +74,14 @@ class ServiceCollector(Collector):
             resent.add_metric([queue], number)
         yield resent
         yield from families(facts.tallies)
+        decided = CounterMetricFamily("safer_gates", "Gates decided.", labels=["verdict"])
+        for verdict, number in facts.gates.items():
+            decided.add_metric([verdict], number)
+        yield decided
+        pending = GaugeMetricFamily("safer_gates_pending", "Gates that wait for their audit, or for a judge.", labels=["for"])
+        for what, number in facts.gates_pending.items():
+            pending.add_metric([what], number)
+        yield pending
 
 
 class ArtifactMetrics:

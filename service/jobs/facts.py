@@ -12,9 +12,10 @@ from service.infra.metrics import ServiceFacts
 from service.jobs import moves
 from service.jobs.clock import UtcNow
 from service.jobs.database import reading
+from service.jobs.gate_model import VERDICTS, GateState
 from service.jobs.model import FINAL_JOB_STATES, QUEUES, JobState, UnitState
 from service.jobs.requests import QueueFacts
-from service.jobs.tables import counters, jobs, units
+from service.jobs.tables import counters, gates, jobs, units
 from service.jobs.tallies import tallied
 
 
@@ -46,6 +47,7 @@ class Facts:
             with reading(self._engine) as connection:
                 rows = connection.execute(_TALLY).all()
                 runs = tallied(connection)
+                gated = connection.execute(_PENDING).one()
         except Unavailable:
             return None
         now = {JobState(row.name): row for row in rows if row.is_state}
@@ -53,7 +55,10 @@ class Facts:
         running = now[JobState.RUNNING].number if JobState.RUNNING in now else 0
         entered = _entered({state: row.number for state, row in now.items()}, sum(row.started for row in now.values()), counted)
         resent = {queue: counted.get(f"messages_resent_{queue}", 0) for queue in QUEUES}
-        return ServiceFacts(entered, running, queues, counted.get("lease_expired", 0), resent, runs)
+        decided: dict[str, int] = {verdict: counted.get(f"gates_{verdict}", 0) for verdict in VERDICTS}
+        pending = {"audit": gated.pending - gated.due, "judge": gated.due}
+        expired = counted.get("lease_expired", 0)
+        return ServiceFacts(entered, running, queues, expired, resent, runs, decided, pending)
 
 
 # One statement, so that one moment: a counter that is read a little lower than before would look like a restart.
@@ -64,6 +69,8 @@ _TALLY = union_all(
     ).group_by(jobs.c.state),
     select(literal(False), counters.c.name, counters.c.value, literal(0)),
 )  # fmt: skip
+
+_PENDING = select(func.count().label("pending"), func.count(gates.c.due).label("due")).where(gates.c.state == GateState.PENDING)
 
 
 def count_retry(connection: Connection, source: JobState, started: bool) -> None:
