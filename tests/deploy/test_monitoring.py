@@ -87,6 +87,18 @@ def test_every_metric_of_the_code_has_a_sample_here() -> None:
     assert named_in_code() == set(labels_of_metrics())
 
 
+def test_the_manual_has_every_metric_with_its_labels() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `safer_")]
+    found = {
+        base(name): set(re.findall(r"`(\w+)`", labels.partition(":")[0]))
+        for names, labels in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert found == labels_of_metrics()
+
+
 def test_the_dashboard_asks_for_metrics_that_exist_and_for_all_of_them() -> None:
     assert {base(name) for _, query in queries() for name in re.findall(r"\bsafer_\w+", query)} == set(labels_of_metrics())
 

@@ -29,7 +29,8 @@ def sampled() -> CollectorRegistry:
     http.observe("/healthz", "GET", 200, 0.1)
     queues = tuple(QueueFacts(queue) for queue in QUEUES)
     tallies = [Tally(name, "sae", "computed", 0, 1, 1.0) for name in FIGURES]
-    facts = ServiceFacts({"queued": 1}, 0, queues, messages_resent=dict.fromkeys(QUEUES, 0), tallies=tallies)
+    resent = dict.fromkeys(QUEUES, 0)
+    facts = ServiceFacts({"queued": 1}, 0, queues, 0, resent, tallies, gates={"pass": 1}, gates_pending={"audit": 0})
     registry.register(ServiceCollector(lambda: facts))
     return registry
 
