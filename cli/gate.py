@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from safer_engine.gate.judge import Check, Decision
     from safer_engine.gate.power import Plan
+    from safer_engine.gate.together import Together
 
 Function = Callable[..., Any]
 _CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -125,43 +126,50 @@ def policies_command(name: str | None, as_json: bool) -> None:
 @gate_group.command("plan")
 @click.option("--policy", "policy_name", default="default", show_default=True, help="A policy file, or a built-in one's name.")
 @click.option("--report", type=click.Path(path_type=Path), help="Plan with the evaluation set of this report.")
+@click.option("--baseline", help="Measure on this audit how right and wrong go together: report.json, its folder, a job's id.")
 @click.option("--dataset", type=click.Path(path_type=Path), help="Plan with these rows: .jsonl, .json or .csv, also .gz.")
 @click.option("--pairs", multiple=True, metavar="[AXIS[/SUBSET]=]N", help="Plan with so many evaluation pairs.")
 @click.option("--accuracy", type=click.FloatRange(0, 1), help="Expected pair accuracy; default 0.9, or that of the report.")
 @click.option(
-    "--correlation", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of right and wrong with the baseline."
+    "--correlation", type=click.FloatRange(0, 1), help="Of right and wrong with the baseline; default 0.5, or as measured."
 )
 @click.option(
-    "--design-effect", type=click.FloatRange(1), default=1.0, show_default=True, help="Pairs worth one independent pair."
+    "--design-effect", type=click.FloatRange(1), help="Pairs worth one independent pair; default 1, or that of the report."
 )
 @click.option("--power", type=click.FloatRange(0.5, 0.999), default=0.8, show_default=True, help="The chance of being detected.")
 @json_option
-def plan_command(policy_name: str, correlation: float, power: float, as_json: bool, **data: Any) -> None:
+def plan_command(policy_name: str, power: float, as_json: bool, **data: Any) -> None:
     """What the rules on pair accuracy can detect with given evaluation data. Runs no model."""
+    from cli.gate_sources import plan_data
     from safer_engine.gate.policy import load_policy
     from safer_engine.gate.power import plan
+    from safer_engine.gate.together import GUESS
 
-    made = plan(load_policy(policy_name), _sizes(**data), correlation, power)
+    given = data["correlation"]
+    sizes, measured = plan_data(**data)
+    made = plan(load_policy(policy_name), sizes, GUESS if given is None else given, power)
     if as_json:
-        print_json(asdict(made))
+        print_json({**asdict(made), "measured": [asdict(one) for one in measured]})
     else:
+        _show_measured(measured, given)
         _show_plan(made, power)
 
 
-def _sizes(
-    report: Path | None, dataset: Path | None, pairs: tuple[str, ...], accuracy: float | None, design_effect: float
-) -> Any:
-    from safer_engine.gate.counts import dataset_sizes, report_sizes, told_sizes
-    from safer_engine.gate.documents import load_audit
+def _show_measured(measured: Sequence[Together], given: float | None) -> None:
+    from safer_engine.gate.outputs import name_of
 
-    if sum(map(bool, (report, dataset, pairs))) != 1:
-        raise SpecError("give one of --report, --dataset and --pairs", "for example --pairs safety=450")
-    if report is not None:
-        return report_sizes(load_audit(report, "--report"), accuracy)
-    expected = 0.9 if accuracy is None else accuracy
-    if dataset is not None:
-        return dataset_sizes(dataset, expected, design_effect)
-    return told_sizes(pairs, expected, design_effect)
+    if not measured:
+        return
+    rows = []
+    for one in measured:
+        place = ", ".join(f"{k}={v}" for k, v in (("axis", one.axis), ("subset", one.subset)) if v is not None)
+        together = "–" if one.correlation is None else f"{one.correlation:.2f}".replace("-", "−")
+        figures = (f"{one.n:,}", f"{one.n_groups:,}", f"{one.n_differ:,}", together, f"{one.design_effect:.2f}")
+        rows.append((name_of(place) or "all pairs", *figures))
+    columns = ("slice", ">pairs", ">groups", ">right in one only", ">correlation", ">design effect")
+    console().print(table("How right and wrong go together with the baseline", columns, rows))
+    if given is not None:
+        console().print(f"planned with a correlation of {given:g}, as given", markup=False)
 
 
 def _show_plan(made: Plan, power: float) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from safer_engine.gate.documents import Audit
+    from safer_engine.gate.power import SliceSize
+    from safer_engine.gate.together import Together
     from service.client import AuditClient, Submission
     from service.schemas import JobView
 
@@ -54,6 +56,38 @@ def submitted(flags: dict[str, Any], labels: tuple[str, ...], callback: str | No
     if (error := outcome_error(job)) is not None:
         raise error
     return job
+
+
+def plan_data(
+    report: Path | None,
+    baseline: str | None,
+    dataset: Path | None,
+    pairs: tuple[str, ...],
+    **expected: float | None,
+) -> tuple[list[SliceSize], tuple[Together, ...]]:
+    """The slices to plan with, and what was measured of them against a baseline.
+
+    Args:
+        expected: accuracy, correlation and design_effect; None where not given.
+    """
+    from safer_engine.gate.counts import dataset_sizes, report_sizes, told_sizes
+    from safer_engine.gate.documents import load_audit
+    from safer_engine.gate.together import measured_together, with_pairing
+
+    if sum(map(bool, (report, dataset, pairs))) != 1:
+        raise SpecError("give one of --report, --dataset and --pairs", "for example --pairs safety=450")
+    if baseline is not None and report is None:
+        raise SpecError("--baseline is compared with --report, which is not given", "give both, or --correlation alone")
+    accuracy, effect = expected["accuracy"], expected["design_effect"]
+    if report is None:
+        right, together = 0.9 if accuracy is None else accuracy, effect or 1.0
+        return (told_sizes(pairs, right, together) if dataset is None else dataset_sizes(dataset, right, together)), ()
+    audit = load_audit(report, "--report")
+    sizes = report_sizes(audit, accuracy, effect)
+    if baseline is None:
+        return sizes, ()
+    measured = measured_together(audit, baseline_of(baseline, None))
+    return with_pairing(sizes, measured, expected["correlation"], effect), measured
 
 
 def audit_of(report: Path | None, job_id: str | None, shown: Console | None) -> Audit:

@@ -43,16 +43,20 @@ def told_sizes(texts: Iterable[str], accuracy: float, design_effect: float) -> l
     ]
 
 
-def report_sizes(audit: Audit, accuracy: float | None) -> list[SliceSize]:
-    """The slices of a report's evaluation set, with the accuracies it found unless another is expected. Raises InputRefused."""
+def report_sizes(audit: Audit, accuracy: float | None, design_effect: float | None = None) -> list[SliceSize]:
+    """The slices of a report's evaluation set, with the accuracies and design effects it found unless others are expected.
+
+    Raises:
+        InputRefused: it has no evaluation set.
+    """
     evaluation = audit.report["evaluation"]
     if evaluation is None:
         raise InputRefused("the report has no evaluation set to plan with", "give --dataset or --pairs")
     found = []
     for entry in evaluation["groups"]:
         share = entry["accuracy"]
-        effect = 1.0
-        if share["lo"] is not None and share["hi"] is not None and share["n_groups"] > 1:
+        effect = design_effect or 1.0
+        if design_effect is None and share["lo"] is not None and share["hi"] is not None and share["n_groups"] > 1:
             effect = share["n"] / effective_count(share["estimate"], share["lo"], share["hi"], share["n"], share["n_groups"])
         expected = share["estimate"] if accuracy is None else accuracy
         found.append(SliceSize(entry["axis"], entry["subset"], share["n"], share["n_groups"], expected, effect))

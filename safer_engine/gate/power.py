@@ -23,6 +23,16 @@ _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """What a slice has in common with a baseline: pairs, groups, correlation of right and wrong, design effect of the change."""
+
+    n: int
+    n_groups: int
+    correlation: float
+    design_effect: float
+
+
+@dataclass(frozen=True)
 class SliceSize:
     """Evaluation pairs of a slice.
 
@@ -31,6 +41,7 @@ class SliceSize:
         n_groups: None where not known; then every pair counts as a group.
         accuracy: what is expected of the reward model there.
         design_effect: how many pairs of a group are worth one independent pair, at least 1.
+        pairing: with the baseline, where that was measured.
     """
 
     axis: str | None
@@ -39,6 +50,7 @@ class SliceSize:
     n_groups: int | None
     accuracy: float
     design_effect: float = 1.0
+    pairing: Pairing | None = None
 
     @property
     def per_group(self) -> float:
@@ -106,7 +118,7 @@ def plan(policy: Policy, slices: Sequence[SliceSize], correlation: float = 0.5, 
 
     Args:
         slices: all pairs, axes and subsets of the evaluation set.
-        correlation: of right and wrong between the reward model and its baseline, in [0, 1].
+        correlation: of right and wrong between the reward model and its baseline, in [0, 1], for slices without a `pairing`.
         power: the chance with which something is said to be detected, in (0.5, 1).
     """
     chosen = {rule.name: _slices_of(rule, slices) for rule in policy.rules}
@@ -134,12 +146,19 @@ def _slices_of(rule: Rule, slices: Sequence[SliceSize]) -> list[SliceSize]:
 
 def _planned(rule: Rule, size: SliceSize, tails: tuple[float, float], correlation: float, power: float) -> Planned:
     kind = "change" if rule.compares else "accuracy"
+    if rule.compares and size.pairing is not None:
+        found = size.pairing
+        size = replace(size, n=found.n, n_groups=found.n_groups or None, design_effect=found.design_effect)
+        correlation = found.correlation
+    if not size.n:
+        nothing = "the baseline has none of these pairs: can only be inconclusive"
+        return Planned(_id(rule, size), rule.name, kind, 0, 1.0, None, None, 0.0, 0.0, warning=nothing)
     expected = 0.0 if rule.compares else size.accuracy
     chances = _chances(rule, size, tails, correlation)
     bound = (rule.max_drop if rule.compares else rule.min) or 0.0
     worst, best = (size.accuracy, size.accuracy - 1) if rule.compares else (0.0, 1.0)
     made = Planned(
-        id=f"{rule.name}[{size.label}]" if size.label else rule.name,
+        id=_id(rule, size),
         rule=rule.name,
         kind=kind,
         n=size.n,
@@ -156,6 +175,10 @@ def _planned(rule: Rule, size: SliceSize, tails: tuple[float, float], correlatio
         return made
     needed = _needed(rule, size, tails, correlation, power)
     return replace(made, needed=needed, warning=_warning(made, rule))
+
+
+def _id(rule: Rule, size: SliceSize) -> str:
+    return f"{rule.name}[{size.label}]" if size.label else rule.name
 
 
 def _warning(made: Planned, rule: Rule) -> str:

@@ -107,7 +107,14 @@ def test_pairs_that_go_together_detect_less() -> None:
 def test_rules_that_counts_say_nothing_about_are_named() -> None:
     made_plan = plan(load_policy("default"), told_sizes(["safety=450", "chat=300"], 0.9, 1.0))
     assert {check.rule for check in made_plan.checks} == {"better-than-chance", "no-regression"}
-    assert made_plan.not_planned == ("over-refusal", "style-over-substance", "length-bias", "longer-chosen", "safety-features", "doubtful-pairs")
+    assert made_plan.not_planned == (
+        "over-refusal",
+        "style-over-substance",
+        "length-bias",
+        "longer-chosen",
+        "safety-features",
+        "doubtful-pairs",
+    )
 
 
 def test_counts_are_those_of_the_data(tmp_path: Path) -> None:

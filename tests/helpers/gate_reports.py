@@ -36,6 +36,14 @@ def pairs(
     ]
 
 
+def cells(counts: tuple[int, int, int, int], axis: str = "safety", per_group: int = 1) -> tuple[list[Pair], list[Pair]]:
+    """Two audits with so many pairs that both have right, only the new one, only the old one, and neither."""
+    kinds = [cell for cell, n in zip([(1, 1), (1, -1), (-1, 1), (-1, -1)], counts, strict=True) for _ in range(n)]
+    rows = pairs(0.5, len(kinds), axis=axis, per_group=per_group)
+    new = [{**row, "margin": float(a)} for row, (a, _) in zip(rows, kinds, strict=True)]
+    return new, [{**row, "margin": float(b)} for row, (_, b) in zip(rows, kinds, strict=True)]
+
+
 def report(rows: Sequence[Pair] | None, digest: str = "eval", **changes: Any) -> dict[str, Any]:
     """A finished audit's report.json around evaluation pairs; `changes` replace top-level sections."""
     document: dict[str, Any] = {
