@@ -49,6 +49,9 @@ $(STAMPS)/chart: $(STAMPS)/base tests/install_chart_tools.sh tests/deploy/tools/
 $(STAMPS)/servers: tests/install_servers.sh
 	mkdir -p $(STAMPS) && bash tests/install_servers.sh && touch $@
 
+$(STAMPS)/mlflow: $(STAMPS)/base tests/install_mlflow.sh
+	$(TEST_ENV) bash tests/install_mlflow.sh $(VENV)/mlflow $(BIN)/python && touch $@
+
 demo: $(STAMPS)/engine ## an audit of a small reward model with planted wrong labels, ending with the report's path
 	$(BIN)/safer-audit demo
 
@@ -70,7 +73,7 @@ quick: $(STAMPS)/dev ## quick tests, with the coverage floor of the scientific c
 	$(BIN)/python -m coverage report --skip-covered --fail-under=90 \
 		--include='safer_engine/science/*,safer_engine/stage.py,safer_engine/store.py'
 
-test-full: $(STAMPS)/dev $(STAMPS)/browser $(STAMPS)/servers ## real servers, faults, browser, fuzzing
+test-full: $(STAMPS)/dev $(STAMPS)/browser $(STAMPS)/servers $(STAMPS)/mlflow ## real servers, faults, browser, fuzzing
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 3 --dist worksteal -m "full and not gpu"
 
 test: check quick test-full ## everything; what CI runs
