@@ -11,6 +11,7 @@ import pytest
 
 from service.http.auth import COOKIE, SESSION_SECONDS, new_session
 from service.jobs.access import Role
+from service.jobs.gate_model import GateRecord, NewGate
 from service.jobs.model import JobRecord
 from service.jobs.uploads import UploadRecord
 from service.upload_names import UploadFile
@@ -18,7 +19,7 @@ from tests.helpers.http_world import SPEC, TRAINING, HttpWorld
 
 SUBMIT, READ, REVIEW, REDTEAM, ADMIN = Role
 DIGEST = hashlib.sha256(b"abc").hexdigest()
-JOB, UPLOAD = "/v1/audits/{job_id}", "/v1/uploads/{upload_id}"
+JOB, UPLOAD, GATE = "/v1/audits/{job_id}", "/v1/uploads/{upload_id}", "/v1/gates/{gate_id}"
 PART = f"{UPLOAD}/files/{{index}}/parts/{{number}}"
 
 
@@ -58,6 +59,9 @@ ROUTES = [
     route("POST", f"{JOB}/cancel", SUBMIT),
     route("POST", f"{JOB}/retry", SUBMIT),
     route("DELETE", JOB, SUBMIT),
+    route("POST", "/v1/gates", SUBMIT, json={"submission": {"spec": SPEC}}),
+    route("GET", "/v1/gates", SUBMIT, READ, REVIEW),
+    route("GET", GATE, SUBMIT, READ, REVIEW),
     route("POST", "/v1/uploads", SUBMIT, json={"kind": "dataset", "files": [{"path": "a", "size": 3, "sha256": DIGEST}]}),
     route("GET", UPLOAD, SUBMIT),
     route("PUT", PART, SUBMIT, content=b"abc", headers={"X-Content-SHA256": DIGEST}),
@@ -83,11 +87,12 @@ class Things:
     job: JobRecord
     upload: UploadRecord
     key_id: str
+    gate: GateRecord
 
     def path(self, template: str) -> str:
         """A template with their names in it."""
         names = {"job_id": self.job.id, "upload_id": self.upload.id, "key_id": self.key_id, "digest": DIGEST}
-        return template.format(**names, name="report.md", pair_id="p-0", index=0, number=0)
+        return template.format(**names, gate_id=self.gate.id, name="report.md", pair_id="p-0", index=0, number=0)
 
 
 @pytest.fixture
@@ -95,7 +100,9 @@ def things(world: HttpWorld) -> Things:
     services = world.services
     upload = services.uploads.create("default", "dataset", [UploadFile("a", DIGEST, 3)], "test")
     key = services.access.create_key("default", "spare", [Role.READ], "test")
-    return Things(world.finished(), upload, key.key.id)
+    job = world.finished()
+    gate = services.gates.create("default", NewGate({}, "default", DIGEST), job.id).gate
+    return Things(job, upload, key.key.id, gate)
 
 
 def ask(world: HttpWorld, things: Things, asked: Route, role: str | None, project: str = "default") -> int:
@@ -138,8 +145,8 @@ def test_without_a_key(world: HttpWorld, things: Things, asked: Route) -> None:
 @pytest.mark.parametrize("asked", [each for each in ROUTES if "_id}" in each.path], ids=str)
 def test_things_of_another_project_are_not_there(world: HttpWorld, things: Things, asked: Route) -> None:
     assert ask(world, things, asked, "admin", "other") == 404
-    unknown = Things(things.job, things.upload, things.key_id).path(asked.path)
-    for own in (things.job.id, things.upload.id, things.key_id):
+    unknown = things.path(asked.path)
+    for own in (things.job.id, things.upload.id, things.key_id, things.gate.id):
         unknown = unknown.replace(own, "0" * 26)
     ours = world.client("admin", "other").request(asked.method, things.path(asked.path), **asked.request).json()
     nobodys = world.client("admin", "other").request(asked.method, unknown, **asked.request).json()
@@ -150,6 +157,7 @@ def test_lists_hold_the_projects_own_things_only(world: HttpWorld, things: Thing
     assert things.job.id not in world.client("admin", "other").get("/v1/audits?limit=200").text
     assert things.job.id not in world.client("admin", "other").get("/v1/log?limit=500").text
     assert things.key_id not in world.client("admin", "other").get("/v1/keys").text
+    assert world.client("admin", "other").get("/v1/gates?limit=200").json()["items"] == []
     assert [found["name"] for found in world.client("admin", "other").get("/v1/projects").json()["items"]] == ["other"]
 
 

@@ -322,7 +322,9 @@ def test_every_route_by_schema(schema_world: HttpWorld) -> None:
     client = schema_world.client("admin")
     files = [{"path": "a", "size": 100, "sha256": "0" * 64}]
     upload = client.post("/v1/uploads", json={"kind": "dataset", "files": files}).json()["id"]
-    known = {"job_id": schema_world.finished().id, "upload_id": upload, "name": "report.md", "pair_id": "p-0"}
+    job_id = schema_world.finished().id
+    gate_id = client.post("/v1/gates", json={"audit": job_id}).json()["id"]
+    known = {"job_id": job_id, "gate_id": gate_id, "upload_id": upload, "name": "report.md", "pair_id": "p-0"}
     asked: Counter[str] = Counter()
     for found in api.get_all_operations():
         operation = found.ok()
