@@ -178,7 +178,7 @@ def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
         raise ArtifactError(f"the audit of {cell.folder} is incomplete", "run the benchmark again")
     assert isinstance(latents, (Latents, Absent))
     assert isinstance(labels, (Labels, Absent))
-    inputs = signal_inputs(pairs, activations, latents, labels, dense=True)
+    inputs = signal_inputs(pairs, activations, latents, labels, signals=("probe_cv", "dense"))
     table = pairs.pairs
     truth = set(json.loads(cell.truth.read_bytes())["flipped"])
     columns = {name: table[name].to_pylist() for name in ("pair_id", "group", "axis", "subset")}

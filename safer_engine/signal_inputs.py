@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import Absent, Activations, Labels, Latents, PairSet
@@ -24,13 +24,14 @@ def signal_inputs(
     latents: Latents | Absent,
     labels: Labels | Absent,
     *,
-    dense: bool = False,
+    signals: Collection[str] = ("probe_cv",),
     progress: Progress | None = None,
 ) -> SignalInputs:
     """Everything the signals read, one row per pair in the order of `PairSet.pairs`.
 
     Args:
-        dense: also pool the activations at the hook, which streams every shard.
+        signals: those to be made. `probe_cv` reads the vectors that the reward head reads (twelve bytes a pair and dimension);
+            `dense` pools the activations at the hook, which streams every shard.
         progress: told (shards done, shards) while pooling.
 
     Raises:
@@ -49,8 +50,8 @@ def signal_inputs(
         subsets_P=_strings(table, "subset"),
         margins_P=reward_margins(activations, table.num_rows),
         latents=sums,
-        head_delta_PD=_head_delta(activations, table.num_rows),
-        dense_delta_PD=mean_activation_delta(activations, table.num_rows, progress) if dense else None,
+        head_delta_PD=_head_delta(activations, table.num_rows) if "probe_cv" in signals else None,
+        dense_delta_PD=mean_activation_delta(activations, table.num_rows, progress) if "dense" in signals else None,
         paper=None if isinstance(latents, Absent) or isinstance(labels, Absent) else paper_features(latents, labels),
     )
 
@@ -68,12 +69,11 @@ def reward_margins(activations: Activations, n_pairs: int) -> NDArray[np.float64
 
 
 def read_latent_sums(latents: Latents) -> LatentSums:
-    """The sums of all latents over each response."""
-    from safetensors.numpy import load_file
-
+    """The sums of all latents over each response, in memory maps."""
+    from safer_engine.payload_files import map_tensors
     from safer_engine.science.pair_deltas import latent_sums
 
-    found = load_file(latents.path("acts.safetensors"))
+    found = map_tensors(latents.path("acts.safetensors"))
     sides = [tuple(found[f"{side}_{part}"] for part in ("indptr", "indices", "sums")) for side in ("chosen", "rejected")]
     chosen, rejected = ((side[0], side[1], side[2]) for side in sides)
     return latent_sums(chosen, rejected, found["n_positions"], latents.latents.num_rows)

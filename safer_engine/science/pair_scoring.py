@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from safer_engine.science.evidence import Evidence, no_evidence, scatter, top_contributions
 from safer_engine.science.folds import group_folds
-from safer_engine.science.pair_deltas import LatentSums, latent_delta
+from safer_engine.science.pair_deltas import LatentDelta, LatentSums, latent_delta, matrix_of
 from safer_engine.science.probes import probe_doubt
 from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter, unit_ranks
 
@@ -44,8 +44,11 @@ def paper_pair_scores(sums: LatentSums, features: PaperFeatures) -> Floats:
     """
     sign_S = np.zeros(sums.n_latents)
     sign_S[features.latent_ids] = features.signs
-    n = np.maximum(sums.n_positions_P2, 1)
-    return np.asarray((sums.chosen_PS @ sign_S) / n[:, 0] - (sums.rejected_PS @ sign_S) / n[:, 1])
+    out = np.zeros(len(sums.n_positions_P2))
+    for place, block in sums.blocks():
+        n = np.maximum(block.n_positions_P2, 1)
+        out[place] = (matrix_of(block.chosen_PS) @ sign_S) / n[:, 0] - (matrix_of(block.rejected_PS) @ sign_S) / n[:, 1]
+    return out
 
 
 def paper_salience(sums: LatentSums) -> Floats:
@@ -53,8 +56,8 @@ def paper_salience(sums: LatentSums) -> Floats:
 
     s_i = (a_i+ − a_i−) / (a_i+ + a_i− + C), C = 2 × the mean of a over all latents and both sides (METHOD §1).
     """
-    chosen = np.asarray(sums.chosen_PS.sum(axis=0, dtype=np.float64)).ravel()
-    rejected = np.asarray(sums.rejected_PS.sum(axis=0, dtype=np.float64)).ravel()
+    chosen = np.asarray(matrix_of(sums.chosen_PS).sum(axis=0, dtype=np.float64)).ravel()
+    rejected = np.asarray(matrix_of(sums.rejected_PS).sum(axis=0, dtype=np.float64)).ravel()
     below = chosen + rejected + 2 * np.concatenate([chosen, rejected]).mean()
     return np.asarray(np.divide(chosen - rejected, below, out=np.zeros_like(below), where=below > 0))
 
@@ -260,11 +263,11 @@ def _latent_signal(
         kept = part.paper.latent_ids
         pool = kept if part.paper.pool is None else part.paper.pool
         return _AxisSignal(-cross_fitted_paper(latents, folds_P=folds_P, keep=len(kept), eligible=pool))
-    delta_PS = latent_delta(latents)
     if name == "knn":
-        rng = np.random.default_rng(params.seed)
-        return _AxisSignal(knn_doubt(delta_PS, groups_P=part.groups_P, neighbours=params.neighbours, rng=rng))
+        rng, neighbours = np.random.default_rng(params.seed), params.neighbours
+        return _AxisSignal(knn_doubt(latent_delta(latents), groups_P=part.groups_P, neighbours=neighbours, rng=rng))
     if name == "latents":
+        delta_PS = LatentDelta(latents)
         found = matched_filter(delta_PS, folds_P=folds_P, subsets_P=part.subsets_P, shrinkage=params.shrinkage)
         return _AxisSignal(found.doubt_P, top_contributions(delta_PS, found.weights_CS, found.cell_P, params.evidence))
     return None
@@ -273,7 +276,7 @@ def _latent_signal(
 def _paper_axis(latents: LatentSums, features: PaperFeatures, params: ScoringParams) -> _AxisSignal:
     sign_CS = np.zeros((1, latents.n_latents))
     sign_CS[0, features.latent_ids] = features.signs
-    delta_PS = latent_delta(latents)
+    delta_PS = LatentDelta(latents)
     evidence = top_contributions(delta_PS, sign_CS, np.zeros(delta_PS.shape[0], np.int64), params.evidence)
     return _AxisSignal(-paper_pair_scores(latents, features), evidence)
 

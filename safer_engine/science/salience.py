@@ -26,6 +26,7 @@ from scipy.stats import t as student
 
 from safer_engine.errors import NumericalError
 from safer_engine.science.latent_acts import ResponseActs, SideActs
+from safer_engine.science.pair_deltas import gather
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -345,8 +346,4 @@ def _group_values(acts: ResponseActs, pairs: Ints, groups: Ints, estimator: Esti
 def gather_rows(side: SideActs, pairs: Ints, d_sae: int) -> Any:
     """Rows of one side as a sparse float64 matrix [len(pairs), S]; reads only those rows of a memory map."""
     starts, stops = np.asarray(side.indptr[pairs]), np.asarray(side.indptr[pairs + 1])
-    counts = stops - starts
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    entries = np.repeat(starts - indptr[:-1], counts) + np.arange(int(indptr[-1]))
-    data = side.sums[entries].astype(np.float64)
-    return sparse.csr_array((data, np.asarray(side.indices[entries]), indptr), shape=(len(pairs), d_sae))
+    return gather(starts, stops, (side.indices, side.sums), d_sae).astype(np.float64)

@@ -35,7 +35,7 @@ class PairScoresStage:
             inputs.get(Activations),
             inputs.maybe(Latents),
             inputs.maybe(Labels),
-            dense="dense" in wanted,
+            signals=wanted,
             progress=lambda done, total: ctx.progress(done, total, "shards"),
         )
         params = ScoringParams(

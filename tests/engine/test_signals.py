@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 
 from safer_engine.errors import NumericalError
 from safer_engine.science.folds import group_folds
-from safer_engine.science.pair_deltas import LatentSums, latent_delta, latent_sums
+from safer_engine.science.pair_deltas import LatentDelta, LatentSums, latent_delta, latent_sums
 from safer_engine.science.probes import fit_probe, probe_doubt
 from safer_engine.science.signals import MIN_SUBSET, knn_doubt, margin_doubt, matched_filter, project, unit_ranks
 from safer_engine.science.stats import auroc, average_precision
@@ -64,6 +64,33 @@ class TestDeltas:
         rejected = (np.array([0, 0, 2]), np.array([0, 1], np.int32), np.array([2.0, 1.0], np.float32))
         sums = latent_sums(chosen, rejected, np.array([[1, 1], [1, 2]]), 3)
         np.testing.assert_allclose(latent_delta(sums).toarray(), [[0, 0, 1.5], [-1, -0.5, 0]])
+
+    def test_rows_of_a_difference_are_those_of_the_whole(self) -> None:
+        planted = planted_pairs(0, n_groups=60, n_latents=30, informative=8).inputs.latents
+        assert planted is not None
+        parts = [(m.indptr, m.indices, m.data) for m in (planted.chosen_PS, planted.rejected_PS)]
+        mapped = LatentDelta(latent_sums(parts[0], parts[1], planted.n_positions_P2, planted.n_latents))
+        whole = latent_delta(planted).toarray()
+        assert mapped.shape == whole.shape
+        np.testing.assert_array_equal(mapped[np.array([5, 0, 5])].toarray(), whole[[5, 0, 5]])
+        np.testing.assert_array_equal(mapped[3:9].toarray(), whole[3:9])
+
+    def test_a_difference_reads_the_rows_it_is_asked_for_and_no_other(self) -> None:
+        sums = np.array([1.0, 2.0], np.float32)
+        part = (np.array([0, 1, 2]), np.array([0, 1], np.int32), sums)
+        delta = LatentDelta(latent_sums(part, (np.zeros(3), np.zeros(0, np.int32), sums[:0]), np.ones((2, 2)), 2))
+        sums[1] = math.nan  # as where a file is damaged after it was looked at
+        np.testing.assert_array_equal(delta[np.array([0])].toarray(), [[1.0, 0.0]])
+        with pytest.raises(NumericalError, match="not finite"):
+            delta[1:]
+
+    @pytest.mark.parametrize(
+        ("indptr", "indices"), [([0, 2], [0]), ([1, 1], [0]), ([0, 1, 0], [0]), ([0, 1], [3]), ([0, 1], [-1]), ([0, 1, 1], [0])]
+    )
+    def test_parts_that_do_not_fit_together_are_refused(self, indptr: list[int], indices: list[int]) -> None:
+        part = (np.array(indptr), np.array(indices, np.int32), np.ones(1, np.float32))
+        with pytest.raises(ValueError, match="rows|entries|latents"):
+            latent_sums(part, part, np.ones((1, 2)), 3)
 
     @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
     def test_a_sum_that_cannot_be_is_refused(self, value: float) -> None:
