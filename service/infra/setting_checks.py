@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 _BROKERS = ("redis", "rediss", "redis+socket")
@@ -69,12 +69,11 @@ def webhook_secret(value: str) -> None:
         raise ValueError("must have at least 16 characters; `openssl rand -hex 32` makes one")
 
 
-def mlflow(url: str | None, secret: object, template: object) -> None:
-    """All that the hook needs, or none of it."""
-    needed = {"SAFER_MLFLOW_URL": url, "SAFER_MLFLOW_SECRET": secret, "SAFER_MLFLOW_TEMPLATE": template}
-    absent = [name for name, value in needed.items() if value is None]
-    if absent and len(absent) < len(needed):
-        raise ValueError(f"{', '.join(needed)} go together (docs/mlflow.md); not set: {', '.join(absent)}")
+def mlflow(url: str | None, needed: Mapping[str, object]) -> None:
+    """All that the hook needs, where there is to be one: a secret alone may be given to processes that do not serve it."""
+    absent = [f"SAFER_{name.upper()}" for name, value in needed.items() if value is None]
+    if url is not None and absent:
+        raise ValueError(f"SAFER_MLFLOW_URL needs {' and '.join(absent)} too (docs/mlflow.md)")
 
 
 def unknown(given: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -167,9 +167,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _mlflow_is_whole(self) -> Settings:
-        setting_checks.mlflow(self.mlflow_url, self.mlflow_secret, self.mlflow_template)
-        if (self.mlflow_username is None) != (self.mlflow_password is None):
-            raise ValueError("SAFER_MLFLOW_USERNAME and SAFER_MLFLOW_PASSWORD go together")
+        needed: dict[str, object] = {"mlflow_secret": self.mlflow_secret, "mlflow_template": self.mlflow_template}
+        if self.mlflow_username is not None:
+            needed["mlflow_password"] = self.mlflow_password
+        setting_checks.mlflow(self.mlflow_url, needed)
         return self
 
     @cached_property

@@ -44,7 +44,6 @@ def test_the_page_is_that_of_the_settings() -> None:
         ("SAFER_MLFLOW_URL", "mlflow.example.org"),
         ("SAFER_MLFLOW_URL", "https://mlflow.example.org"),
         ("SAFER_MLFLOW_SECRET", "short"),
-        ("SAFER_MLFLOW_USERNAME", "auditor"),
     ],
 )
 def test_wrong_values_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
