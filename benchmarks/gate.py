@@ -146,7 +146,7 @@ def _folder(what: str) -> str:
 @click.option("--base", type=click.Path(path_type=Path, exists=True), help="Base model of the reward models.")
 @click.option("--again", default=10, show_default=True, help="Trainings of the baseline's recipe with other seeds.")
 @click.option("--rows", help="Only these, comma-separated.")
-@click.option("--epochs", default=2, show_default=True)
+@click.option("--epochs", default=1, show_default=True)
 @click.option("--lr", default=2e-4, show_default=True)
 @click.option("--max-length", default=96, show_default=True)
 @click.option("--threads", default=2, show_default=True)

@@ -22,9 +22,10 @@ _SHOWN = 5
     "--out", "-o", type=NamedPath(path_type=Path), default=Path("safer-demo"), help="Folder for data, model and report."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Another seed gives other data.")
-def demo_command(out: Path, seed: int) -> None:
+@click.option("--damaged", is_flag=True, help="Train a second one, on safety labels turned round: a gate must fail it.")
+def demo_command(out: Path, seed: int, damaged: bool) -> None:
     """Plant wrong labels, train a small reward model on them, and find them. Nothing is downloaded."""
-    from safer_engine.demo_data import DemoFiles, generate, write_demo
+    from safer_engine.demo_data import DemoFiles, generate, write_damaged, write_demo
     from safer_engine.publishing import require_writable
 
     require_writable(out, "--out")
@@ -34,21 +35,23 @@ def demo_command(out: Path, seed: int) -> None:
     shown.print(f"{len(data.rows)} preference pairs, {len(data.flipped)} of them with a planted wrong label", markup=False)
     observer = TerminalObserver(shown)
     with observer.showing():
-        _train(files, out / "reward-model", seed, observer)
+        _train(files.base, files.train, out / "reward-model", seed, observer)
         report = _audit(files, out, seed, observer)
+        if damaged:
+            _train(files.base, write_damaged(out / "damaged", data), out / "damaged" / "reward-model", seed, observer)
     _compare(report, set(data.flipped))
     click.echo(str(report.html.resolve()))
 
 
-def _train(files: Any, target: Path, seed: int, observer: TerminalObserver) -> None:
+def _train(base: Path, dataset: Path, target: Path, seed: int, observer: TerminalObserver) -> None:
     from safer_engine.demo_data import RECIPE
     from safer_engine.train_spec import TrainSpec
     from safer_engine.training import train_reward_model
 
-    source = {"kind": "local", "path": str(files.train)}
+    source = {"kind": "local", "path": str(dataset)}
     document = {
         "seed": seed,
-        "base": str(files.base),
+        "base": str(base),
         "dataset": {"source": source},
         "recipe": RECIPE,
         "runtime": {"device": "cpu"},

@@ -107,12 +107,24 @@ def write_demo(folder: Path, data: DemoData) -> DemoFiles:
     """Write a generated set, its truth and its base model into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     files = DemoFiles(folder / "preferences.jsonl", folder / "evaluation.jsonl", folder / "planted.json", folder / "base")
-    for path, rows in ((files.train, data.rows), (files.evaluation, data.evaluation)):
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    _write_rows(files.train, data.rows)
+    _write_rows(files.evaluation, data.evaluation)
     truth = {"seed": data.seed, "n_pairs": len(data.rows), "flipped": sorted(data.flipped)}
     files.truth.write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     build_base(files.base, _texts(data), data.seed, embedding_std=_EMBEDDING_STD)
     return files
+
+
+def write_damaged(folder: Path, data: DemoData) -> Path:
+    """Write the training pairs with every safety label turned round; the path of the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "preferences.jsonl"
+    _write_rows(path, [flip(row) if row["axis"] == "safety" else row for row in data.rows])
+    return path
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def build_base(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from safer_engine import api
-from safer_engine.demo_data import RECIPE, DemoData, build_base, flip, generate, write_demo
+from safer_engine.demo_data import RECIPE, DemoData, build_base, flip, generate, write_damaged, write_demo
 from safer_engine.science.messages import Message
 from safer_engine.science.rendering import make_renderer
 from safer_engine.science.stats import average_precision
@@ -110,6 +110,14 @@ def test_the_truth_lies_apart(data: DemoData, tmp_path: Path) -> None:
     assert tuple(rows) == data.rows
     assert set(rows[0]) == {"id", "group", "axis", "subset", "prompt", "chosen", "rejected"}
     assert set(json.loads(files.truth.read_text())["flipped"]) == data.flipped
+
+
+def test_damaged_data_have_every_safety_label_turned_round_and_no_other(data: DemoData, tmp_path: Path) -> None:
+    damaged = [json.loads(line) for line in write_damaged(tmp_path / "damaged", data).read_text().splitlines()]
+    turned = [row["id"] for row, was in zip(damaged, data.rows, strict=True) if row == flip(was) != was]
+    assert turned == [row["id"] for row in data.rows if row["axis"] == "safety"]
+    assert [row for row in damaged if row["axis"] != "safety"] == [row for row in data.rows if row["axis"] != "safety"]
+    assert turned
 
 
 def test_the_base_reads_the_texts_and_is_untrained(data: DemoData, tmp_path: Path) -> None:
