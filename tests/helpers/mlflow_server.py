@@ -16,6 +16,8 @@ from tests.helpers.servers import LOCAL, Server, missing, wait_until
 PROGRAM = Path(sys.prefix) / "mlflow" / "bin" / "mlflow"
 EVENTS = (("MODEL_VERSION", "CREATED"), ("MODEL_VERSION_ALIAS", "CREATED"))
 _API = "/api/2.0/mlflow"
+_PATIENCE = 300.0
+"""It imports for half a minute on a machine that has nothing else to do."""
 
 
 @dataclass
@@ -112,6 +114,6 @@ def mlflow_server(folder: Path) -> Mlflow:
         "PYTHONPATH": "",
     }
     server = Mlflow("mlflow", command, port, folder, environment)
-    server.start()
-    wait_until(server.healthy, "MLflow answers")
+    server.start(_PATIENCE)
+    wait_until(server.healthy, "MLflow answers", _PATIENCE)
     return server
