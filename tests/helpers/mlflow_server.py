@@ -17,7 +17,7 @@ PROGRAM = Path(sys.prefix) / "mlflow" / "bin" / "mlflow"
 EVENTS = (("MODEL_VERSION", "CREATED"), ("MODEL_VERSION_ALIAS", "CREATED"))
 _API = "/api/2.0/mlflow"
 _PATIENCE = 300.0
-"""It imports for half a minute on a machine that has nothing else to do."""
+"""Seconds for a server to start: it imports much, on machines that do other things too."""
 
 
 @dataclass
