@@ -2,11 +2,15 @@
 
 Nothing here touches a GPU. A new worker is slower to start by some seconds, and every stage faster by as much. A server whose
 worker was killed meanwhile ends between two imports: nobody will ask it for a child.
+
+It ignores SIGTERM, which batch systems and systemd send to every process of a worker: without the server the worker would take
+its child for dead, and the child its worker, in the midst of the checkpoint. It ends with its worker, however that ends.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from importlib import import_module
 
 _MODULES = (
@@ -26,6 +30,7 @@ _MODULES = (
     "workers.child",
 )
 
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 _worker = os.getppid()
 for _name in _MODULES:
     if os.getppid() != _worker:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import time
 from types import FrameType
 
 from prometheus_client import CollectorRegistry, start_http_server
 
+from service.errors import Unavailable
 from service.infra.logs import configure_logging
 from service.infra.settings import Settings, load_settings
 from service.jobs.database import check_version, open_database
@@ -22,11 +25,18 @@ _QUIET = {
     "TQDM_DISABLE": "1",
 }
 _AT_ONCE = 16
+_LOOK_SECONDS = 2.0
+NOTHING_CAME = 75
+"""Exit code of a worker that was to wait for one unit, in vain (EX_TEMPFAIL of sysexits.h: to be tried again)."""
 _LOG = logging.getLogger("workers")
 
 
-def run(queues: str | None, *, once: bool) -> int:
-    """Run a worker to its end. Returns the exit code. Raises SaferError where it cannot start."""
+def run(queues: str | None, *, once: bool, wait: float | None = None) -> int:
+    """Run a worker to its end. Returns the exit code. Raises SaferError where it cannot start.
+
+    Args:
+        wait: with `once`, seconds to wait for a unit; then none is told apart from one that is done.
+    """
     given = {"queues": queues} if queues is not None else {}
     settings = load_settings(**given)
     configure_logging(settings)
@@ -38,7 +48,7 @@ def run(queues: str | None, *, once: bool) -> int:
     nursery = Nursery(settings)
     runner = Runner(bench, nursery)
     if once:
-        return _once(settings, bench, runner)
+        return _once(settings, bench, runner, wait)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, registry=registry)
     nursery.warm_up()
@@ -55,20 +65,42 @@ def _environment(settings: Settings) -> None:
         os.environ.setdefault(name, value)
 
 
-def _once(settings: Settings, bench: Bench, runner: Runner) -> int:
-    """Take one unit of the first queue that has one. Returns 0 when it is done, or nothing waits; 4 when it failed."""
+def _once(settings: Settings, bench: Bench, runner: Runner, wait: float | None) -> int:
+    """Take one unit of the first queue that has one. Returns 0 when it is done or given back, or nothing waits; 4 when it failed.
+
+    Where it is to wait, and nothing came: NOTHING_CAME.
+    """
+    stopped = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         runner.stop()
+        stopped.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    end = time.monotonic() + (wait or 0.0)
+    while True:
+        try:
+            taken = _take_one(settings, bench, runner)
+        except Unavailable:
+            if wait is None or time.monotonic() >= end:
+                raise
+            taken = None
+        if taken is not None:
+            return 4 if taken is Taken.FAILED else 0
+        if runner.stopping or time.monotonic() >= end:
+            break
+        stopped.wait(min(_LOOK_SECONDS, max(0.0, end - time.monotonic())))
+    _LOG.info("nothing waits in %s", ", ".join(settings.queues))
+    return 0 if wait is None or runner.stopping else NOTHING_CAME
+
+
+def _take_one(settings: Settings, bench: Bench, runner: Runner) -> Taken | None:
+    """What became of the first unit that could be taken; None where there is none. Raises Unavailable."""
     for queue in settings.queues:
         for unit in bench.jobs.waiting_units(queue, _AT_ONCE):
             bench.jobs.mark_sent(unit)  # where it is sent already, its message will find nothing to do
             taken = runner.take(unit)
-            if taken in (Taken.NOTHING, Taken.PARKED):
-                continue
-            return 4 if taken is Taken.FAILED else 0
-    _LOG.info("nothing waits in %s", ", ".join(settings.queues))
-    return 0
+            if taken not in (Taken.NOTHING, Taken.PARKED):
+                return taken
+    return None

@@ -222,13 +222,14 @@ def test_redis_hangs_for_a_while(scene: Scene, undisturbed: dict[str, Any]) -> N
     assert contents(scene.place, job) == undisturbed
 
 
-def test_a_worker_asked_to_stop_gives_its_unit_back_and_the_next_goes_on(scene: Scene) -> None:
+@pytest.mark.parametrize("all_processes", [False, True])
+def test_a_worker_asked_to_stop_gives_its_unit_back_and_the_next_goes_on(scene: Scene, all_processes: bool) -> None:
     scene.start()
     job = scene.submit(**SLOW)
     scene.at_work(job, "sae")
     wait_until(lambda: scene.place.jobs.stages(job.id)[4].done > 200, "the training is under way", 60)
     worker = scene.workers.pop()
-    worker.terminate()
+    os.killpg(worker.pid, signal.SIGTERM) if all_processes else worker.terminate()
     assert worker.wait(30) == 0
     (unit,) = [each for each in scene.place.jobs.units(job.id) if each.stage == "sae"]
     assert (unit.state in (UnitState.READY, UnitState.SENT), unit.failures, unit.owner) == (True, 0, None)

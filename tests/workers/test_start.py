@@ -60,3 +60,32 @@ def test_a_server_of_children_does_not_go_on_importing_for_a_worker_that_was_kil
     done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert done.stdout == ""  # read to its end: the server, which shares it, has ended too
+
+
+def test_a_server_of_children_is_left_when_every_process_is_told_to_stop() -> None:
+    script = "import os, signal, workers.preload; os.kill(os.getpid(), signal.SIGTERM); print('there')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "there\n"), done.stderr
+
+
+def test_one_unit_is_waited_for(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with database(settings) as db:
+        migrate(db.engine)
+    given = {**os.environ, "SAFER_HOME": str(settings.folder), "SAFER_METRICS_PORT": "0"}
+
+    def worker(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "workers", *arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=given, stderr=subprocess.PIPE, text=True)
+
+    codes = [
+        worker(*arguments).wait(60) for arguments in (["--once"], ["--once", "--wait=0.5"], ["--wait=1"], ["--once", "--wait=x"])
+    ]
+    assert codes == [0, 75, 2, 2]
+    waiting = worker("--once", "--wait", "600")
+    try:
+        wait_until(lambda: catches_term(waiting.pid), "the process listens for signals", 60)
+        waiting.terminate()
+        assert waiting.wait(60) == 0
+    finally:
+        waiting.kill()
