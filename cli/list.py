@@ -43,9 +43,12 @@ def list_command(limit: int, as_json: bool, since: datetime | None, before: date
             f"{job.kind.value}: {called(job, job.model, digest=False)} on {called(job, job.dataset, digest=False)}",
             job.created.strftime("%Y-%m-%d %H:%M"),
             " ".join(f"{name}={value}" for name, value in sorted(job.labels.items())),
+            job.verdict["outcome"] if job.verdict else "",
         )
         for job in jobs
     ]
     console().print(
-        table(f"{len(rows)} jobs" if len(rows) != 1 else "1 job", ("id", "state", "what", "made (UTC)", "labels"), rows)
+        table(
+            f"{len(rows)} jobs" if len(rows) != 1 else "1 job", ("id", "state", "what", "made (UTC)", "labels", "verdict"), rows
+        )
     )

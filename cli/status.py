@@ -59,7 +59,7 @@ def _facts(job: JobView) -> list[tuple[str, str]]:
         ("took", duration(took) if took is not None else ""),
         ("GPU time", duration(job.gpu_seconds) + budget if job.gpu_seconds or budget else ""),
         ("attempt", str(job.attempt) if job.attempt > 1 else ""),
-        ("verdict", str(job.verdict.get("outcome", "")) if job.verdict else ""),
+        ("verdict", f"{job.verdict['outcome']} ({job.verdict_reason})" if job.verdict else ""),
     ]
 
 

@@ -17,6 +17,8 @@ from service.jobs.model import JobError, JobRecord
 Verdict = Literal["pass", "fail", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("pass", "fail", "inconclusive")
 CALLBACK = "callback"
+AWAITED = "a gate waits for the end of the audit, or for its turn"
+"""What a job says in place of a verdict while it has none and a gate is pending."""
 
 
 class GateState(StrEnum):

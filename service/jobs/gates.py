@@ -16,7 +16,7 @@ from service.jobs.cursors import Place, read_place
 from service.jobs.database import reading, writing
 from service.jobs.deliveries import add_deliveries, release_deliveries
 from service.jobs.facts import count
-from service.jobs.gate_model import CreatedGate, GateQuery, GateRecord, GateState, NewGate, Outcome, TakenGate
+from service.jobs.gate_model import AWAITED, CreatedGate, GateQuery, GateRecord, GateState, NewGate, Outcome, TakenGate
 from service.jobs.ids import is_id, new_id
 from service.jobs.model import FINAL_JOB_STATES, JobKind, JobState
 from service.jobs.records import error_of, error_row, job_of
@@ -64,6 +64,8 @@ class GateStore:
             job = _audit(connection, project, job_id)
             row = _insert(connection, project, job, new)
             add_deliveries(connection, row["id"], new.deliveries)
+            unjudged = (jobs.c.id == job_id) & jobs.c.verdict.is_(None)
+            connection.execute(update(jobs).where(unjudged).values(verdict_reason=AWAITED))
             return CreatedGate(_gate(row), created=True)
 
     def earlier(self, project: str, key: str | None, body_digest: str) -> GateRecord | None:

@@ -15,6 +15,7 @@ from service.jobs import audit_log, moves
 from service.jobs.clock import UtcNow
 from service.jobs.database import reading, writing
 from service.jobs.facts import count_retry
+from service.jobs.gate_model import AWAITED
 from service.jobs.ids import new_id
 from service.jobs.model import FINAL_JOB_STATES, EventRecord, JobKind, JobRecord, JobState, StageRecord, StageState, UnitState
 from service.jobs.records import event_of, job_of, stage_of, unit_of
@@ -167,10 +168,10 @@ class JobRequests:
             if limits is None or job["state"] not in (JobState.FAILED, JobState.CANCELLED):
                 raise Conflict(f"the job is {job['state']}", "only a failed or cancelled job can be tried again")
             values = {"attempt": job["attempt"] + 1, "error": None, "started": None, "finished": None, "cancel_requested": False}
-            unjudged = {"verdict": None, "verdict_reason": JobRecord.verdict_reason}
+            awaited = moves.hold_gates(connection, job_id)
+            unjudged = {"verdict": None, "verdict_reason": AWAITED if awaited else JobRecord.verdict_reason}
             source = (JobState(job["state"]),)
             moves.move_job(connection, job_id, source, JobState.QUEUED, callback_state=None, **values, **unjudged)
-            moves.hold_gates(connection, job_id)
             _check_queue(connection, limits)
             audit_log.append(connection, project, actor, "job.retry", job_id)
             moves.add_event(connection, job_id, "job", None, {"state": JobState.QUEUED, "attempt": values["attempt"]})

@@ -184,10 +184,10 @@ def end_job(connection: Connection, job: RowMapping, to: JobState, error: JobErr
     add_event(connection, job["id"], "job", None, {"state": to, **_told(error)})
 
 
-def hold_gates(connection: Connection, job_id: str) -> None:
-    """A job is tried again: gates on it that nobody has judged wait for its end anew."""
+def hold_gates(connection: Connection, job_id: str) -> bool:
+    """A job is tried again: gates on it that nobody has judged wait for its end anew. Whether there are any."""
     pending = (gates.c.job_id == job_id) & (gates.c.state == "pending")
-    connection.execute(update(gates).where(pending).values(due=None, attempts=0))
+    return connection.execute(update(gates).where(pending).values(due=None, attempts=0)).rowcount > 0
 
 
 def cancel_if_asked(connection: Connection, job: RowMapping) -> bool:

@@ -10,7 +10,7 @@ from safer_engine.errors import SpecError
 from service.errors import Conflict, NotFound, QuotaExceeded
 from service.jobs.clock import utc_after
 from service.jobs.deliveries import CALLBACK, MAX_ATTEMPTS, DeliveryState, DeliveryStore, NewDelivery
-from service.jobs.gate_model import GateQuery, GateRecord, GateState, NewGate, Outcome, TakenGate
+from service.jobs.gate_model import AWAITED, GateQuery, GateRecord, GateState, NewGate, Outcome, TakenGate
 from service.jobs.gates import GateStore
 from service.jobs.model import JobError, JobKind, JobRecord, JobState
 from service.jobs.tables import gate_deliveries, gates, projects
@@ -54,6 +54,7 @@ def test_a_gate_is_due_when_its_audit_ends(db: Database, store: GateStore, deliv
     gate = create(store, job)
     assert (gate.state, gate.verdict, gate.reason) == (GateState.PENDING, None, "")
     assert store.take() is None
+    assert (db.get(job).verdict, db.get(job).verdict_reason) == (None, AWAITED)
     db.run(job)
     taken = take(store)
     assert (taken.gate.id, taken.job.state, taken.attempts, taken.policy) == (gate.id, JobState.SUCCEEDED, 1, {"version": 1})
@@ -124,6 +125,7 @@ def test_an_audit_that_is_tried_again_is_judged_at_its_new_end(db: Database, sto
     assert not store.decide(early, Outcome("inconclusive", "it failed"))
     store.put_back(early, 0.0)
     assert store.take() is None
+    assert db.get(job).verdict_reason == AWAITED
     db.run(job)
     late = take(store)
     assert (late.gate.id, late.job.state, late.attempts) == (gate.id, JobState.SUCCEEDED, 1)
