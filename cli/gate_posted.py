@@ -54,6 +54,7 @@ def decision_of(gate_id: str, shown: Console | None, *, wait: bool) -> Decision 
     """
     from safer_engine.gate.decisions import read_decision
     from service.client import make_error
+    from service.errors import Gone
 
     with connect() as client:
         gate = client.gate(gate_id)
@@ -63,7 +64,11 @@ def decision_of(gate_id: str, shown: Console | None, *, wait: bool) -> Decision 
         return None
     if gate.error is not None:
         raise make_error(gate.error.code, f"gate {gate.id} is {gate.verdict}: {gate.error.message}", gate.error.hint)
-    return read_decision(gate.decision or {}, gate.policy_document)
+    if gate.decision is None:
+        raise Gone(
+            f"the decision of gate {gate.id} ({gate.verdict}) was removed by a purge of someone's data", "post another gate"
+        )
+    return read_decision(gate.decision, gate.policy_document)
 
 
 def _decided(client: AuditClient, gate: GateView, shown: Console | None) -> GateView:

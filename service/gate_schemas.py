@@ -52,7 +52,8 @@ class GateView(GateSummary):
     """A gate in full."""
 
     decision: dict[str, Any] | None = Field(
-        description="What `safer-audit gate --json` prints; null while pending, and where nothing could be judged."
+        description="What `safer-audit gate --json` prints; null while pending, where nothing could be judged, and after a purge "
+        "of pairs that it names."
     )
     policy_document: dict[str, Any] = Field(description="The policy, whole.")
     callback_url: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from service.jobs import audit_log, moves
 from service.jobs.database import reading, writing
 from service.jobs.model import FINAL_JOB_STATES, JobState, StageState
 from service.jobs.stage_plan import TRAINING
-from service.jobs.tables import artifact_refs, commits, decisions, jobs, key_locks, stages, units, upload_parts, uploads
+from service.jobs.tables import artifact_refs, commits, decisions, gates, jobs, key_locks, stages, units, upload_parts, uploads
 from service.jobs.uploads import UploadState
 from service.upload_names import texts_of, uploads_in
 
@@ -159,9 +160,14 @@ class RetentionRecords:
         with reading(self._engine) as connection:
             return len(_decisions(connection, project, set(pair_ids)))
 
-    def purged(self, project: str, pair_ids: Iterable[str], names: Collection[str], affected: Iterable[AffectedJob]) -> None:
-        """Take out decisions about the pairs and the uploads of these digests or ids; tell the jobs and the audit log."""
+    def purged(self, project: str, pair_ids: Iterable[str], names: Collection[str], affected: Collection[AffectedJob]) -> None:
+        """Take out decisions about the pairs, of reviewers and of gates, and the uploads of these digests or ids.
+
+        Tells the jobs and the audit log. What judges a gate on one of the jobs meanwhile writes no decision (`GateStore.decide`).
+        """
         with writing(self._engine) as connection:
+            for job in sorted(affected, key=lambda each: each.id):
+                moves.lock_job(connection, job.id)
             rows = _decisions(connection, project, set(pair_ids))
             for start in range(0, len(rows), _AT_ONCE):
                 connection.execute(delete(decisions).where(decisions.c.id.in_(rows[start : start + _AT_ONCE])))
@@ -170,6 +176,7 @@ class RetentionRecords:
             connection.execute(delete(upload_parts).where(upload_parts.c.upload_id.in_(removed.scalars().all())))
             for job in affected:
                 moves.add_event(connection, job.id, "purged", None, {"decisions": len(rows)})
+            _forget_in_gates(connection, project, set(pair_ids))
             audit_log.append(connection, project, ACTOR, "pairs.purge", project, {"jobs": [job.id for job in affected]})
 
 
@@ -218,6 +225,15 @@ def _walked(*columns: ColumnElement[Any], project: str) -> Select[Any]:
 def _is_over(job: RowMapping, words: Collection[str], inputs: Collection[str]) -> bool:
     """Whether a job's spec has any of the words, or its pairs any of the digests."""
     return not texts_of(job["spec"]).isdisjoint(words) or any(job["inputs"].get(role) in inputs for role in _PAIRS)
+
+
+def _forget_in_gates(connection: Connection, project: str, pair_ids: set[str]) -> None:
+    """Gates keep their verdict, and lose the decision that names one of the pairs."""
+    query = select(gates.c.id).where(gates.c.project == project, gates.c.decision.is_not(None))
+    for gate_id in connection.execute(query).scalars().all():
+        decision = connection.execute(select(gates.c.decision).where(gates.c.id == gate_id)).scalar_one()
+        if decision is not None and any(named_by(pair, pair_ids) for pair in json.loads(decision)["lost_pairs"]):
+            connection.execute(update(gates).where(gates.c.id == gate_id).values(decision=None))
 
 
 def _decisions(connection: Connection, project: str, pair_ids: set[str]) -> list[int]:

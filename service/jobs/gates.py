@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, and_, func, insert, or_, select, update
@@ -22,7 +23,7 @@ from service.jobs.model import FINAL_JOB_STATES, JobKind, JobState
 from service.jobs.records import error_of, error_row, job_of
 from service.jobs.requests import JobQuery, NewJob, Page
 from service.jobs.store import JobStore
-from service.jobs.tables import gates, jobs
+from service.jobs.tables import events, gates, jobs
 
 JUDGE_SECONDS = 180.0
 """Who took a gate and has not decided it after this is taken for dead: the gate is due again."""
@@ -167,11 +168,16 @@ class GateStore:
     def decide(self, taken: TakenGate, outcome: Outcome) -> bool:
         """Write the decision, tell the job of it and release the deliveries, in one transaction.
 
-        False, and nothing is changed, where another was first, or the job has been tried again since.
+        False, and nothing is changed, where another was first, the job has been tried again since, or a purge has taken away
+        what was read (it is judged anew then).
         """
+        both = {taken.gate.job_id, taken.gate.baseline_job_id or taken.gate.job_id}
         with writing(self._engine) as connection:
-            job = moves.lock_job(connection, taken.gate.job_id)
+            locked = {job_id: moves.lock_job(connection, job_id) for job_id in sorted(both)}
+            job = locked[taken.gate.job_id]
             if job is None or job["state"] not in FINAL_JOB_STATES or job["attempt"] != taken.job.attempt:
+                return False
+            if _purged(connection, both, taken.at):
                 return False
             values = {
                 "state": GateState.DECIDED, "verdict": outcome.verdict, "reason": outcome.reason, "decision": outcome.decision,
@@ -184,6 +190,11 @@ class GateStore:
             release_deliveries(connection, taken.gate.id)
             count(connection, f"gates_{outcome.verdict}", 1)
             return True
+
+
+def _purged(connection: Connection, job_ids: Collection[str], since: datetime) -> bool:
+    purges = (events.c.job_id.in_(job_ids)) & (events.c.kind == "purged") & (events.c.at >= since)
+    return connection.execute(select(events.c.id).where(purges).limit(1)).first() is not None
 
 
 def _same_request(connection: Connection, project: str, key: str | None, body_digest: str) -> GateRecord | None:

@@ -15,6 +15,8 @@ from service.infra.purge import purge
 from service.infra.retention import gc
 from service.infra.stores import ServiceStore, Stores
 from service.infra.upload_files import PartReceipt, UploadFiles
+from service.jobs.gate_model import NewGate, Outcome
+from service.jobs.gates import GateStore
 from service.jobs.model import JobRecord
 from service.jobs.requests import Finished
 from service.jobs.tables import jobs as job_rows
@@ -154,3 +156,22 @@ def test_old_records_of_damage_are_collected(db: Database, stores: Stores, store
     assert gc(stores, db.engine).removed == ()
     assert [each.kind for each in gc(stores, db.engine, now=time.time() + 8 * 86400).removed] == ["damaged"]
     assert list(stores.space.listing("damaged/")) == []
+
+
+def test_decisions_of_gates_that_name_the_pairs_go_and_verdicts_stay(db: Database, stores: Stores, store: ServiceStore) -> None:
+    gates = GateStore(db.engine, db.store)
+    job = db.get(walked(db, store, {"pairs": NAMES_R1}))
+    new = NewGate({}, "default", "d" * 64)
+    lost = {"r1": "r1", "part": "r1#2", "other": "r12"}
+    made = {name: gates.create("default", new, job.id).gate.id for name in (*lost, "late")}
+    for _ in lost:
+        taken = gates.take()
+        assert taken is not None
+        named = next(pair for name, pair in lost.items() if made[name] == taken.gate.id)
+        assert gates.decide(taken, Outcome("fail", "broken: x", json.dumps({"lost_pairs": [named]})))
+    late = gates.take()
+    assert late is not None
+    purge(stores, db.engine, "default", ["r1"])
+    assert [gates.decision(made[name]) is None for name in lost] == [True, True, False]
+    assert {gates.record(made[name]).verdict for name in lost} == {"fail"}
+    assert not gates.decide(late, Outcome("fail", "broken: x", json.dumps({"lost_pairs": ["r1"]})))
