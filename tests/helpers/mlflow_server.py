@@ -29,6 +29,11 @@ class Mlflow(Server):
         """Base URL."""
         return f"http://{LOCAL}:{self.port}"
 
+    def start(self, seconds: float = _PATIENCE) -> None:
+        """Start, and wait until it answers."""
+        super().start(seconds)
+        wait_until(self.healthy, "MLflow answers", seconds)
+
     def healthy(self) -> bool:
         """Whether it answers."""
         try:
@@ -114,6 +119,5 @@ def mlflow_server(folder: Path) -> Mlflow:
         "PYTHONPATH": "",
     }
     server = Mlflow("mlflow", command, port, folder, environment)
-    server.start(_PATIENCE)
-    wait_until(server.healthy, "MLflow answers", _PATIENCE)
+    server.start()
     return server
