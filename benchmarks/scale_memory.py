@@ -57,6 +57,7 @@ def main() -> None:
     show(found)
     if arguments.write:
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        facts["cases"] = {**kept.get("memory", {}).get("cases", {}), **found}
         RESULTS.write_text(json.dumps({**kept, "memory": facts}, indent=1, sort_keys=True) + "\n")
 
 

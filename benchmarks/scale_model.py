@@ -23,6 +23,9 @@ SHARD_ROW_BYTES = 10
 PART_BYTES = 16 << 20
 """Part of a multipart upload (`SAFER_S3_PART_BYTES`)."""
 HELD_OUT = 0.1
+_OF_SERVICE = ("tallies", "counters", "leaders", "audit_log")
+SCORED_ENTRIES = 800
+"""(response, latent) with an activation a pair in the case `pair_scores` of `benchmarks.scale_memory`."""
 
 
 @dataclass(frozen=True)
@@ -229,8 +232,8 @@ class Measured:
         )
 
     def total(self, name: str, over: str = "shards") -> Line:
-        """SQL rows of all tables but those of the service itself."""
-        return fit({run[over]: sum(run[name].values()) for run in self.runs})
+        """SQL rows of a job; those of the service itself are left out."""
+        return fit({run[over]: sum(n for table, n in run[name].items() if table not in _OF_SERVICE) for run in self.runs})
 
     def memory(self, case: str) -> float:
         """Bytes of one more unit."""
@@ -265,11 +268,16 @@ def cost(shape: Shape, pairs: int, measured: Measured, given: Assumptions) -> Co
         "pairs": measured.line("pairs", "cpu_seconds", over="tokens").at(sizes.tokens) / 3600,
         "sae": hours["sae"] + (fetched + 3 * sent["activations"] / given.disk) / 3600,
         "latents": hours["latents"] + (fetched + latents_seconds(sizes.positions * sae.k, measured)) / 3600,
-        "pair_scores": measured.seconds("pair_scores") * entries / 3600,
+        "pair_scores": measured.seconds("pair_scores") / SCORED_ENTRIES * entries / 3600,
         "edits": measured.seconds("edits") * pairs / 3600,
         "report": measured.seconds("report") * pairs / 3600,
     }
-    held = {"activations": hours["activations"] * gpus, "sae": serial["sae"] * gpus, "latents": serial["latents"] * gpus}
+    starts = sizes.parts * start_seconds(shape, sent["pairs"], measured, given) / 3600
+    held = {
+        "activations": (hours["activations"] + starts) * gpus,
+        "sae": serial["sae"] * gpus,
+        "latents": serial["latents"] * gpus,
+    }
     multipart = sum(sent.values()) / PART_BYTES * 3  # sent once, fetched by the workers of sae and latents
     asked = sum(measured.requests(stage).at(sizes.shards) for stage in measured.runs[0]["stages"])
     return Cost(
@@ -284,6 +292,14 @@ def cost(shape: Shape, pairs: int, measured: Measured, given: Assumptions) -> Co
         rows=measured.total("sql_rows").at(sizes.shards),
         messages=len(measured.runs[0]["stages"]) - 1 + (sizes.parts if sizes.parts > 1 else 0),
     )
+
+
+def start_seconds(shape: Shape, pairs_bytes: float, measured: Measured, given: Assumptions) -> float:
+    """Seconds until a part's process reads: its start (that of `causal`, which computes nothing), weights read from the disk, the
+    table of pairs hashed.
+    """
+    start = max(run["stages"]["causal"]["wall"] for run in measured.runs)
+    return start + 2.0 * shape.parameters / given.disk + pairs_bytes / measured.sha256
 
 
 def latents_seconds(cells: float, measured: Measured) -> float:
