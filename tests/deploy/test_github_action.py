@@ -98,7 +98,7 @@ def test_a_verdict_becomes_outputs_a_summary_and_an_exit_code(
     assert done.summary == files["markdown"].read_text(encoding="utf-8")
     assert done.summary in done.log
     assert all(path.is_relative_to(runner.temporary) for path in files.values())
-    assert done.outputs["audit"] == ""
+    assert done.outputs["audit"] == done.outputs["gate"] == ""
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_verdict_becomes_outputs_a_summary_and_an_exit_code(
 def test_what_goes_wrong_is_an_error_and_never_a_pass(runner: github.Runner, inputs: dict[str, str], code: int) -> None:
     done = gate(runner, inconclusive=inputs.pop("inconclusive", "warn"), **inputs)
     assert verdict(done) == (code, "error", str(code)), done.log
-    assert set(done.outputs) == {"verdict", "exit-code", "audit"}
+    assert set(done.outputs) == {"verdict", "exit-code", "audit", "gate"}
     assert "no verdict" in done.summary
     assert len(done.said("error")) == 1
 
@@ -133,7 +133,7 @@ def test_an_input_is_never_run_nor_forges_an_output(runner: github.Runner, name:
     done = gate(runner, **{"report": "worse", "baseline": "good", name.replace("-", "_"): HOSTILE})
     assert done.code != 0
     assert done.outputs["verdict"] in ("error", "fail")
-    assert done.outputs.keys() <= {"verdict", "exit-code", "audit", "json", "junit", "markdown"}
+    assert done.outputs.keys() <= {"verdict", "exit-code", "audit", "gate", "json", "junit", "markdown"}
     assert "::set-output" not in json.dumps(done.outputs)
     assert not done.said("set-output")
     assert not [path for path in runner.folder.rglob("*") if path.name == SIGN]
@@ -189,6 +189,12 @@ def test_audits_of_a_service(runner: github.Runner, service: LiveService) -> Non
     job = service.world.services.jobs.job(left.outputs["audit"])
     assert job.labels == {"team": "red", "where": "a b; $(c)"}
     assert "json" not in left.outputs
+    posted = left.outputs["gate"]
+    assert service.world.services.gates.record(posted).job_id == job.id
+    pending = gate(runner, gate=posted, wait="false", inconclusive="warn", **reach)
+    assert verdict(pending) == (0, "inconclusive", "3")
+    assert pending.outputs["gate"] == posted
+    assert verdict(gate(runner, gate=posted, policy="strict", **reach)) == (2, "error", "2")
 
 
 def test_inputs_reach_scripts_as_variables_only() -> None:

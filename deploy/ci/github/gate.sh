@@ -4,15 +4,20 @@
 set -euo pipefail
 
 folder=$(mktemp -d "$RUNNER_TEMP/safer-audit-gate.XXXXXX")
-verdict=error code=2 audit='' told=''
-if [[ $GATE_AUDIT =~ ^[A-Za-z0-9_-]{1,64}$ ]]; then audit=$GATE_AUDIT; fi
+verdict=error code=2 audit=$GATE_AUDIT gate=$GATE_GATE told=''
+
+# $1 where it is an id and no more.
+id_of() {
+    if [[ $1 =~ ^[A-Za-z0-9_-]{1,64}$ ]]; then echo "$1"; fi
+}
 
 # Tell the runner how it ended, in its log and as outputs, and leave. $1: what to say, on one line.
 finish() {
     {
         echo "verdict=$verdict"
         echo "exit-code=$code"
-        echo "audit=$audit"
+        echo "audit=$(id_of "$audit")"
+        echo "gate=$(id_of "$gate")"
         if [ -n "$told" ]; then printf '%s\n' "json=$folder/gate.json" "junit=$folder/junit.xml" "markdown=$folder/gate.md"; fi
     } >> "$GITHUB_OUTPUT"
     if [ "$verdict" = error ] && [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then
@@ -59,12 +64,13 @@ if [ -z "$GATE_POLICY" ]; then finish "the input policy is empty"; fi
 arguments=(--json "--junit=$folder/junit.xml" "--markdown=$folder/gate.md")
 option report "$GATE_REPORT"
 option audit "$GATE_AUDIT"
+option gate "$GATE_GATE"
 option model "$GATE_MODEL"
 option dataset "$GATE_DATASET"
 option eval-dataset "$GATE_EVAL_DATASET"
 option spec "$GATE_SPEC"
 if [ "$GATE_BASELINE" != none ]; then option baseline "$GATE_BASELINE"; fi
-option policy "$GATE_POLICY"
+if [ -z "$GATE_GATE" ] || [ "$GATE_POLICY" != default ]; then option policy "$GATE_POLICY"; fi
 case $GATE_WAIT in
     true) arguments+=(--wait) ;;
     false) arguments+=(--detach) ;;
@@ -85,13 +91,17 @@ code=0
 if [ -s "$folder/gate.md" ]; then cat "$folder/gate.md"; fi
 echo "::$word::"
 
-# The exit code and the decision must agree, whatever was given in args (--help ends with 0).
-read_json='import json, sys; print(json.load(open(sys.argv[1], encoding="utf-8"))["verdict"])'
-told=$("$GATE_PYTHON" -I -c "$read_json" "$folder/gate.json" 2> /dev/null) || told=
+# The exit code and the decision must agree, whatever was given in args (--help ends with 0). A gate that was only posted has no
+# verdict yet, but ids.
+read_json='import json, sys
+document = json.load(open(sys.argv[1], encoding="utf-8"))
+print(document["verdict"] or "", document.get("id", ""), document.get("audit", ""), sep="\n")'
+read_from=$("$GATE_PYTHON" -I -c "$read_json" "$folder/gate.json" 2> /dev/null) || read_from=''
+{ read -r told && read -r id && read -r job; } <<< "$read_from" || id='' job=''
 case $code:$told in
     0:pass | 1:fail | 3:inconclusive) verdict=$told ;;
-    3:) verdict=inconclusive audit=$(grep -Exm1 '[A-Za-z0-9_-]{1,64}' "$folder/gate.json") || audit= ;;
-    0:*) code=4 told= ;;
-    *) told= ;;
+    3:) verdict=inconclusive gate=${id:-$gate} audit=${job:-$audit} ;;
+    0:*) code=4 told='' ;;
+    *) told='' ;;
 esac
 finish "$verdict"
