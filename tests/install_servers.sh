@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The servers that tests start for themselves: Redis, PostgreSQL, an S3 server (Ceph RGW) and Prometheus, libfaketime for
-# processes whose clock is off, and debootstrap for the roots that stand in for images; from Debian's packages, when root.
+# processes whose clock is off, debootstrap for the roots that stand in for images, and Slurm; from Debian's packages, when root.
 # Without them those tests are skipped by name, or fail under SAFER_REQUIRE_ALL=1.
 set -euo pipefail
 wanted=()
@@ -11,6 +11,9 @@ compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || wanted+=(libfa
 command -v debootstrap >/dev/null || wanted+=(debootstrap)
 for tool in ceph-mon ceph-osd radosgw; do
     command -v "$tool" >/dev/null || wanted+=("$tool")
+done
+for tool in slurmctld slurmd munged:munge sbatch:slurm-client; do
+    command -v "${tool%:*}" >/dev/null || wanted+=("${tool#*:}")
 done
 [ ${#wanted[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
