@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import Activations
-from safer_engine.store import WorkArea
+from safer_engine.store import PART_SCRATCH, WorkArea
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,11 +51,16 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
+def shard_scratch(index: int) -> str:
+    """Scratch file with a shard's rewards, head vectors and counts, its ending left out."""
+    return f"{PART_SCRATCH}rewards-{index:05d}"
+
+
 def publish_shard(work: WorkArea, index: int, result: ShardResult) -> None:
     """Publish a shard; its own file last, so that a shard that is there is whole."""
     from safetensors.torch import save_file
 
-    publish_rewards(work, f"rewards-{index:05d}", result)
+    publish_rewards(work, shard_scratch(index), result)
     if result.residuals is not None:
         r = result.residuals
         with work.publish(f"residual-{index:05d}.safetensors") as path:
@@ -67,11 +72,16 @@ def publish_shard(work: WorkArea, index: int, result: ShardResult) -> None:
 
 
 def publish_rewards(work: WorkArea, name: str, result: ShardResult) -> None:
-    """Keep rewards and head vectors of a shard (chosen and rejected alternate) in scratch."""
+    """Keep rewards and head vectors of a shard (chosen and rejected alternate) in scratch, and how many positions it has: all,
+    and those with each of `_FLAGS`.
+    """
+    import torch
     from safetensors.torch import save_file
 
+    counts = [len(result.flags_B), *(int(((result.flags_B & bit) != 0).sum()) for bit in _FLAGS.values())]
+
     tensors = {"rewards_chosen": result.rewards_R[0::2], "rewards_rejected": result.rewards_R[1::2]}
-    tensors |= {"chosen": result.head_RH[0::2], "rejected": result.head_RH[1::2]}
+    tensors |= {"chosen": result.head_RH[0::2], "rejected": result.head_RH[1::2], "counts": torch.tensor(counts)}
     with work.publish(f"{name}.safetensors", scratch=True) as path:
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
 
@@ -129,17 +139,10 @@ def publish_head(work: WorkArea, parts: Sequence[str], n_pairs: int, d_head: int
                 sink.write(array.tobytes())
 
 
-def count_positions(work: WorkArea, shards: int) -> dict[str, Any]:
-    """n_positions and how many of them carry each flag, over all shards."""
-    from safetensors import safe_open
-
-    total, flags = 0, dict.fromkeys(_FLAGS, 0)
-    for index in range(shards):
-        with safe_open(work.path(shard_name(index)), framework="np") as handle:
-            found = handle.get_tensor("flags")
-        total += len(found)
-        flags = {name: count + int(((found & _FLAGS[name]) != 0).sum()) for name, count in flags.items()}
-    return {"n_positions": total, "flags": flags}
+def count_positions(work: WorkArea, parts: Sequence[str]) -> dict[str, Any]:
+    """n_positions and how many of them carry each flag, over the shards whose scratch files these are."""
+    total, *flagged = sum(_column(work, parts, "counts")).tolist()
+    return {"n_positions": total, "flags": dict(zip(_FLAGS, flagged, strict=True))}
 
 
 def _column(work: WorkArea, parts: Sequence[str], name: str) -> Iterable[Any]:

@@ -76,12 +76,17 @@ class ActivationPass:
         self.total = sum(table.slice(index * size, size).num_rows for index in shards)
         with _Writer() as writer:
             for index in shards:
-                if not self.ctx.work.has(files.shard_name(index)):
+                if not self._is_read(index, joining=part is None):
                     result = self._shard(table, index, keep)
                     writer.submit(files.publish_shard, self.ctx.work, index, result)
                     self.count += result.count
                 self._advance(table.slice(index * size, size).num_rows)
-        return [f"rewards-{index:05d}" for index in shards]
+        return [files.shard_scratch(index) for index in shards]
+
+    def _is_read(self, index: int, *, joining: bool) -> bool:
+        """Whether a shard is there; where all are joined, with the scratch file that a part leaves to the joining."""
+        there = self.ctx.work.has(files.shard_name(index))
+        return there and (not joining or files.has_scratch(self.ctx.work, f"{files.shard_scratch(index)}.safetensors"))
 
     def _shard_pairs(self) -> int:
         """Pairs per shard: once a shard is there, as it was then, whatever `runtime` says now."""
@@ -92,14 +97,19 @@ class ActivationPass:
         return int(facts["shard_pairs"])
 
     def _with_residuals(self, table: Any) -> frozenset[int]:
-        """The pairs whose whole residual streams are kept."""
-        return choose_residual_pairs(
-            table.column("pair_id").to_pylist(),
-            table.column("group").to_pylist(),
-            min(self.ctx.spec.causal.pairs, table.num_rows),
-            self.ctx.spec.split.held_out,
-            self.ctx.base_seed,
-        )
+        """The pairs whose whole residual streams are kept; chosen once, since it takes all pairs' names."""
+        known = files.read_facts(self.ctx.work, "residual.json")
+        if known is None:
+            chosen = choose_residual_pairs(
+                table.column("pair_id").to_pylist(),
+                table.column("group").to_pylist(),
+                min(self.ctx.spec.causal.pairs, table.num_rows),
+                self.ctx.spec.split.held_out,
+                self.ctx.base_seed,
+            )
+            known = sorted(chosen)
+            files.publish_facts(self.ctx.work, "residual.json", known)
+        return frozenset(known)
 
     def _shard(self, table: Any, index: int, keep: frozenset[int]) -> ShardResult:
         """One shard, its high norms flagged. What is measured once is measured on the same shard, however they are shared."""

@@ -32,6 +32,8 @@ from safer_engine.errors import ArtifactError, DamagedArtifact, WorkBusy
 from safer_engine.publishing import publishing, require_writable, sync, write_failed
 
 MANIFEST_VERSION = 1
+PART_SCRATCH = "part-"
+"""How names of scratch files begin that one part of a stage made and no other part needs: see `WorkArea.scratch`."""
 _CHUNK = 1 << 20
 _TURNS, _PAUSE = 50, 0.05
 
@@ -122,7 +124,10 @@ class WorkArea(Protocol):
 
     @property
     def scratch(self) -> Path:
-        """Folder for state that is never committed."""
+        """Folder for state that is never committed.
+
+        In an area that is held shared, files of other machines whose names begin with `PART_SCRATCH` need not be there.
+        """
 
     def has(self, name: str) -> bool:
         """Whether a payload file was published."""

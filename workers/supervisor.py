@@ -173,7 +173,7 @@ class _Watch:
     def _look(self) -> None:
         """Stop the child where that is due."""
         limit = self._settings.worker_memory_bytes
-        if limit is not None and resident_bytes(self._process.pid) > limit:
+        if limit is not None and own_bytes(self._process.pid) > limit:
             self._over_memory = True
             self._process.kill()
         if self._reason is None and (reason := self._ask()) is not None:
@@ -196,10 +196,10 @@ class _Watch:
             return  # it is gone already
 
 
-def resident_bytes(pid: int | None) -> int:
-    """Memory that a process has in use; 0 where the system does not tell."""
+def own_bytes(pid: int | None) -> int:
+    """Memory that a process has in use, mapped files aside: the system takes those back by itself. 0 where it does not tell."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    except (OSError, ValueError):
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")

@@ -51,7 +51,7 @@ class ActivationsStage:
         facts = {"d_in": info.d_in, "n_blocks": info.n_blocks, "hook_layer": reading.layer, "dtype": info.dtype}
         facts |= {"hook_name": f"{info.blocks_name}.{reading.layer - 1}", "attention": info.attention}
         facts |= {"reward_model": asdict(info), "invariance": invariance}
-        return Draft({**facts, **files.read_pass_facts(ctx.work), **files.count_positions(ctx.work, len(parts))})
+        return Draft({**facts, **files.read_pass_facts(ctx.work), **files.count_positions(ctx.work, parts)})
 
 
 def _loaded(ctx: StageContext, n_pairs: int) -> ActivationPass:

@@ -94,7 +94,7 @@ class S3ArtifactStore:
             if not shared:
                 for leftover in root.glob(".*"):  # of a process that was killed while it published
                     leftover.unlink()
-            yield S3Work(self.blobs, prefix, root)
+            yield S3Work(self.blobs, prefix, root, shared)
             if self.has(stage, key):
                 self._client.delete([found.name for found in self._client.listing(prefix)])
                 if not shared or hold(lock):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safer_engine.errors import ArtifactError
 from safer_engine.publishing import sync, write_failed
-from safer_engine.store import FileEntry, canonical_json, digest_file
+from safer_engine.store import PART_SCRATCH, FileEntry, canonical_json, digest_file
 from service.infra.object_space import ObjectMissing
 from service.infra.s3_blobs import DamagedBlob, S3Blobs
 
@@ -43,12 +43,13 @@ class _Local:
 class S3Work:
     """See `WorkArea`. Nothing but the SQL lease of the stage's key keeps two machines apart: see `S3ArtifactStore`."""
 
-    def __init__(self, blobs: S3Blobs, prefix: str, root: Path) -> None:
+    def __init__(self, blobs: S3Blobs, prefix: str, root: Path, shared: bool = False) -> None:
         """Open the area.
 
         Args:
             prefix: of its objects, ending with `/`.
             root: its folder on this machine.
+            shared: held together with others: what they made for themselves is not fetched.
         """
         self._client = blobs.client
         self._blobs = blobs
@@ -58,7 +59,7 @@ class S3Work:
         self._lock = threading.Lock()
         for folder in (self._local.scratch, self._local.tags):
             folder.mkdir(parents=True, exist_ok=True)
-        self._mirror()
+        self._mirror(shared)
 
     @property
     def scratch(self) -> Path:
@@ -145,15 +146,19 @@ class S3Work:
     def _tag_path(self, name: str) -> Path:
         return self._local.tags / name.replace("/", "%")
 
-    def _mirror(self) -> None:
-        """Make the scratch folder say what the bucket says. Files that were never published stay."""
+    def _mirror(self, shared: bool) -> None:
+        """Make the scratch folder say what the bucket says. Files that were never published stay.
+
+        In a shared area files of single parts are left where they are: every part would fetch those of all parts before it.
+        """
         prefix = f"{self._prefix}scratch/"
         known = {path.name.replace("%", "/"): path.read_text() for path in self._local.tags.iterdir()}
         tags = {name.removeprefix(prefix): tag for name, tag in self._client.tags(prefix).items()}
         for name in known.keys() - tags.keys():
             (self._local.scratch / name).unlink(missing_ok=True)
             self._tag_path(name).unlink(missing_ok=True)
-        wanted = [name for name, tag in tags.items() if known.get(name) != tag or not (self.scratch / name).is_file()]
+        needed = [name for name in tags if not (shared and name.startswith(PART_SCRATCH))]
+        wanted = [name for name in needed if known.get(name) != tags[name] or not (self.scratch / name).is_file()]
         self._client.parallel(self._fetch_scratch, sorted(wanted))
 
     def _fetch_scratch(self, name: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from safer_engine.errors import ArtifactError, DamagedArtifact, SpecError, WorkBusy
-from safer_engine.store import ArtifactStore, LocalArtifactStore, MendingStore, digest_bytes
+from safer_engine.store import PART_SCRATCH, ArtifactStore, LocalArtifactStore, MendingStore, digest_bytes
 from service.errors import Unavailable
 from tests.helpers.servers import S3
 from tests.helpers.store_world import KEY, OTHER_KEY, World, draft, put
@@ -176,6 +176,20 @@ def test_parts_are_made_side_by_side_and_joined_elsewhere(make_store: MakeStore)
     assert set(files) == {"shard-0", "shard-1", "shard-2"}
     with make_store(machine="four").open_work("activations", KEY) as work:
         assert not work.has("shard-0")
+
+
+def test_what_a_part_keeps_for_the_join_is_fetched_by_the_join_alone(s3_world: World) -> None:
+    facts, own = "norm.json", f"{PART_SCRATCH}rewards"
+    with s3_world.store(machine="one").open_work("activations", KEY, shared=True) as work:
+        for name in (facts, own):
+            with work.publish(name, scratch=True) as path:
+                path.write_bytes(name.encode())
+    for machine, expected in (("one", {facts, own}), ("two", {facts})):
+        with s3_world.store(machine=machine).open_work("activations", KEY, shared=True) as work:
+            assert {path.name for path in work.scratch.iterdir()} == expected
+    for machine in ("two", "three"):
+        with s3_world.store(machine=machine).open_work("activations", KEY) as work:
+            assert (work.scratch / own).read_bytes() == own.encode()
 
 
 def test_a_large_file_survives_whole(make_store: MakeStore) -> None:

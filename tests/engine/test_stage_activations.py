@@ -394,6 +394,25 @@ def test_artifact_is_the_same_however_the_work_was_shared(bench: Bench) -> None:
     assert parted(bench, "one-lost", names[:2], runtime=runtime) == whole
 
 
+def test_joining_reads_no_shard(bench: Bench) -> None:
+    class Elsewhere(LocalWork):
+        """Payload that lies on other machines."""
+
+        def path(self, name: str) -> Path:
+            raise AssertionError(f"{name} was to be fetched")
+
+    runtime = {"device": "cpu", "shard_pairs": 2}
+    names = STAGE.parts(RuntimeSpec.model_validate(runtime), Inputs({PairSet: counted(bench)}))
+    with bench.store.open_work("activations", "joined") as work:
+        for name in names:
+            STAGE.run_part(bench.context(work, Watcher(), runtime=runtime), Inputs({PairSet: bench.pairs}), name)
+        elsewhere = bench.context(Elsewhere(work.root), Watcher(), runtime=runtime)
+        joined = STAGE.run(elsewhere, Inputs({PairSet: bench.pairs}))
+    assert isinstance(joined, Draft)
+    assert joined.meta["flags"]["special"] > 0
+    assert joined.meta == bench.run("not-joined", runtime=runtime).meta
+
+
 def test_another_shard_size_goes_on_with_that_of_the_first_shard(bench: Bench) -> None:
     small, large = {"device": "cpu", "shard_pairs": 2}, {"device": "cpu", "shard_pairs": 4}
     with pytest.raises(Interrupted):
