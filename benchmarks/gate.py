@@ -34,7 +34,7 @@ DAMAGES: dict[str, Callable[[list[Row], int], list[Row]]] = {
     "over-refusing data": over_refuse(0.5),
     "length-biased data": prefer_longer(1.0),
 }
-NOISED = {"head noised, 1 × its norm": 1.0, "head noised, 4 × its norm": 4.0}
+NOISED = {"head noised, 16 × its norm": 16.0, "head noised, 64 × its norm": 64.0}
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def _folder(what: str) -> str:
 @click.option("--base", type=click.Path(path_type=Path, exists=True), help="Base model of the reward models.")
 @click.option("--again", default=10, show_default=True, help="Trainings of the baseline's recipe with other seeds.")
 @click.option("--rows", help="Only these, comma-separated.")
-@click.option("--epochs", default=1, show_default=True)
-@click.option("--lr", default=2e-4, show_default=True)
+@click.option("--epochs", default=2, show_default=True)
+@click.option("--lr", default=1e-4, show_default=True)
 @click.option("--max-length", default=96, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--policy", type=click.Path(path_type=Path, exists=True), default=Path(__file__).with_name("gate_policy.yaml"))
