@@ -56,7 +56,7 @@ def report_sizes(audit: Audit, accuracy: float | None, design_effect: float | No
     for entry in evaluation["groups"]:
         share = entry["accuracy"]
         effect = design_effect or 1.0
-        if design_effect is None and share["lo"] is not None and share["hi"] is not None and share["n_groups"] > 1:
+        if design_effect is None and share.get("lo") is not None and share.get("hi") is not None and share["n_groups"] > 1:
             effect = share["n"] / effective_count(share["estimate"], share["lo"], share["hi"], share["n"], share["n_groups"])
         expected = share["estimate"] if accuracy is None else accuracy
         found.append(SliceSize(entry["axis"], entry["subset"], share["n"], share["n_groups"], expected, effect))

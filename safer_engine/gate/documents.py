@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safer_engine.errors import InputRefused
+from safer_engine.gate.shapes import fault_of_evaluation, is_number
 from safer_engine.report.model import SCHEMA_VERSION
 
 REPORT, EVALUATION = "report.json", "evaluation.jsonl"
@@ -17,7 +18,10 @@ _SECTIONS = (
     "schema_version", "spec", "provenance", "dataset", "reward_model", "evaluation", "sae", "features", "edits", "verification",
     "verdict",
 )  # fmt: skip
+MAX_REPORT, MAX_EVALUATION = 1 << 28, 1 << 32
+"""Bytes that are read of either."""
 _CLOSE = 1e-9
+_LARGEST = 1 << 63
 _SIGNS = {"accuracy_longer": 1, "accuracy_shorter": -1}
 
 
@@ -53,7 +57,8 @@ class Audit:
     def digest(self, name: str) -> str | None:
         """Content digest of an input: model, dataset or evaluation."""
         found = self.report["provenance"]["inputs"].get(name)
-        return found.get("digest") if isinstance(found, dict) else None
+        digest = found.get("digest") if isinstance(found, dict) else None
+        return digest if isinstance(digest, str) else None
 
 
 def load_audit(path: Path, what: str) -> Audit:
@@ -68,13 +73,22 @@ def load_audit(path: Path, what: str) -> Audit:
     report = path / REPORT if path.is_dir() else path
     evaluation = report.parent / EVALUATION
     try:
-        raw = report.read_bytes()
-        lines = evaluation.read_bytes() if evaluation.is_file() else None
+        raw = _read(report, MAX_REPORT)
+        lines = _read(evaluation, MAX_EVALUATION) if evaluation.is_file() else None
     except OSError as error:
         raise InputRefused(
             f"cannot read {what} {path}: {error.strerror}", "name a report.json, or the folder of an audit"
         ) from None
     return read_audit(raw, lines, f"{what} {report}")
+
+
+def _read(path: Path, most: int) -> bytes:
+    """A file's bytes, of a device or a pipe as well; never more than that many."""
+    with path.open("rb") as handle:
+        raw = handle.read(most + 1)
+    if len(raw) > most:
+        raise InputRefused(f"{path} has more than {most:,} bytes", "give the file as the audit wrote it")
+    return raw
 
 
 def read_audit(report: bytes, evaluation: bytes | None, what: str) -> Audit:
@@ -93,24 +107,34 @@ def read_audit(report: bytes, evaluation: bytes | None, what: str) -> Audit:
         raise InputRefused(f"{what} has no provenance", "give a report.json as the audit wrote it")
     if provenance.get("progress") is not None:
         raise InputRefused(f"{what} is of an audit that did not finish", "let it finish: the same `run` goes on where it stopped")
-    groups = document["evaluation"].get("groups") if isinstance(document["evaluation"], dict) else None
-    if evaluation is None or groups is None:
+    if document["evaluation"] is None:
+        return Audit(document, None)
+    if fault := fault_of_evaluation(document["evaluation"]):
+        raise InputRefused(f"{what} is not as an audit wrote it: {fault}", "give a report.json as the audit wrote it")
+    if evaluation is None:
         return Audit(document, None)
     pairs = tuple(_pairs(evaluation, what))
-    _require_same(pairs, groups, what)
+    _require_same(pairs, document["evaluation"]["groups"], what)
     _require_same_lengths(pairs, document["evaluation"].get("length", []), what)
     return Audit(document, pairs)
 
 
 def _json(raw: bytes, what: str) -> Any:
     try:
-        return json.loads(raw, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(raw, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
     except (ValueError, RecursionError):
         raise InputRefused(f"{what} is not valid JSON with finite numbers", "give a report.json as the audit wrote it") from None
 
 
 def _refuse(name: str) -> None:
     raise ValueError(name)
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if abs(value) > _LARGEST:
+        raise ValueError(text)
+    return value
 
 
 def _finite(text: str) -> float:
@@ -126,7 +150,8 @@ def _pairs(raw: bytes, what: str) -> Iterable[EvaluationPair]:
         row = _json(line, f"line {number} of {EVALUATION} beside {what}")
         names = ("pair_id", "group", "axis", "subset")
         whole = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)
-        if not whole or not _number(row.get("margin"), int | float) or not _number(row.get("longer_by", 0), int):
+        longer_by = row.get("longer_by", 0) if whole else None
+        if not whole or not is_number(row.get("margin")) or not is_number(longer_by) or isinstance(longer_by, float):
             raise InputRefused(
                 f"line {number} of {EVALUATION} beside {what} is no evaluation pair", "give the file as the audit wrote it"
             )
@@ -136,10 +161,6 @@ def _pairs(raw: bytes, what: str) -> Iterable[EvaluationPair]:
             )
         seen.add(row["pair_id"])
         yield EvaluationPair(**{name: row[name] for name in names}, margin=float(row["margin"]), longer_by=row.get("longer_by"))
-
-
-def _number(value: object, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _require_same(pairs: tuple[EvaluationPair, ...], groups: list[Any], what: str) -> None:
@@ -164,7 +185,7 @@ def _require_same_lengths(pairs: tuple[EvaluationPair, ...], lengths: list[Any],
         return
     for entry in lengths:
         of_slice = in_slice(pairs, entry["axis"], entry["subset"])
-        signs = {name: sign for name, sign in _SIGNS.items() if entry[name] is not None}
+        signs = {name: sign for name, sign in _SIGNS.items() if entry.get(name) is not None}
         told = [(entry[name]["n"], entry[name]["estimate"] * entry[name]["n"]) for name in signs]
         found = [[pair for pair in of_slice if (pair.longer_by or 0) * sign > 0] for sign in signs.values()]
         own = [(len(kind), sum(pair.right for pair in kind)) for kind in found]

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from safer_engine.errors import SpecError
+from safer_engine.errors import InputRefused, SpecError
 from safer_engine.gate.intervals import Spread, apart_spread, share_spread, stretched_spread, wider_spread
 from safer_engine.gate.paths import Step, parse_path
+from safer_engine.gate.shapes import SHARES, fault_of_estimate
 
 TALLIES = frozenset({"actions", "dropped", "not_scored"})
 """Counts by name: a name that is not there was counted zero times."""
 _NAMED = ("axis", "subset", "name", "arm", "latent_id")
-_SHARES = frozenset({"accuracy", "accuracy_longer", "accuracy_shorter", "longer_chosen", "longer_preferred"})
 _GAP = ("gap", "accuracy_longer", "accuracy_shorter")
 """A difference of two shares, and these, as they stand side by side in a report."""
 _MANY_DEGREES = 1e9
@@ -31,6 +31,7 @@ class Figure:
         key: last key of its path.
         note: how it was come by, where that needs saying.
         n, n_groups: values and groups behind it, where the report says.
+        absent: why it is null, as in `Missing`, where other figures of the same path are there; `unsure` says it in words.
     """
 
     value: float | bool | str
@@ -42,6 +43,7 @@ class Figure:
     n: int | None = None
     n_groups: int | None = None
     note: str = ""
+    absent: Literal["", "not_computed", "nothing"] = ""
 
     @property
     def number(self) -> float:
@@ -76,19 +78,15 @@ def find_facts(report: dict[str, Any], path: str) -> list[Figure] | Missing:
         SpecError: the report has no such place; the keys that it has there are named.
     """
     *inner, last = parse_path(path)
-    nodes = [_Node(report)]
+    nodes, absent = [_Node(report)], list[_Node]()
     for step in inner:
-        if missing := _first_null(report, nodes):
-            return missing
-        nodes = [item for node in nodes for item in _items(_into(node, step, path))]
-    if missing := _first_null(report, nodes):
-        return missing
-    ends = [_into(node, last, path) for node in nodes]
-    if missing := _first_null(report, ends):
-        return missing
-    if not ends:
-        return Missing("nothing", f"nothing in the report is meant by {path}")
-    return [_figure(node, last.key, path) for node in ends]
+        found = [item for node in nodes for item in _items(_into(node, step, path))]
+        nodes, absent = _there(found), absent + _null(found)
+    found = [_into(node, last, path) for node in nodes]
+    nodes, absent = _there(found), absent + _null(found)
+    if not nodes:
+        return _missing(report, absent[0]) if absent else Missing("nothing", f"nothing in the report is meant by {path}")
+    return [_figure(node, last.key, path) for node in nodes] + [_no_figure(report, node, last.key) for node in absent]
 
 
 def _into(node: _Node, step: Step, path: str) -> _Node:
@@ -119,11 +117,27 @@ def _items(node: _Node) -> Iterator[_Node]:
         yield _Node(item, f"{node.trail}[]", {**node.item, **own}, node.value)
 
 
-def _first_null(report: dict[str, Any], nodes: Sequence[_Node]) -> Missing | None:
-    """Why there is nothing, if one of the places is null."""
-    node = next((node for node in nodes if node.value is None), None)
-    if node is None:
-        return None
+def _there(nodes: Sequence[_Node]) -> list[_Node]:
+    return [node for node in nodes if node.value is not None]
+
+
+def _null(nodes: Sequence[_Node]) -> list[_Node]:
+    return [node for node in nodes if node.value is None]
+
+
+def _no_figure(report: dict[str, Any], node: _Node, key: str) -> Figure:
+    """In place of one of several figures: it is null, and the others are not."""
+    missing = _missing(report, node)
+    place = (node.item.get("axis"), node.item.get("subset"))
+    return Figure(0.0, _label(node), place, unsure=missing.reason, key=key, absent=missing.kind)
+
+
+def _label(node: _Node) -> str:
+    return ", ".join(f"{name}={value}" for name, value in node.item.items())
+
+
+def _missing(report: dict[str, Any], node: _Node) -> Missing:
+    """Why a place is null."""
     reasons = report["provenance"]["not_computed"]
     parts = node.trail.split(".")
     above = [".".join(parts[: length + 1]) for length in range(len(parts))]
@@ -134,7 +148,7 @@ def _first_null(report: dict[str, Any], nodes: Sequence[_Node]) -> Missing | Non
 
 
 def _figure(node: _Node, key: str, path: str) -> Figure:
-    label = ", ".join(f"{name}={value}" for name, value in node.item.items())
+    label = _label(node)
     place = (node.item.get("axis"), node.item.get("subset"))
     value = node.value
     if isinstance(value, list):
@@ -172,11 +186,13 @@ def _estimate(value: dict[str, Any], label: str, place: tuple[str | None, str | 
 
 
 def _with_interval(value: dict[str, Any], label: str, place: tuple[str | None, str | None], key: str) -> Figure:
-    estimate, lo, hi, n, groups = (value.get(name) for name in ("estimate", "lo", "hi", "n", "n_groups"))
+    if fault := fault_of_estimate(value, key):
+        raise InputRefused(f"the figure {key} of a report {fault}", "give a report.json as the audit wrote it")
+    estimate: float = value["estimate"]
+    lo, hi, n, groups = (value.get(name) for name in ("lo", "hi", "n", "n_groups"))
     if lo is None or hi is None or (groups is not None and groups < 2):
-        return Figure(estimate or 0.0, label, place, None, "it has no interval: there are fewer than two groups", key, n, groups)
-    assert isinstance(estimate, int | float)
-    if key in _SHARES and n is not None and groups is not None:
+        return Figure(float(estimate), label, place, None, "it has no interval: there are fewer than two groups", key, n, groups)
+    if key in SHARES and n is not None and groups is not None:
         spread = share_spread(estimate, lo, hi, n, groups)
     else:
         spread = stretched_spread(estimate, lo, hi, _MANY_DEGREES if groups is None else groups - 1)

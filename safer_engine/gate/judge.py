@@ -214,7 +214,7 @@ def _check(case: _Case, misses: float, tail: float | None) -> Check:
     if figure is None:
         return _made(case, case.outcome, case.reason)
     if figure.unsure:
-        return _made(case, "inconclusive", figure.unsure)
+        return _made(case, "skipped" if rule.optional and figure.absent == "nothing" else "inconclusive", figure.unsure)
     if figure.n is not None and figure.n < rule.min_n:
         return _made(case, "inconclusive", f"{figure.n} values, fewer than min_n {rule.min_n}")
     if figure.spread is None or tail is None:

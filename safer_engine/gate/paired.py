@@ -28,19 +28,18 @@ class Shared:
 def shared_pairs(new: Audit, old: Audit) -> Shared:
     """Match the evaluation pairs of two audits by pair_id.
 
-    Ids alone do not make two pairs the same: unless both evaluation sets have the same digest, every id that both have must have
-    the same group, axis and subset, and at least half of the smaller set must be in the other.
+    Ids alone do not make two pairs the same: every id that both have must have the same group, axis and subset, and unless both
+    evaluation sets have the same digest, at least half of the smaller set must be in the other.
     """
     if new.pairs is None or old.pairs is None:
         which = "the report" if new.pairs is None else "the baseline"
         return Shared(reason=f"{which} has no evaluation.jsonl beside it")
     before = {pair.pair_id: pair for pair in old.pairs}
     found = sorted(((pair, before[pair.pair_id]) for pair in new.pairs if pair.pair_id in before), key=lambda two: two[0].pair_id)
-    if not same_evaluation(new, old):
-        if len(found) < _FEWEST_SHARED * min(len(new.pairs), len(old.pairs)):
-            return Shared(reason=f"the evaluation sets differ, and have {len(found)} pair ids in common")
-        if moved := sum(a.place != b.place for a, b in found):
-            return Shared(reason=f"the evaluation sets differ: {moved} common pair ids are of another group, axis or subset")
+    if not same_evaluation(new, old) and len(found) < _FEWEST_SHARED * min(len(new.pairs), len(old.pairs)):
+        return Shared(reason=f"the evaluation sets differ, and have {len(found)} pair ids in common")
+    if moved := sum(a.place != b.place for a, b in found):
+        return Shared(reason=f"the evaluation sets differ: {moved} common pair ids are of another group, axis or subset")
     return Shared(tuple(found), "", len(new.pairs) - len(found), len(old.pairs) - len(found))
 
 
@@ -60,6 +59,8 @@ def change(path: str, new: Figure, old: Figure, audits: tuple[Audit, Audit], sha
     """
     steps = parse_path(path)
     plain = replace(new, value=new.number - old.number, spread=None, unsure=new.unsure or old.unsure)
+    if new.absent or old.absent:
+        return plain
     if steps[0].key == "evaluation":
         place = tuple(step.key for step in steps[1:])
         if place in _PAIRED and not shared.reason:
