@@ -29,7 +29,7 @@ pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[2]
 ROWS = made.pairs(0.95, 120)
 POLICY = {"version": 1, "rules": [{"name": "right", "fact": "evaluation.groups[axis=*].accuracy", "min": 0.5}]}
-GATES, KILLS, JUDGES = 10, 6, 2
+GATES, KILLS, JUDGES = 8, 4, 2
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
