@@ -101,8 +101,8 @@ class VersionStore:
             old = mlflow_deliveries.c.at < utc_after(-_REMEMBERED_SECONDS)
             connection.execute(delete(mlflow_deliveries).where(old))
             insert = moves.inserting(connection)
-            known = insert(mlflow_deliveries).values(id=delivery, at=UtcNow()).on_conflict_do_nothing(index_elements=["id"])
-            if not connection.execute(known).rowcount:
+            taken = insert(mlflow_deliveries).values(id=delivery, at=UtcNow()).on_conflict_do_nothing(index_elements=["id"])
+            if connection.execute(taken.returning(mlflow_deliveries.c.id)).first() is None:
                 return False
             row = {
                 "model": event.model, "version": event.version, "state": VersionState.ENDED, "round": 0, "token": 0,
