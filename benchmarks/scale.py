@@ -18,7 +18,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -69,11 +69,11 @@ class World:
     servers: Servers
     running: Deployment
     stores: Stores
-    redis: redis.Redis[str]
+    redis: redis.Redis
 
     def marks(self) -> Marks:
         """Redis commands and SQL rows until now."""
-        found: dict[str, Any] = self.redis.info("commandstats")  # type: ignore[assignment]
+        found: Any = self.redis.info("commandstats")
         calls = {name.removeprefix("cmdstat_"): int(value["calls"]) for name, value in found.items()}
         with self.running.engine.connect() as connection:
             counts = {
@@ -123,9 +123,9 @@ def uploaded(running: Deployment, folder: Path, sizes: list[int]) -> list[dict[s
     with AuditClient(running.url, running.token) as client:
 
         def upload(root: Path, paths: list[Path], kind: str) -> str:
-            return client.upload(read_files(root, paths, TransferObserver()), kind).name
+            return str(client.upload(read_files(root, paths, TransferObserver()), kind).name)
 
-        def dataset(name: str, some: list[dict[str, Any]]) -> dict[str, Any]:
+        def dataset(name: str, some: Sequence[dict[str, Any]]) -> dict[str, Any]:
             path = folder / f"{name}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
             return {"source": {"kind": "local", "path": upload(folder, [path], "dataset")}}

@@ -164,7 +164,7 @@ def sae_bytes(d_in: int, d_sae: int) -> float:
 
 def distinct_latents(d_sae: int, k: int, positions: float) -> float:
     """Latents that fire in a response where every latent is as likely as any other: no real SAE has more on average."""
-    return d_sae * (1.0 - (1.0 - k / d_sae) ** positions)
+    return d_sae * (1.0 - math.exp(positions * math.log1p(-k / d_sae)))
 
 
 def acts_bytes(pairs: int, entries: float) -> float:
@@ -266,7 +266,7 @@ def cost(shape: Shape, pairs: int, measured: Measured, given: Assumptions) -> Co
     fetched = sent["activations"] / given.network + 2 * sent["activations"] / measured.sha256
     serial = {
         "pairs": measured.line("pairs", "cpu_seconds", over="tokens").at(sizes.tokens) / 3600,
-        "sae": hours["sae"] + (fetched + 3 * sent["activations"] / given.disk) / 3600,
+        "sae": hours["sae"] + (fetched + passes_of(sizes) * sent["activations"] / given.disk) / 3600,
         "latents": hours["latents"] + (fetched + latents_seconds(sizes.positions * sae.k, measured)) / 3600,
         "pair_scores": measured.seconds("pair_scores") / SCORED_ENTRIES * entries / 3600,
         "edits": measured.seconds("edits") * pairs / 3600,
@@ -294,17 +294,23 @@ def cost(shape: Shape, pairs: int, measured: Measured, given: Assumptions) -> Co
     )
 
 
+def passes_of(sizes: Sizes) -> float:
+    """How often `sae` reads all activations: once for the scale, half for the held-out measures, and its training."""
+    training = training_size(TopKSpec(), max(1, int(sizes.positions * (1 - HELD_OUT))))
+    return 1.5 + training.batch * training.steps / sizes.positions
+
+
 def start_seconds(shape: Shape, pairs_bytes: float, measured: Measured, given: Assumptions) -> float:
     """Seconds until a part's process reads: its start (that of `causal`, which computes nothing), weights read from the disk, the
     table of pairs hashed.
     """
-    start = max(run["stages"]["causal"]["wall"] for run in measured.runs)
+    start = max(float(run["stages"]["causal"]["wall"]) for run in measured.runs)
     return start + 2.0 * shape.parameters / given.disk + pairs_bytes / measured.sha256
 
 
 def latents_seconds(cells: float, measured: Measured) -> float:
     """CPU seconds of the stage `latents`, which follow the number of active latents (positions × k)."""
-    k = measured.document["service"]["spec"]["sae"]["k"]
+    k = int(measured.document["service"]["spec"]["sae"]["k"])
     return measured.line("latents", "cpu_seconds", over="positions").slope * cells / k
 
 

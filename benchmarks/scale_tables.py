@@ -57,7 +57,7 @@ def tables(measured: Measured) -> dict[str, str]:
     costs = [cost(shape, pairs, measured, GIVEN) for shape in SHAPES for pairs in PAIRS]
     service = measured.document["service"]
     return {
-        "machine": f"Measured on: {service['machine']}; database: {service['database']}.",
+        "machine": f"Measured on: {service['machine']};\ndatabase: {service['database']}.",
         "stages": stages_table(measured),
         "totals": totals_table(measured),
         "memory": memory_table(measured),
