@@ -12,16 +12,14 @@ import pytest
 import yaml
 
 from safer_engine.errors import InputRefused, SpecError
-from service.errors import NotAuthenticated, NotFound, RequestInvalid, SourceNotAllowed, Unavailable
+from service.errors import NotAuthenticated, RequestInvalid, SourceNotAllowed
 from service.mlflow.audits import RegistryAudits
 from service.mlflow.deliveries import VersionEvent, delivery_id, read_event
 from service.mlflow.layout import model_files, walk
 from service.mlflow.places import Direct, Place, Proxied, place_of
-from service.mlflow.registry import ProxyFile, Registry, RegistryRefused
+from service.mlflow.registry import ProxyFile
 from service.mlflow.tags import TagWriter, tags_of
 from service.mlflow.template import read_template
-from service.outbound import Outbound
-from tests.helpers.databases import settings_for
 from tests.helpers.http_world import SPEC, HttpWorld, http_world
 from tests.helpers.scripted_server import Asked, Reply, ScriptedServer
 from tests.helpers.servers import LOCAL
@@ -163,57 +161,6 @@ def test_too_many_artifacts_are_not_walked() -> None:
         walk(lambda folder: [ProxyFile(f"{folder}/{number}", 1, False) for number in range(2001)], "r")
     endless = walk(lambda folder: [ProxyFile(f"{folder}/x", None, True), ProxyFile(f"{folder}/f", 1, False)], "r")
     assert len(endless) == 6
-
-
-@contextmanager
-def registry(*script: Reply) -> Iterator[tuple[Registry, ScriptedServer]]:
-    """A registry that answers as told."""
-    with ScriptedServer(list(script)) as server:
-        settings = settings_for(
-            Path("/tmp"), mlflow_url=server.url, mlflow_secret=SECRET, mlflow_template="/x", mlflow_token="t0ken"
-        )
-        yield Registry(Outbound((f"{LOCAL}/32",)), settings), server
-
-
-@pytest.mark.parametrize(
-    ("reply", "kind"),
-    [
-        (Reply(401), Unavailable),
-        (Reply(403), Unavailable),
-        (Reply(429), Unavailable),
-        (Reply(500), Unavailable),
-        (Reply(302, headers={"Location": "http://169.254.169.254/"}), Unavailable),
-        (Reply(200, b"<html>"), Unavailable),
-        (Reply(200, b'{"model_version": []}'), Unavailable),
-        (Reply(200, b'{"model_version": {"tags": [{}]}}'), Unavailable),
-        (Reply(200, b"{" + b" " * 100, cut=10), Unavailable),
-        (Reply(cut=-1), Unavailable),
-        (Reply(404, b'{"message": "no such"}'), NotFound),
-        (Reply(400, b'{"message": "bad"}'), RegistryRefused),
-    ],
-)
-def test_answers_that_are_no_version(reply: Reply, kind: type[Exception]) -> None:
-    with registry(reply) as (asked, _), pytest.raises(kind):
-        asked.version("rm", "1")
-
-
-def test_what_is_asked_carries_our_token_and_names_as_they_are() -> None:
-    found = {"model_version": {"source": "s3://b/k", "creation_timestamp": "17", "tags": [{"key": "a", "value": "b"}], "new": 1}}
-    with registry(Reply(200, json.dumps(found).encode())) as (asked, server):
-        version = asked.version("a b&c", "1")
-    assert (version.source, version.created, version.tags) == ("s3://b/k", 17, {"a": "b"})
-    assert server.asked[0].query == {"name": ["a b&c"], "version": ["1"]}
-    assert server.asked[0].headers["authorization"] == "Bearer t0ken"
-
-
-def test_a_registry_on_an_address_that_is_not_allowed_is_an_operators_matter() -> None:
-    with registry() as (asked, server):
-        forbidden = Registry(
-            Outbound(), settings_for(Path("/tmp"), mlflow_url=asked.url, mlflow_secret=SECRET, mlflow_template="/x")
-        )
-        with pytest.raises(Unavailable, match="SAFER_MLFLOW_URL"):
-            forbidden.version("rm", "1")
-        assert not server.asked
 
 
 def test_a_template_says_what_is_wrong_with_it(tmp_path: Path) -> None:
