@@ -69,6 +69,7 @@ class Assumptions:
         tokens: of one text (prompt and response); response: share of them in the response.
         gpu, flops, gpu_bytes: the GPU, its dense bfloat16 products a second and its memory, from its data sheet.
         utilisation: share of `flops` that is reached.
+        start: seconds from a unit's message to its work; `causal`, which computes nothing, takes as long on a machine at rest.
         network, disk: bytes a second of one worker.
         cpu_bytes, gpu_host_bytes: memory a stage may take on a CPU and on a GPU worker; home_bytes: a GPU worker's disk.
     """
@@ -80,6 +81,7 @@ class Assumptions:
     flops: float = 989e12
     gpu_bytes: float = 80e9
     utilisation: float = 0.4
+    start: float = 1.0
     network: float = 1e9
     disk: float = 2e9
     cpu_bytes: float = 0.9 * 16 * 2**30
@@ -301,11 +303,8 @@ def passes_of(sizes: Sizes) -> float:
 
 
 def start_seconds(shape: Shape, pairs_bytes: float, measured: Measured, given: Assumptions) -> float:
-    """Seconds until a part's process reads: its start (that of `causal`, which computes nothing), weights read from the disk, the
-    table of pairs hashed.
-    """
-    start = max(float(run["stages"]["causal"]["wall"]) for run in measured.runs)
-    return start + 2.0 * shape.parameters / given.disk + pairs_bytes / measured.sha256
+    """Seconds until a part's process reads: its start, weights read from the disk, the table of pairs hashed."""
+    return given.start + 2.0 * shape.parameters / given.disk + pairs_bytes / measured.sha256
 
 
 def latents_seconds(cells: float, measured: Measured) -> float:
