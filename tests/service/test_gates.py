@@ -21,11 +21,13 @@ from service.gate_judge import GateJudge
 from service.jobs.clock import utc_after
 from service.jobs.database import writing
 from service.jobs.deliveries import CALLBACK
+from service.jobs.gate_model import AWAITED
 from service.jobs.model import JobError, JobRecord
 from service.jobs.tables import gate_deliveries, gates
 from service.outbound import Outbound
 from tests.helpers import gate_reports as made
 from tests.helpers.http_world import SPEC, HttpWorld, http_world
+from tests.service.test_http_pages import visit
 from tests.service.test_outbound import LOOPBACK, documented_verify, receiver
 
 ROWS = made.pairs(0.95, 300)
@@ -309,6 +311,21 @@ def test_a_callback_to_a_forbidden_address_is_given_up(fresh: HttpWorld) -> None
     make_due(fresh)
     assert sender.step() == 0
     assert again(fresh.client("read"), gate)["callback_state"] == "failed"
+
+
+def test_pages_show_the_verdict_and_its_reason_as_text(world: HttpWorld) -> None:
+    client = world.client("submit")
+    waiting = post(client, submission={"spec": SPEC})
+    strange = audited(world, made.pairs(0.3, 300, axis="<script>alert(1)</script>"))
+    post(client, audit=strange.id, policy=POLICY)
+    judge_all(world)
+    page = visit(world)
+    assert f"none: {AWAITED}" in page.get(f"/audits/{waiting['audit']}").text
+    shown = page.get(f"/audits/{strange.id}").text
+    assert "gate: fail" in shown
+    assert "broken: right[axis=&lt;script&gt;" in shown
+    assert "<script>alert" not in shown
+    assert "gate: fail" in page.get("/").text
 
 
 def test_lists_are_filtered_and_paged(fresh: HttpWorld) -> None:
