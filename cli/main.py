@@ -152,9 +152,11 @@ def _report(error: SaferError | click.ClickException | ModuleNotFoundError) -> i
         click.echo(f"error: this command needs the package {error.name!r}, which is not installed", err=True)
         click.echo("  hint: install torch, then: pip install 'safer-audit[engine]'", err=True)
         return EXIT_FAILED
-    click.echo(f"error [{error.code}]: {error.message}", err=True)
+    from cli.output import seen
+
+    click.echo(f"error [{error.code}]: {seen(error.message)}", err=True)
     if error.hint:
-        click.echo(f"  hint: {error.hint}", err=True)
+        click.echo(f"  hint: {seen(error.hint)}", err=True)
     return exit_code(error)
 
 

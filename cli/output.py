@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
+from unicodedata import category
 
 import click
 from rich.console import Console
@@ -16,6 +17,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from safer_engine.events import NullObserver
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def print_json(value: Any) -> None:
@@ -38,6 +41,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for row in rows:
         made.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
     return made
+
+
+def seen(text: str) -> str:
+    """A text fit for a terminal: characters that move the cursor, change colours or turn the direction are written out."""
+    return "".join(c if c == "\n" or category(c) not in _HIDDEN else f"⟦U+{ord(c):04X}⟧" for c in text)
 
 
 def duration(seconds: float | None) -> str:

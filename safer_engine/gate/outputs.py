@@ -60,9 +60,10 @@ def explanation(check: Check) -> str:
     said = f"{check.reason}; {check.note}" if check.note else check.reason
     if check.waiver is None:
         return visible(said)
-    return (
-        f"{visible(said)}; waived until {check.waiver.expires} by {name_of(check.waiver.owner)}: {name_of(check.waiver.reason)}"
-    )
+    whose = f"{name_of(check.waiver.owner)}: {name_of(check.waiver.reason)}"
+    if check.effect == "waived":
+        return f"{visible(said)}; waived until {check.waiver.expires} by {whose}"
+    return f"{visible(said)}; it was of {whose}"
 
 
 def rates(decision: Decision) -> str:

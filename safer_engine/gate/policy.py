@@ -20,6 +20,9 @@ MAX_BYTES = 1 << 20
 _BOUNDS = (("min", "max"), ("equals",), ("max_drop", "max_rise"))
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+Number = Annotated[float, Field(strict=True)]
+"""A number; neither a text nor true and false, which stand for one elsewhere."""
+FactPath = Annotated[str, Field(max_length=500)]
 Words = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -32,15 +35,15 @@ class Rule(_Strict):
 
     name: Name = Field(description="Short name, unique in the policy: letters, digits and hyphens.")
     about: str = Field("", max_length=500, description="Why the rule is there, for the reader.")
-    fact: str = Field(
+    fact: FactPath = Field(
         description="Path of the fact in report.json. A path to several makes a check of each; one that ends at a list counts."
     )
-    share_of: str | None = Field(None, description="Path of what the fact is divided by.")
-    min: float | None = Field(None, description="The least that is allowed.")
-    max: float | None = Field(None, description="The most that is allowed.")
+    share_of: FactPath | None = Field(None, description="Path of what the fact is divided by.")
+    min: Number | None = Field(None, description="The least that is allowed.")
+    max: Number | None = Field(None, description="The most that is allowed.")
     equals: bool | float | str | None = Field(None, description="The value that a fact without an interval must have.")
-    max_drop: float | None = Field(None, ge=0, description="How far the fact may lie below the baseline's.")
-    max_rise: float | None = Field(None, ge=0, description="How far the fact may lie above the baseline's.")
+    max_drop: Number | None = Field(None, ge=0, description="How far the fact may lie below the baseline's.")
+    max_rise: Number | None = Field(None, ge=0, description="How far the fact may lie above the baseline's.")
     min_n: int = Field(30, ge=1, description="Values behind a figure, below which it is not judged.")
     pass_when: Literal["proven", "not_disproven"] = Field(
         "proven",
@@ -50,7 +53,7 @@ class Rule(_Strict):
         False,
         description="Skipped, and shown as such, without a baseline to compare with or a slice that it names; else inconclusive.",
     )
-    needs: dict[str, bool | float | str] = Field(
+    needs: dict[FactPath, bool | float | str] = Field(
         default_factory=dict, description="Facts (path: value) without which the rule is inconclusive."
     )
     on_inconclusive: Literal["pass", "warn", "fail"] = Field(

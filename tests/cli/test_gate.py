@@ -141,6 +141,16 @@ def test_strange_names_stay_names(gate: Gate, at_home: Path) -> None:
         assert line.count("|") in (0, 7)
 
 
+def test_what_is_refused_is_said_in_plain_characters(gate: Gate, at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = {"name": "r", "fact": 'dataset."\\u001b[31mred\\u202e"', "max": 1}
+    (at_home / "p.yaml").write_text(json.dumps({"version": 1, "rules": [rule]}))
+    assert run_main(["gate", "--report", "good", "--policy", "p.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "the report has no dataset.⟦U+001B⟧[31mred⟦U+202E⟧" in said
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+
+
 def test_junit_says_what_a_runner_understands(gate: Gate) -> None:
     gate("--report", "worse", "--baseline", "good", "--junit", "j.xml")
     suite = xml.parse("j.xml").getroot()

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from safer_engine.errors import InputRefused, SaferError
+from safer_engine.errors import InputRefused, SaferError, SpecError
 from safer_engine.gate import documents
 from safer_engine.gate.counts import report_sizes
 from safer_engine.gate.documents import Audit, load_audit, read_audit
 from safer_engine.gate.judge import Check, judge
 from safer_engine.gate.outputs import as_json, as_junit, as_markdown
 from safer_engine.gate.paired import shared_pairs
-from safer_engine.gate.policy import Policy, load_policy
+from safer_engine.gate.policy import Policy, load_policy, parse_policy
 from safer_engine.gate.power import plan
 from tests.helpers import gate_reports as made
 
@@ -111,6 +111,46 @@ def test_ids_that_were_given_to_other_pairs_are_not_paired() -> None:
     whole = read_audit(json.dumps(GOOD).encode(), made.lines(ROWS), "it")
     other = read_audit(json.dumps(GOOD).encode(), made.lines(swapped), "it")
     assert "24 common pair ids are of another group, axis or subset" in shared_pairs(whole, other).reason
+
+
+@pytest.mark.parametrize("bound", ["true", "'0.5'", ".nan", ".inf", "2026-01-01", "[1]", "9" * 5000])
+def test_a_bound_is_a_number(bound: str) -> None:
+    with pytest.raises(SpecError):
+        parse_policy(f"version: 1\nrules: [{{name: r, fact: a, max: {bound}}}]", "it")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version: 1\nrules: &r [*r]",
+        "version: 1\nrules: [{name: r, fact: a, max: 1, needs: {" + ", ".join(
+            ["a0: &a0 [x, x, x, x, x, x, x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
+        ) + "}}]",
+        "version: 1\nrules: !!python/object/apply:os.getcwd []",
+        "version: 1\nrules: [{name: r, max: 1, fact: 'a[" + " " * 100_000 + "'}]",
+        "version: 1\nrules: " + "[" * 5000,
+        "version: 1\nrules: []\n---\nversion: 1",
+    ],
+)  # fmt: skip
+def test_hostile_policies_are_refused_in_few_words(text: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        parse_policy(text, "it")
+    assert len(refused.value.message) < 10_000
+
+
+def test_a_waiver_holds_through_its_last_day_and_not_an_hour_longer() -> None:
+    waived = Policy.model_validate(
+        {
+            "version": 1,
+            "rules": [{"name": "r", "fact": "dataset.longer_chosen", "max": 0}],
+            "waivers": [{"rule": "r", "owner": "mara", "reason": "known", "expires": "2026-05-01"}],
+        }
+    )
+    audit = Audit(GOOD, None)
+    assert [one.effect for one in judge(waived, audit, None, date(2026, 5, 1)).checks] == ["waived"]
+    late = judge(waived, audit, None, date(2026, 5, 2))
+    assert [one.effect for one in late.checks] == ["fail", "fail"]
+    assert "waived until" not in as_markdown(late)
 
 
 def test_files_that_never_end_are_not_read_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
