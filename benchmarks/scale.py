@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="2304,4352,6400")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its processes end with it
     sizes = [int(size) for size in arguments.sizes.split(",")]
     with tempfile.TemporaryDirectory() as made:
         facts = {"machine": machine_line(), **measure(Path(made), sizes)}
