@@ -131,6 +131,13 @@ def test_labels_in_queries_are_labels_of_the_metrics() -> None:
         assert names <= allowed, title
 
 
+def test_the_picture_in_the_docs_is_of_this_dashboard() -> None:
+    drawn = (ROOT / "docs" / "images" / "dashboard.svg").read_text(encoding="utf-8")
+    titles = [each["title"] for each in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]]
+    assert [title for title in titles if f">{title}</text>" not in drawn] == []
+    assert len(drawn.encode()) < 200_000
+
+
 def test_panels_are_laid_out_within_the_grid_and_say_what_they_show() -> None:
     document = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     places = [each["gridPos"] for each in document["panels"]]
