@@ -48,6 +48,7 @@ def run(queues: str | None, *, once: bool, wait: float | None = None) -> int:
     nursery = Nursery(settings)
     runner = Runner(bench, nursery)
     if once:
+        _offer_metrics(settings, registry)
         return _once(settings, bench, runner, wait)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, registry=registry)
@@ -63,6 +64,15 @@ def _environment(settings: Settings) -> None:
     os.environ.setdefault("HF_HOME", str(settings.folder / "cache" / "hub"))
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def _offer_metrics(settings: Settings, registry: CollectorRegistry) -> None:
+    """Metrics of a worker that takes one unit, where the port was chosen: several such workers may share a machine."""
+    if settings.metrics_port and "metrics_port" in settings.model_fields_set:
+        try:
+            start_http_server(settings.metrics_port, registry=registry)
+        except OSError as error:
+            _LOG.warning("no metrics on port %d: %s", settings.metrics_port, error.strerror)
 
 
 def _once(settings: Settings, bench: Bench, runner: Runner, wait: float | None) -> int:

@@ -98,6 +98,7 @@ def operator_faults(found: list[Object]) -> list[str]:
     [
         *((name,) for name in SETS),
         ("production", "worker.keda.trigger=prometheus", "worker.keda.prometheusAddress=http://prometheus:9090"),
+        ("production", "monitoring.podMonitor.jobs=true"),
     ],
     ids="+".join,
 )
@@ -219,7 +220,11 @@ def test_every_queue_has_workers(values: tuple[str, ...]) -> None:
 
 
 def test_selectors_and_references_meet() -> None:
-    for values in (*((name,) for name in SETS), ("production", "worker.mode=deployment")):
+    for values in (
+        *((name,) for name in SETS),
+        ("production", "monitoring.podMonitor.jobs=true"),
+        ("production", "worker.mode=deployment"),
+    ):
         found = objects_of(*values)
         labels = [pod.metadata["labels"] for pod in pods(found)]
         for each in found:

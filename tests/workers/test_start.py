@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from service.embedded import free_port
 from service.jobs.database import migrate
 from tests.helpers.databases import PEPPER, database, settings_for
-from tests.helpers.servers import wait_until
+from tests.helpers.servers import accepts, wait_until
 from tests.helpers.workplace import descendants
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,31 @@ def test_a_stop_while_it_starts_is_a_clean_end(tmp_path: Path, module: str) -> N
         running.wait()
     assert running.returncode == 0, said
     assert "Traceback" not in said
+
+
+def test_a_worker_for_one_unit_tells_metrics_where_the_port_was_chosen_and_two_do_not_fight_for_it(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with database(settings) as db:
+        migrate(db.engine)
+    port = free_port()
+    given = {"SAFER_HOME": str(settings.folder), "SAFER_METRICS_PORT": str(port), "SAFER_SECRET_PEPPER": PEPPER}
+    command = [sys.executable, "-m", "workers", "--once", "--wait"]
+    environment = {**os.environ, **given}
+    first = subprocess.Popen([*command, "120"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: accepts(port) or first.poll() is not None, "the worker tells metrics")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            assert b"safer_artifact_bytes" in answer.read()
+        second = subprocess.run(
+            [*command, "0"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert second.returncode == 75, second.stderr
+        assert f"no metrics on port {port}" in second.stderr
+        first.terminate()
+        assert first.wait(60) == 0
+    finally:
+        first.kill()
+        first.communicate()
 
 
 KILLED = """

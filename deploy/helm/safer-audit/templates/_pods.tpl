@@ -141,11 +141,11 @@ containers:
     args: [worker, {{ if .once }}--once, {{ end }}--queues, {{ .queues | quote }}]
     env:
       {{- include "safer.env.worker" . | nindent 6 }}
-    {{- if not .once }}
     ports:
       - name: metrics
         containerPort: 9464
         protocol: TCP
+    {{- if not .once }}
     startupProbe:
       httpGet: {path: /metrics, port: metrics}
       periodSeconds: 5
