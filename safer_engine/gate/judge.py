@@ -197,6 +197,8 @@ def _figures(rule: Rule, audit: Audit) -> list[Figure] | Missing:
     whole = find_facts(audit.report, rule.share_of)
     if isinstance(whole, Missing):
         return whole
+    if len(whole) == 1 and whole[0].number == 0:
+        return Missing("nothing", "there is nothing that it could be a share of")
     by_label = {figure.label: figure for figure in whole}
     return [_share(rule, figure, whole[0] if len(whole) == 1 else by_label.get(figure.label)) for figure in found]
 
