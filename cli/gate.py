@@ -26,14 +26,20 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 _CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 _MANY = 12
-_SETTLED = ("policy_name", "baseline", "labels", "callback")
+_SETTLED = ("policy_name", "baselines", "labels", "callback")
 _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 _CHECK_OPTIONS = (
     click.option("--report", "report", type=click.Path(path_type=Path), help="report.json of a finished audit, or its folder."),
     click.option("--audit", "audit", metavar="ID", help="A job of the service, in place of --report."),
     click.option("--gate", "posted", metavar="ID", help="A gate that was posted: wait for the service's verdict on it."),
-    click.option("--baseline", help="What it must not fall behind: report.json, its folder, a job's id, label:NAME=VALUE."),
+    click.option(
+        "--baseline",
+        "baselines",
+        multiple=True,
+        help="What it must not fall behind: report.json, its folder, a job's id, label:NAME=VALUE. Several times: "
+        "trainings of one recipe, whose spread is allowed for.",
+    ),
     click.option(
         "--policy", "policy_name", default="default", show_default=True, help="A policy file, or a built-in one's name."
     ),
@@ -222,11 +228,11 @@ def _judged(shown: Console | None, **given: Any) -> Decision:
     from safer_engine.gate.policy import load_policy
 
     policy, job_id = load_policy(given["policy_name"]), given["audit"]
-    baseline = None if given["baseline"] is None else baseline_of(given["baseline"], job_id)
+    baselines = [baseline_of(each, job_id) for each in given["baselines"]]
     if submits(given["flags"]):
         job_id = submitted(given["flags"], given["labels"], given["callback"], shown).id
     audit = audit_of(given["report"], job_id, shown)
-    return judge(policy, audit, baseline, datetime.now(UTC).date())
+    return judge(policy, audit, baselines, datetime.now(UTC).date())
 
 
 def _post(shown: Console | None, **given: Any) -> int:
@@ -237,7 +243,7 @@ def _post(shown: Console | None, **given: Any) -> int:
     gate = post(
         given["audit"] or (given["flags"], given["labels"]),
         load_policy(given["policy_name"]),
-        given["baseline"],
+        given["baselines"],
         given["callback"],
         shown,
     )
@@ -311,7 +317,7 @@ def _tell(decision: Decision, *, as_json: bool, quiet: bool) -> None:
 
 
 def _show(decision: Decision) -> None:
-    from safer_engine.gate.outputs import count_of, explanation, figure_of, name_of, rates, state_of, visible
+    from safer_engine.gate.outputs import count_of, explanation, figure_of, lost_of, name_of, rates, state_of, visible
 
     shown = console()
     kept, hidden = _worth_a_row(decision.checks)
@@ -321,9 +327,7 @@ def _show(decision: Decision) -> None:
     for rule, count in hidden.items():
         shown.print(f"{rule}: {count} more checks passed or count for nothing (--json shows all)", markup=False)
     if decision.lost:
-        shown.print(
-            f"{len(decision.lost)} evaluation pairs that the baseline had right are wrong now (--json names them)", markup=False
-        )
+        shown.print(f"{lost_of(decision)} (--json names them)", markup=False)
     shown.print(rates(decision), markup=False)
     shown.print(f"verdict: {decision.verdict}", markup=False, style="bold")
 

@@ -23,16 +23,23 @@ Flags = tuple[dict[str, Any], tuple[str, ...]]
 _POLL_SECONDS = 1.0
 
 
-def post(audit: str | Flags, policy: Policy, baseline: str | None, callback: str | None, shown: Console | None) -> GateView:
+def post(audit: str | Flags, policy: Policy, baselines: tuple[str, ...], callback: str | None, shown: Console | None) -> GateView:
     """Post a gate. The policy travels whole: what this version knows of it decides, whatever the service has built in.
 
     Args:
         audit: an audit's id, or one to be made.
+        baselines: at most one.
         callback: is told of the verdict.
     """
     from cli.submit import uploaded
     from service.client import GateRequest
 
+    if len(baselines) > 1:
+        raise SpecError(
+            f"{len(baselines)} baselines cannot be given with --detach: the service judges against one",
+            "leave --detach out to judge against several here, when the audit has ended, or give one",
+        )
+    baseline = next(iter(baselines), None)
     if baseline is not None and is_path(baseline):
         raise SpecError(
             f"--detach lets the service judge, which cannot read {baseline}", "name the baseline by its job's id or by a label"

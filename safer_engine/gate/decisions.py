@@ -21,7 +21,7 @@ _PLAIN = ("id", "rule", "outcome", "effect", "reason", "demand", "value", "n", "
 def read_decision(document: Mapping[str, Any], policy: Mapping[str, Any]) -> Decision:
     """The decision of a document (`safer_engine.gate.outputs.as_document`) and its policy, whole.
 
-    `audit` and `baseline` hold the digests of their inputs and nothing else.
+    `audit` and `baselines` hold the digests of their inputs and nothing else.
 
     Raises:
         InputRefused: it is of a version that this one cannot read.
@@ -34,7 +34,7 @@ def read_decision(document: Mapping[str, Any], policy: Mapping[str, Any]) -> Dec
             policy=Policy.model_validate(policy),
             checks=tuple(_check(each) for each in document["checks"]),
             audit=_audit(document["report"]),
-            baseline=None if document["baseline"] is None else _audit(document["baseline"]),
+            baselines=tuple(map(_audit, _baselines(document))),
             judged_on=date.fromisoformat(document.get("judged_on", "0001-01-01")),  # told where it counts: with waivers
             lost=tuple(document["lost_pairs"]),
         )
@@ -45,7 +45,14 @@ def read_decision(document: Mapping[str, Any], policy: Mapping[str, Any]) -> Dec
 def _check(made: Mapping[str, Any]) -> Check:
     bounds = None if made["lo"] is None else Bounds(made["lo"], made["hi"])
     waiver = Waiver.model_validate(made["waiver"]) if "waiver" in made else None
-    return Check(**{name: made[name] for name in _PLAIN}, bounds=bounds, tail=made["false_alarm_share"], waiver=waiver)
+    plain, sd = {name: made[name] for name in _PLAIN}, made.get("training_sd")
+    return Check(**plain, bounds=bounds, tail=made["false_alarm_share"], waiver=waiver, training_sd=sd)
+
+
+def _baselines(document: Mapping[str, Any]) -> list[Mapping[str, str | None]]:
+    if "baselines" in document:
+        return list(document["baselines"])
+    return [] if document["baseline"] is None else [document["baseline"]]
 
 
 def _audit(digests: Mapping[str, str | None]) -> Audit:

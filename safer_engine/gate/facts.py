@@ -32,6 +32,7 @@ class Figure:
         note: how it was come by, where that needs saying.
         n, n_groups: values and groups behind it, where the report says.
         absent: why it is null, as in `Missing`, where other figures of the same path are there; `unsure` says it in words.
+        training_sd: of a change from several baselines, the standard deviation of their values.
     """
 
     value: float | bool | str
@@ -44,6 +45,7 @@ class Figure:
     n_groups: int | None = None
     note: str = ""
     absent: Literal["", "not_computed", "nothing"] = ""
+    training_sd: float | None = None
 
     @property
     def number(self) -> float:

@@ -136,6 +136,46 @@ def apart_spread(new: float, new_spread: Spread, old: float, old_spread: Spread)
     return interval
 
 
+def mean_spread(spreads: Sequence[Spread]) -> Spread:
+    """Of the mean of estimates that may go together as they like: as far as their intervals reach on average."""
+
+    def interval(tail: float) -> Bounds:
+        found = [spread(tail) for spread in spreads]
+        return Bounds(math.fsum(each.lo for each in found) / len(found), math.fsum(each.hi for each in found) / len(found))
+
+    return interval
+
+
+def prediction_spread(estimate: float, spread: Spread, sd: float, count: int, most: float = math.inf) -> Spread:
+    """Of the change from the mean of several trainings to one more: a prediction interval.
+
+    The variance of the change has two parts: which values were drawn (`spread` covers them), and sd² · (1 + 1/count), because the
+    new training and the mean of the others each differ from what the recipe comes to. Each part has its own quantile of
+    Student's distribution, count − 1 degrees of freedom for the second, and the two reaches add as squares (Banerjee 1960). For
+    normal parts the chance beyond each end is then at most the tail, whatever the variances are: it is exact where only one part
+    matters, and in between F(x) = P(Z² ≤ x) is concave. Satterthwaite's degrees of freedom in place of it have a chance of up
+    to nine times the tail with two trainings, four times with three (simulated at a tail of 0.004), because a small spread that
+    came about by chance also makes the degrees of freedom many.
+
+    `sd` is of the trainings' figures as measured. What the draw of values does to all of them alike is not in it; what it does to
+    each by itself is in it, and in `spread` as well, and nothing is subtracted for that: wider rather than narrower. Trainings
+    are taken as draws of a normal distribution.
+
+    Args:
+        sd: standard deviation (count − 1 below) of the trainings' figures.
+        count: how many, at least 2.
+        most: the change lies within ± this.
+    """
+    more = sd * math.sqrt(1 + 1 / count)
+
+    def interval(tail: float) -> Bounds:
+        drawn, trained = spread(tail), student_quantile(tail, count - 1) * more
+        down, up = max(0.0, estimate - drawn.lo), max(0.0, drawn.hi - estimate)
+        return Bounds(max(-most, estimate - math.hypot(down, trained)), min(most, estimate + math.hypot(up, trained)))
+
+    return interval
+
+
 def wider_spread(estimate: float, spread: Spread, other: float, other_spread: Spread) -> Spread:
     """Around an estimate in [−1, 1], on each side as far as the wider of two intervals, its own and that of `other`, reaches."""
 

@@ -4,17 +4,21 @@ A check passes when the interval at `misses` on each side lies on the right side
 check's part of `false_alarms` (at most `misses`) lies wholly on the wrong side; else it is inconclusive. A model must pass every
 check, so misses need no correction (an intersection–union test); any one check can fail it, so false alarms are shared: evenly
 among the rules with intervals, and within a rule among its checks (Bonferroni; it holds however the checks depend on each other).
+
+Against one baseline these chances are over which values were drawn. Against several, trainings of one recipe, they are over the
+seed of the training as well.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal
 
 from safer_engine.errors import SpecError
+from safer_engine.gate.baselines import told_apart
 from safer_engine.gate.documents import Audit
 from safer_engine.gate.facts import Figure, Missing, find_facts
 from safer_engine.gate.intervals import Bounds
@@ -34,6 +38,7 @@ _IMPLIED: Mapping[str, tuple[str, bool, str]] = {
     ),
 }
 """First key of a fact → what must hold for it to mean anything, and why."""
+_DIGITS = 12
 _BY_BUDGET = "suspicion is a rank: the budget decides this share, not the data"
 
 
@@ -50,6 +55,7 @@ class Check:
         tail: the check's part of the false alarms; None without an interval.
         demand: what was demanded, in words.
         note: how the figure was come by.
+        training_sd: of a change from several baselines, the standard deviation of their values.
     """
 
     id: str
@@ -65,19 +71,30 @@ class Check:
     n_groups: int | None = None
     note: str = ""
     waiver: Waiver | None = None
+    training_sd: float | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The gate's decision. `lost`: evaluation pairs that the baseline had right and the new model has not, ids in order."""
+    """The gate's decision.
+
+    Attributes:
+        baselines: what it was compared with, in an order that does not depend on how they were given.
+        lost: evaluation pairs that every baseline had right and the new model has not, ids in order.
+    """
 
     verdict: Verdict
     policy: Policy
     checks: tuple[Check, ...]
     audit: Audit
-    baseline: Audit | None
+    baselines: tuple[Audit, ...]
     judged_on: date
     lost: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> Audit | None:
+        """The only baseline; None where there is none, or several."""
+        return self.baselines[0] if len(self.baselines) == 1 else None
 
     @property
     def n_random(self) -> int:
@@ -100,23 +117,26 @@ class _Case:
         return f"{self.rule.name}[{label}]" if label else self.rule.name
 
 
-def judge(policy: Policy, audit: Audit, baseline: Audit | None, today: date) -> Decision:
+def judge(policy: Policy, audit: Audit, baseline: Audit | Sequence[Audit] | None, today: date) -> Decision:
     """Apply a policy to a finished audit.
 
     Args:
+        baseline: what it must not fall behind; several are trainings of one recipe, and it is compared with what that comes to.
         today: in UTC, for waivers.
 
     Raises:
         SpecError: a rule names a fact that reports do not have, or one that it cannot be applied to.
+        InputRefused: several baselines are not trainings of their own, or the one under judgement is among them.
     """
-    shared = Shared(reason="there is no baseline") if baseline is None else shared_pairs(audit, baseline)
-    cases = [case for rule in policy.rules for case in _cases(rule, audit, baseline, shared)]
+    baselines = told_apart(audit, () if baseline is None else (baseline,) if isinstance(baseline, Audit) else tuple(baseline))
+    shared = shared_pairs(audit, *baselines) if baselines else Shared(reason="there is no baseline")
+    cases = [case for rule in policy.rules for case in _cases(rule, audit, baselines, shared)]
     tails = _tails(policy, cases)
     checks = [_with_waiver(_check(case, policy.misses, tail), policy, today) for case, tail in zip(cases, tails, strict=True)]
     checks += _expired(policy, today)
     _require_waived(policy, checks)
-    lost = tuple(new.pair_id for new, old in shared.pairs if old.right and not new.right)
-    return Decision(_verdict(checks), policy, tuple(checks), audit, baseline, today, lost)
+    lost = tuple(new.pair_id for new, olds in shared.pairs if all(old.right for old in olds) and not new.right)
+    return Decision(_verdict(checks), policy, tuple(checks), audit, baselines, today, lost)
 
 
 def _tails(policy: Policy, cases: list[_Case]) -> list[float | None]:
@@ -139,20 +159,28 @@ def _verdict(checks: list[Check]) -> Verdict:
     return "pass"
 
 
-def _cases(rule: Rule, audit: Audit, baseline: Audit | None, shared: Shared) -> list[_Case]:
+def _cases(rule: Rule, audit: Audit, baselines: tuple[Audit, ...], shared: Shared) -> list[_Case]:
     """The rule's facts, or why it has none."""
     found = _facts(rule, audit)
     if isinstance(found, Missing):
         return [_absent(rule, found)]
     if not rule.compares:
         return [_Case(rule, figure) for figure in found]
-    if baseline is None:
+    if not baselines:
         return [_absent(rule, Missing("nothing", "no baseline was given"))]
-    before = _facts(rule, baseline)
-    if isinstance(before, Missing):
-        return [_Case(rule, None, reason=f"of the baseline: {before.reason}")]
-    by_label = {figure.label: figure for figure in before}
-    return [_compared(rule, figure, by_label.get(figure.label), (audit, baseline), shared) for figure in found]
+    by_label: list[dict[str, Figure]] = []
+    for baseline in baselines:
+        before = _facts(rule, baseline)
+        if isinstance(before, Missing):
+            return [_Case(rule, None, reason=f"of {_called(baseline, baselines)}: {before.reason}")]
+        by_label.append({figure.label: figure for figure in before})
+    return [
+        _compared(rule, figure, [known.get(figure.label) for known in by_label], (audit, *baselines), shared) for figure in found
+    ]
+
+
+def _called(baseline: Audit, baselines: tuple[Audit, ...]) -> str:
+    return "the baseline" if len(baselines) == 1 else f"the baseline {(baseline.digest('model') or '')[:_DIGITS]}"
 
 
 def _facts(rule: Rule, audit: Audit) -> list[Figure] | Missing:
@@ -160,10 +188,12 @@ def _facts(rule: Rule, audit: Audit) -> list[Figure] | Missing:
     return Missing("not_computed", unmet) if unmet else _figures(rule, audit)
 
 
-def _compared(rule: Rule, new: Figure, old: Figure | None, audits: tuple[Audit, Audit], shared: Shared) -> _Case:
-    if old is None:
-        return _Case(rule, replace(new, spread=None, unsure="the baseline's report has no such figure"))
-    return _Case(rule, change(rule.fact, new, old, audits, shared))
+def _compared(rule: Rule, new: Figure, olds: list[Figure | None], audits: tuple[Audit, ...], shared: Shared) -> _Case:
+    for old, baseline in zip(olds, audits[1:], strict=True):
+        if old is None:
+            called = "the baseline's report" if len(olds) == 1 else f"the report of {_called(baseline, audits[1:])}"
+            return _Case(rule, replace(new, spread=None, unsure=f"{called} has no such figure"))
+    return _Case(rule, change(rule.fact, new, [old for old in olds if old is not None], audits, shared))
 
 
 def _absent(rule: Rule, missing: Missing) -> _Case:
@@ -268,7 +298,7 @@ def _made(case: _Case, outcome: Outcome, reason: str) -> Check:
     made = Check(case.id, case.rule.name, outcome, _effect(case.rule, outcome), reason, demand(case.rule), value)
     if figure is None:
         return made
-    return replace(made, n=figure.n, n_groups=figure.n_groups, note=figure.note)
+    return replace(made, n=figure.n, n_groups=figure.n_groups, note=figure.note, training_sd=figure.training_sd)
 
 
 def _effect(rule: Rule, outcome: Outcome) -> Effect:

@@ -14,6 +14,7 @@ _LONGEST_NAME = 160
 _LOST_SHOWN = 10
 _NAMED = 5
 _DIGITS = 12
+_SEEDS = " Against several baselines this covers the seed of a training of their recipe."
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❔ inconclusive", "skipped": "– skipped", "waived": "🟡 waived"}
 
 
@@ -76,8 +77,14 @@ def rates(decision: Decision) -> str:
     return (
         f"A reward model that breaks no rule fails in at most {100 * policy.false_alarms:g} % of such audits "
         f"({checks} check{'s' if checks > 1 else ''} with an interval); one that breaks a rule passes it in at most "
-        f"{100 * policy.misses:g} %{but}."
+        f"{100 * policy.misses:g} %{but}.{_SEEDS if len(decision.baselines) > 1 else ''}"
     )
+
+
+def lost_of(decision: Decision) -> str:
+    """How many evaluation pairs were lost, in a sentence without its end."""
+    whose = "the baseline" if len(decision.baselines) == 1 else f"each of {len(decision.baselines)} baselines"
+    return f"{len(decision.lost)} evaluation pairs that {whose} had right are wrong now"
 
 
 def reason_of(decision: Decision) -> str:
@@ -106,6 +113,8 @@ def as_document(decision: Decision) -> dict[str, Any]:
         "checks": [_check(check) for check in decision.checks],
         "lost_pairs": list(decision.lost),
     }
+    if len(decision.baselines) > 1:
+        document["baselines"] = [_identity(each) for each in decision.baselines]
     if policy.waivers:
         document["judged_on"] = decision.judged_on.isoformat()
     return document
@@ -136,6 +145,8 @@ def _check(check: Check) -> dict[str, Any]:
         "reason": check.reason,
         "note": check.note,
     }
+    if check.training_sd is not None:
+        made["training_sd"] = check.training_sd
     if check.waiver is not None:
         made["waiver"] = check.waiver.model_dump(mode="json")
     return made
@@ -166,15 +177,17 @@ def as_markdown(decision: Decision) -> str:
     if decision.lost:
         shown = ", ".join(_code(pair) for pair in decision.lost[:_LOST_SHOWN])
         more = f", and {len(decision.lost) - _LOST_SHOWN} more" if len(decision.lost) > _LOST_SHOWN else ""
-        lines += ["", f"{len(decision.lost)} evaluation pairs that the baseline had right are wrong now: {shown}{more}."]
+        lines += ["", f"{lost_of(decision)}: {shown}{more}."]
     return "\n".join(lines) + "\n"
 
 
 def _subject(decision: Decision) -> str:
     model = (decision.audit.digest("model") or "")[:_DIGITS]
-    if decision.baseline is None:
+    if not decision.baselines:
         return f"reward model {model or 'unknown'}, no baseline"
-    return f"reward model {model or 'unknown'} against {(decision.baseline.digest('model') or 'unknown')[:_DIGITS]}"
+    old = ", ".join((each.digest("model") or "unknown")[:_DIGITS] for each in decision.baselines)
+    whose = "" if len(decision.baselines) == 1 else f"the mean of {len(decision.baselines)} trainings, "
+    return f"reward model {model or 'unknown'} against {whose}{old}"
 
 
 def _code(text: str) -> str:

@@ -50,7 +50,7 @@ def measured_together(new: Audit, old: Audit) -> tuple[Together, ...]:
             f"how the two go together cannot be measured: {shared.reason or 'they have no evaluation pair in common'}",
             "give two audits of the same evaluation data, with evaluation.jsonl beside each report.json, or --correlation alone",
         )
-    before = {pair.pair_id: pair for _, pair in shared.pairs}
+    before = {pair.pair_id: pair for _, (pair,) in shared.pairs}
     pairs = [pair for pair, _ in shared.pairs]
     axes = sorted({pair.axis for pair in pairs})
     scopes = [(None, None), *((axis, None) for axis in axes), *sorted({(pair.axis, pair.subset) for pair in pairs})]
