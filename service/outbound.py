@@ -12,8 +12,10 @@ import ipaddress
 import json
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -25,6 +27,8 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 _MAX_URL = 2000
 _CHUNK = 1 << 20
+_WHOLE = 3.0
+"""How many times `Outbound`'s seconds a head, or a body that is read whole, may take where it comes drop by drop."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,12 @@ class Outbound:
         connection = _Pinned(target, self._seconds)
         try:
             try:
-                connection.request(method, target.path, body, {"User-Agent": "safer-audit", **headers})
-                response = connection.getresponse()
+                with _no_longer_than(self._seconds * _WHOLE, connection):
+                    connection.request(method, target.path, body, {"User-Agent": "safer-audit", **headers})
+                    response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 raise _silent(target, error) from None
-            yield Answer(response, target)
+            yield Answer(response, target, self._seconds * _WHOLE)
         finally:
             connection.close()
 
@@ -135,32 +140,35 @@ class Outbound:
 class Answer:
     """An answer whose body may be read, once."""
 
-    def __init__(self, response: http.client.HTTPResponse, target: Target) -> None:
+    def __init__(self, response: http.client.HTTPResponse, target: Target, seconds: float) -> None:
         self.status = response.status
         self._response = response
         self._target = target
+        self._seconds = seconds
 
     def chunks(self, size: int = _CHUNK) -> Iterator[bytes]:
         """The body as it comes. Raises Unavailable where it breaks off before the length that was announced."""
         left = self._response.length
-        while chunk := self._read(size):
+        while left != 0 and (chunk := self._read(size if left is None else min(size, left))):
             left = left if left is None else left - len(chunk)
             yield chunk
         if left:
             raise Unavailable(f"{self._target.url.hostname} broke off with {left} bytes to come")
 
     def read(self, limit: int) -> bytes:
-        """The whole body. Raises Unavailable, also where it has over `limit` bytes."""
-        found = bytearray()
+        """The whole body. Raises Unavailable, also where it has over `limit` bytes or takes too long."""
+        found, until = bytearray(), time.monotonic() + self._seconds
         for chunk in self.chunks():
             found += chunk
+            if time.monotonic() > until:
+                raise Unavailable(f"{self._target.url.hostname} took too long to answer")
             if len(found) > limit:
                 raise Unavailable(f"{self._target.url.hostname} answered with over {limit} bytes")
         return bytes(found)
 
     def _read(self, size: int) -> bytes:
         try:
-            return self._response.read(size)
+            return self._response.read1(size)  # what is there: who waits for more is told of every drop
         except (OSError, http.client.HTTPException) as error:
             raise _silent(self._target, error) from None
 
@@ -179,6 +187,28 @@ class _Pinned(http.client.HTTPConnection):
         """Connect to the address, with TLS for https."""
         plain = socket.create_connection((self._target.address, self._target.port), self.timeout)
         self.sock = self._tls.wrap_socket(plain, server_hostname=self._target.url.hostname) if self._tls else plain
+
+
+@contextmanager
+def _no_longer_than(seconds: float, connection: _Pinned) -> Iterator[None]:
+    """Break a connection off after so long, however busy it is. Raises TimeoutError: it was."""
+    over = threading.Event()
+
+    def break_off() -> None:
+        over.set()
+        if (plain := connection.sock) is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(plain, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, break_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if over.is_set():  # what came looks like an answer that ended
+        raise TimeoutError
 
 
 def _silent(target: Target, error: Exception) -> Unavailable:

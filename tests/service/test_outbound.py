@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,36 @@ def test_who_does_not_answer_is_away() -> None:
         Outbound(LOOPBACK).post("http://127.0.0.1:1/", {})
     with pytest.raises(Unavailable):
         Outbound().post("http://a-name-that-is-not-there.invalid/", {})
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"])
+def test_who_answers_drop_by_drop_is_not_heard_to_the_end(head: bytes) -> None:
+    over, said_all = threading.Event(), threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(head)
+            for _ in range(90):
+                connection.sendall(b"a")
+                if over.wait(0.1):
+                    return
+            said_all.set()
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        thread = threading.Thread(target=drip, args=(listening,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+            with pytest.raises(Unavailable), Outbound(LOOPBACK, seconds=0.3).ask("GET", url, {}) as answer:
+                answer.read(1 << 20)
+            assert not said_all.is_set()
+        finally:
+            over.set()
+            thread.join()
 
 
 @pytest.fixture
