@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from dataclasses import dataclass
 
 from safer_engine.errors import InputRefused, SpecError
 from safer_engine.gate.documents import Audit
@@ -44,40 +45,41 @@ def told_apart(audit: Audit, baselines: tuple[Audit, ...]) -> tuple[Audit, ...]:
     """
     if len(baselines) < 2:
         return baselines
-    ordered = sorted(baselines, key=lambda each: (each.digest("model") or "", _content(each)))
-    if not all(each.digest("model") for each in (audit, *ordered)):
+    if not all(each.digest("model") for each in (audit, *baselines)):
         raise InputRefused(
             "several baselines are told apart by their models' digests, and a report has none",
             "give reports as the audit wrote them",
         )
-    for one, other in itertools.combinations(ordered, 2):
-        if _same(one, other):
+    own, known = _identity(audit), sorted((_identity(each) for each in baselines), key=lambda each: (each.model, each.content))
+    for one, other in itertools.combinations(known, 2):
+        if one.same(other):
             raise InputRefused(
-                f"two of the baselines are the same training: both are of model {_model(one)}",
+                f"two of the baselines are the same training: model {one.model[:_DIGITS]} and model {other.model[:_DIGITS]}",
                 "give each training once: the spread between trainings is taken from them",
             )
-    if any(_same(audit, each) for each in ordered):
+    if any(own.same(each) for each in known):
         raise InputRefused(
-            f"the reward model under judgement, {_model(audit)}, is one of the {len(ordered)} baselines",
+            f"the reward model under judgement, {own.model[:_DIGITS]}, is one of the {len(known)} baselines",
             "leave it out: it is compared with what the other trainings come to",
         )
-    return tuple(ordered)
+    return tuple(each.audit for each in known)
 
 
-def _same(one: Audit, other: Audit) -> bool:
-    """The same model, report, or margins: a model that was saved anew has another digest, and all its rewards are the same."""
-    if one.digest("model") == other.digest("model") or _content(one) == _content(other):
-        return True
-    return one.pairs is not None and other.pairs is not None and len(one.pairs) > 1 and _margins(one) == _margins(other)
+@dataclass(frozen=True)
+class _Identity:
+    """What tells a training from others. `content`: digest of its report."""
+
+    audit: Audit
+    model: str
+    content: str
+    margins: dict[str, float]
+
+    def same(self, other: _Identity) -> bool:
+        """The same model, report, or margins: one that was saved anew has another digest, and all its rewards are the same."""
+        alike = len(self.margins) > 1 and self.margins == other.margins
+        return self.model == other.model or self.content == other.content or alike
 
 
-def _margins(audit: Audit) -> dict[str, float]:
-    return {pair.pair_id: pair.margin for pair in audit.pairs or ()}
-
-
-def _content(audit: Audit) -> str:
-    return hashlib.sha256(json.dumps(audit.report, sort_keys=True).encode()).hexdigest()
-
-
-def _model(audit: Audit) -> str:
-    return (audit.digest("model") or "")[:_DIGITS]
+def _identity(audit: Audit) -> _Identity:
+    content = hashlib.sha256(json.dumps(audit.report, sort_keys=True).encode()).hexdigest()
+    return _Identity(audit, audit.digest("model") or "", content, {pair.pair_id: pair.margin for pair in audit.pairs or ()})
