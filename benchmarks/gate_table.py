@@ -1,4 +1,8 @@
-"""Tables of the gate's benchmark, from the reports alone: every row against the baseline, and A/A pairs among themselves."""
+"""Tables of the gate's benchmark, from reports alone: every row against the baseline, and against all trainings of its recipe.
+
+Against one baseline a gate's stated rate of false alarms is over the evaluation pairs that were drawn; against several, over the
+seed of the training as well. Side by side the two show what that costs and gains.
+"""
 
 from __future__ import annotations
 
@@ -23,40 +27,53 @@ _TODAY = datetime.date(2026, 1, 1)
 
 @dataclass(frozen=True)
 class Judged:
-    """One reward model of the benchmark and what the gate says of it against the baseline."""
+    """One reward model of the benchmark and what the gate says of it.
+
+    Attributes:
+        single: against the baseline; None for the baseline itself.
+        several: against all trainings of the baseline's recipe but itself; None where there are fewer than two.
+        n_several: how many those are.
+    """
 
     name: str
     what: str
     audit: Audit
-    decision: Decision
+    single: Decision | None
+    several: Decision | None
+    n_several: int
 
 
 def judged_rows(out: Path, policy: Policy) -> list[Judged]:
-    """All finished rows but the baseline, in the order of their seeds."""
+    """All finished rows, in the order of their seeds; none without the baseline."""
     rows = sorted((json.loads(path.read_bytes()) for path in out.glob("*/row.json")), key=lambda row: row["seed"])
     if not any(row["name"] == BASELINE for row in rows):
         return []
     audits = {row["name"]: load_audit(out / row["name"] / "audit", row["name"]) for row in rows}
-    baseline = audits[BASELINE]
-    return [
-        Judged(row["name"], row["what"], audits[row["name"]], judge(policy, audits[row["name"]], baseline, _TODAY))
-        for row in rows
-        if row["name"] != BASELINE
-    ]
+    recipe = [row["name"] for row in rows if row["what"] in (BASELINE, SAME)]
+
+    def judged(name: str, what: str) -> Judged:
+        others = [audits[other] for other in recipe if other != name]
+        single = None if name == BASELINE else judge(policy, audits[name], audits[BASELINE], _TODAY)
+        several = judge(policy, audits[name], others, _TODAY) if len(others) > 1 else None
+        return Judged(name, what, audits[name], single, several, len(others))
+
+    return [judged(row["name"], row["what"]) for row in rows]
 
 
 def markdown_table(out: Path, policy_path: Path) -> str:
     """The whole result as Markdown; a line that says so where nothing is finished."""
     policy = load_policy(str(policy_path))
     rows = judged_rows(out, policy)
-    if not rows:
+    if len(rows) < 2:
         return "nothing to judge yet: the baseline and another row must be finished\n"
     lines = [
-        "| reward model | verdict | checks that failed: change (interval), bound | inconclusive |",
-        "| --- | --- | --- | --- |",
+        "Failed checks with their change (interval) and bound. Against all: all trainings of the baseline's recipe but itself.",
+        "",
+        "| reward model | against the baseline | failed | inconclusive | against all | failed | inconclusive |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(_row(row) for row in rows),
         "",
-        *_same_recipe(rows, load_audit(out / BASELINE / "audit", BASELINE), policy),
+        *_same_recipe(rows, policy),
         "",
         *_by_chance(rows, policy),
     ]
@@ -64,10 +81,17 @@ def markdown_table(out: Path, policy_path: Path) -> str:
 
 
 def _row(row: Judged) -> str:
-    failed = [_failure(check) for check in row.decision.checks if check.outcome == "fail"]
-    open_checks = [check.id for check in row.decision.checks if check.outcome == "inconclusive"]
     what = f"{row.what}, seed {row.name.rpartition('-')[2]}" if row.what == SAME else row.what
-    return f"| {what} | {row.decision.verdict} | {'; '.join(failed) or '–'} | {', '.join(map(_short, open_checks)) or '–'} |"
+    return f"| {' | '.join((what, *_cells(row.single, ''), *_cells(row.several, f' ({row.n_several})')))} |"
+
+
+def _cells(decision: Decision | None, count: str) -> tuple[str, str, str]:
+    """Verdict, checks that failed, and checks that could not be judged."""
+    if decision is None:
+        return "–", "–", "–"
+    failed = [_failure(check) for check in decision.checks if check.outcome == "fail"]
+    open_checks = [_short(check.id) for check in decision.checks if check.outcome == "inconclusive"]
+    return f"{decision.verdict}{count}", "; ".join(failed) or "–", ", ".join(open_checks) or "–"
 
 
 def _failure(check: Check) -> str:
@@ -80,23 +104,31 @@ def _short(check_id: str) -> str:
     return check_id.replace("axis=", "").replace("subset=", "")
 
 
-def _same_recipe(rows: list[Judged], baseline: Audit, policy: Policy) -> list[str]:
-    """A/A: each retraining against the baseline, then every ordered pair of same-recipe reward models."""
-    same = [row for row in rows if row.what == SAME]
-    if not same:
+def _same_recipe(rows: list[Judged], policy: Policy) -> list[str]:
+    """A/A: each retraining against the baseline, every ordered pair of same-recipe reward models, and each against all others."""
+    same = [row for row in rows if row.what in (BASELINE, SAME)]
+    if len(same) < 2:
         return []
-    verdicts = Counter(row.decision.verdict for row in same)
-    audits = [baseline, *(row.audit for row in same)]
-    pairs = [judge(policy, new, old, _TODAY) for new, old in itertools.permutations(audits, 2)]
-    failed = Counter(check.id for decision in pairs for check in decision.checks if check.outcome == "fail")
-    all_verdicts = Counter(decision.verdict for decision in pairs)
-    said = ", ".join(f"{_short(name)} {count}" for name, count in failed.most_common()) or "none"
-    return [
-        f"- A/A against the baseline: {_counts(verdicts)} of {len(same)}; stated rate of false alarms {policy.false_alarms:g}.",
-        f"- A/A, all {len(pairs)} ordered pairs of the {len(audits)} reward models, which are not independent: "
-        f"{_counts(all_verdicts)}; checks that failed: {said}.",
-        *_spread(audits, policy),
+    single = [row.single for row in same if row.single is not None]
+    pairs = [judge(policy, new.audit, old.audit, _TODAY) for new, old in itertools.permutations(same, 2)]
+    several = [row.several for row in same if row.several is not None]
+    lines = [
+        f"- A/A against the baseline: {_counts(single)} of {len(single)}; stated rate of false alarms {policy.false_alarms:g}.",
+        f"- A/A, all {len(pairs)} ordered pairs of the {len(same)} reward models, which are not independent: "
+        f"{_counts(pairs)}; checks that failed: {_failures(pairs)}.",
     ]
+    if several:
+        lines.append(
+            f"- A/A, each against all {len(same) - 1} others: {_counts(several)} of {len(several)}, which are not independent; "
+            f"checks that failed: {_failures(several)}."
+        )
+    return [*lines, *_spread([row.audit for row in same], policy)]
+
+
+def _failures(decisions: list[Decision]) -> str:
+    """Checks that failed, and how often."""
+    failed = Counter(check.id for decision in decisions for check in decision.checks if check.outcome == "fail")
+    return ", ".join(f"{_short(name)} {count}" for name, count in failed.most_common()) or "none"
 
 
 def _spread(audits: list[Audit], policy: Policy) -> list[str]:
@@ -118,11 +150,17 @@ def _spread(audits: list[Audit], policy: Policy) -> list[str]:
 
 
 def _by_chance(rows: list[Judged], policy: Policy) -> list[str]:
-    damaged = [row for row in rows if row.what != SAME]
-    caught = sum(row.decision.verdict == "fail" for row in damaged)
-    return [f"- Damaged: {caught} of {len(damaged)} failed; policy `{policy.name}`, digest {policy.digest[:12]}."]
+    damaged = [row for row in rows if row.what not in (BASELINE, SAME)]
+    single = [row.single for row in damaged if row.single is not None]
+    several = [row.several for row in damaged if row.several is not None]
+    lines = [f"- Damaged, against the baseline: {_counts(single)} of {len(single)}."]
+    if several:
+        n = damaged[0].n_several
+        lines.append(f"- Damaged, against all {n} trainings of the recipe: {_counts(several)} of {len(several)}.")
+    return [*lines, f"- Policy `{policy.name}`, digest {policy.digest[:12]}."]
 
 
-def _counts(verdicts: Counter[Verdict]) -> str:
+def _counts(decisions: list[Decision]) -> str:
+    verdicts = Counter(decision.verdict for decision in decisions)
     names: tuple[Verdict, ...] = ("pass", "inconclusive", "fail")
     return ", ".join(f"{verdicts[name]} {name}" for name in names)
