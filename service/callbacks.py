@@ -33,17 +33,19 @@ class Callbacks:
         """Send until told to stop."""
         while not stop.is_set():
             try:
-                sent = self.step()
+                sent = self.step(stop)
             except Unavailable as error:
                 _LOG.warning("callbacks wait: %s", error.message)
                 sent = 0
             if not sent:
                 stop.wait(_POLL_SECONDS)
 
-    def step(self) -> int:
-        """Send what is due now; how many were tried. Raises Unavailable: the database is away."""
+    def step(self, stop: threading.Event | None = None) -> int:
+        """Send what is due now, or until told to stop; how many were due. Raises Unavailable: the database is away."""
         due = self._store.take()
         for owed in due:
+            if stop is not None and stop.is_set():
+                break  # due again after the pause
             self._send(owed)
         return len(due)
 

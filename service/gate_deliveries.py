@@ -43,17 +43,19 @@ class Deliveries:
         """Deliver until told to stop."""
         while not stop.is_set():
             try:
-                made = self.step()
+                made = self.step(stop)
             except Unavailable as error:
                 _LOG.warning("deliveries wait: %s", error.message)
                 made = 0
             if not made:
                 stop.wait(_POLL_SECONDS)
 
-    def step(self) -> int:
-        """Make what is due now; how many were tried. Raises Unavailable: the database is away."""
+    def step(self, stop: threading.Event | None = None) -> int:
+        """Make what is due now, or until told to stop; how many were due. Raises Unavailable: the database is away."""
         due = self._store.take(self._kind)
         for owed in due:
+            if stop is not None and stop.is_set():
+                break  # due again after the pause
             gate = {"gate_id": owed.delivery.gate_id}
             try:
                 arrived = self._send(owed)

@@ -226,8 +226,9 @@ def _said(process: subprocess.Popen[bytes], output: bytes, errors: bytes) -> dic
     try:
         said: dict[str, Any] = json.loads(output)
     except ValueError:
-        last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2][:300]
-        raise JudgeDied(f"the judging process ended with code {process.returncode}: {last}") from None
+        # Of an exception only its kind: its text may quote what was read.
+        kind = errors.decode("utf-8", "replace").strip().rpartition("\n")[2].partition(":")[0][:100]
+        raise JudgeDied(f"the judging process ended with code {process.returncode}: {kind}") from None
     return said
 
 

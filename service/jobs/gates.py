@@ -186,7 +186,7 @@ class GateStore:
             pending = (gates.c.id == taken.gate.id) & (gates.c.state == GateState.PENDING)
             if connection.execute(update(gates).where(pending).values(**values)).rowcount != 1:
                 return False
-            _show(connection, job)
+            _show(connection, job, taken.gate.id)
             release_deliveries(connection, taken.gate.id)
             count(connection, f"gates_{outcome.verdict}", 1)
             return True
@@ -233,10 +233,15 @@ def _insert(connection: Connection, project: str, job: RowMapping, new: NewGate)
     return connection.execute(insert(gates).values(row).returning(*gates.c)).mappings().one()
 
 
-def _show(connection: Connection, job: RowMapping) -> None:
-    """The job shows the verdict of its newest gate, of those decided since it ended."""
-    since = (gates.c.job_id == job["id"]) & (gates.c.state == GateState.DECIDED) & (gates.c.decided >= job["finished"])
-    query = select(*_LISTED).where(since).order_by(gates.c.created.desc(), gates.c.id.desc()).limit(1)
+def _show(connection: Connection, job: RowMapping, gate_id: str) -> None:
+    """The job shows the verdict of its newest gate, of those decided since it ended: this one, and others by the clock."""
+    since = (gates.c.id == gate_id) | (gates.c.decided >= job["finished"])
+    query = (
+        select(*_LISTED)
+        .where(since, gates.c.job_id == job["id"], gates.c.state == GateState.DECIDED)
+        .order_by(gates.c.created.desc(), gates.c.id.desc())
+        .limit(1)
+    )
     newest = connection.execute(query).mappings().one()
     verdict = {
         "outcome": newest["verdict"], "gate": newest["id"], "policy": newest["policy_name"],

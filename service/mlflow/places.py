@@ -56,6 +56,8 @@ def find_place(registry: Registry, version: ModelVersion) -> Place:
 
 def place_of(uri: str, server: str) -> Place:
     """What an address stands for. `server`: base URL of the MLflow server. Raises SourceNotAllowed."""
+    if not unquote(uri).isprintable():
+        raise SourceNotAllowed("the version's files are at a place whose name cannot be written", _HINT)
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https") and uri.startswith(f"{server}{_ROUTE}"):
         return Proxied(_plain(uri.removeprefix(f"{server}{_ROUTE}"), uri))

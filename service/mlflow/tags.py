@@ -64,7 +64,7 @@ def policy_tag(name: str, digest: str) -> str:
 def _cut(text: str | None) -> str | None:
     if text is None:
         return None
-    plain = " ".join(text.split())
+    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 1] + "…"
 
 

@@ -20,10 +20,10 @@ from service.gate_deliveries import Deliveries, GateCallbacks, gate_document
 from service.gate_judge import GateJudge
 from service.jobs.clock import utc_after
 from service.jobs.database import writing
-from service.jobs.deliveries import CALLBACK
+from service.jobs.deliveries import CALLBACK, OwedDelivery
 from service.jobs.gate_model import AWAITED
 from service.jobs.model import JobError, JobRecord
-from service.jobs.tables import gate_deliveries, gates
+from service.jobs.tables import gate_deliveries, gates, jobs
 from service.outbound import Outbound
 from tests.helpers import gate_reports as made
 from tests.helpers.http_world import SPEC, HttpWorld, http_world
@@ -311,6 +311,40 @@ def test_a_callback_to_a_forbidden_address_is_given_up(fresh: HttpWorld) -> None
     make_due(fresh)
     assert sender.step() == 0
     assert again(fresh.client("read"), gate)["callback_state"] == "failed"
+
+
+def test_one_who_is_told_to_end_delivers_no_more_of_what_is_due(fresh: HttpWorld) -> None:
+    client, job, stop, sent = fresh.client("submit"), audited(fresh, ROWS), threading.Event(), []
+
+    def last(owed: OwedDelivery) -> bool:
+        stop.set()
+        sent.append(owed)
+        return True
+
+    for _ in range(3):
+        post(client, audit=job.id, callback_url="https://example.org/x")
+    judge_all(fresh)
+    Deliveries(fresh.services.deliveries, CALLBACK, last).run(stop)
+    assert len(sent) == 1
+
+
+def test_a_clock_that_was_set_back_holds_no_gate_up(fresh: HttpWorld) -> None:
+    client, job = fresh.client("submit"), audited(fresh, ROWS)
+    gate = post(client, audit=job.id)
+    with writing(fresh.services.engine) as connection:
+        connection.execute(jobs.update().values(finished=utc_after(3600.0)))
+    judge_all(fresh)
+    assert again(client, gate)["verdict"] == "pass"
+    shown = fresh.services.jobs.get("default", job.id).verdict
+    assert shown is not None
+    assert shown["gate"] == gate["id"]
+
+
+def test_the_log_says_where_a_judge_died_and_nothing_of_what_it_read(fresh: HttpWorld, caplog: pytest.LogCaptureFixture) -> None:
+    post(fresh.client("submit"), audit=audited(fresh, ROWS).id)
+    judging(fresh, child=(sys.executable, "-c", "raise KeyError('a text of the dataset')")).step()
+    assert "ended with code 1: KeyError" in caplog.text
+    assert "a text of the dataset" not in caplog.text
 
 
 def test_pages_show_the_verdict_and_its_reason_as_text(world: HttpWorld) -> None:

@@ -104,7 +104,8 @@ def test_places_that_can_be_read(uri: str, place: Place) -> None:
     "uri",
     ["mlflow-artifacts://elsewhere/0/x", "mlflow-artifacts:/", "mlflow-artifacts:/../x", "mlflow-artifacts:/a/%2e%2e/b",
      "mlflow-artifacts:/a//b", "mlflow-artifacts:/a\\b", "http://mlflow.example:5000/x", "https://elsewhere/model", "gs://b/k",
-     "wasbs://c@a/b", "dbfs:/x", "file://host/x", "relative/x", "", "models:/rm/1", "mlflow-artifacts:/a%00b"],
+     "wasbs://c@a/b", "dbfs:/x", "file://host/x", "relative/x", "", "models:/rm/1", "mlflow-artifacts:/a%00b", "file:///a%00b",
+     "/a\x00b", "s3://b/\ud800"],
 )  # fmt: skip
 def test_places_that_are_refused(uri: str) -> None:
     with pytest.raises(SourceNotAllowed):
@@ -311,7 +312,7 @@ def test_the_route_is_not_there_where_no_registry_is_set_and_asks_for_a_signatur
 
 
 def test_a_tag_is_one_line_and_not_long() -> None:
-    tags = tags_of("refused", "error", error="a\nb" + "c" * 1000)
+    tags = tags_of("refused", "error", error="a\n\x00\ud800b" + "c" * 1000)
     error = tags["safer_audit.error"]
     assert error is not None
     assert error.startswith("a b")

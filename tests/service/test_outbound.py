@@ -25,7 +25,7 @@ from service.jobs.callbacks import CallbackStore
 from service.jobs.model import JobError, JobState
 from service.outbound import Outbound
 from tests.helpers.databases import Database, database, memory_folder, settings_for
-from tests.helpers.scripted_server import Reply, ScriptedServer
+from tests.helpers.scripted_server import Asked, Reply, ScriptedServer
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -248,6 +248,20 @@ def test_a_secret_that_is_none_stops_the_start(world: Database, secret: str) -> 
     with pytest.raises(SpecError, match="SAFER_CALLBACK_SECRET") as refused:
         settings_for(world.settings.home, callback_secret=secret)
     assert len(secret) < 8 or secret not in str(refused.value)
+
+
+def test_one_who_is_told_to_end_sends_no_more_of_what_is_due(world: Database) -> None:
+    stop = threading.Event()
+
+    def last(_asked: Asked) -> Reply:
+        stop.set()
+        return Reply(200)
+
+    with ScriptedServer(otherwise=last) as there:
+        for _ in range(3):
+            failed_job(world, f"{there.url}/hook")
+        Callbacks(CallbackStore(world.engine), Outbound(LOOPBACK), world.settings).run(stop)
+        assert len(there.asked) == 1
 
 
 def test_a_callback_that_was_refused_or_not_answered_is_tried_again(world: Database) -> None:
