@@ -82,6 +82,8 @@ class RegistryAudits:
         try:
             if entry is None:
                 self._end(held, None, "no entry of the template is for it any more")
+            elif held.state is not VersionState.WAITING and self._is_another(held):
+                self._hook.versions.begin_anew(held)
             elif held.state is VersionState.WAITING:
                 self._begin(held, entry)
             elif held.state is VersionState.AUDITING:
@@ -91,6 +93,10 @@ class RegistryAudits:
         except SaferError as error:
             self._failed(held, error)
         return True
+
+    def _is_another(self, held: VersionRecord) -> bool:
+        """Whether the model was deleted and registered anew since its audit was submitted."""
+        return self._hook.registry.version(held.model, held.version).created != held.made
 
     def _failed(self, held: VersionRecord, error: SaferError) -> None:
         """Try again later what may pass, and tell of what will not."""
@@ -119,7 +125,12 @@ class RegistryAudits:
             return
         if found.status == "PENDING_REGISTRATION":
             raise Unavailable("MLflow is still taking its files")
-        if held.attempts == 0 and not self._hook.versions.keep(held, tags_of("waiting", "pending")):
+        other = found.created != held.made
+        if other and held.request is not None:
+            self._hook.versions.begin_anew(held)
+            return
+        known = {"made": found.created, "job_id": None, "gate_id": None}
+        if (other or held.attempts == 0) and not self._hook.versions.keep(held, tags_of("waiting", "pending"), **known):
             return
         request = SubmitAudit.model_validate(held.request) if held.request else self._request(held, entry, found)
         kept = request.model_dump(mode="json")

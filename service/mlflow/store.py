@@ -79,11 +79,12 @@ class VersionRecord:
 
 @dataclass(frozen=True)
 class OwedTags:
-    """Tags that a version is to have (None: is not to have), and the number of the wish."""
+    """Tags that a version, made at that time, is to have (None: is not to have), and the number of the wish."""
 
     id: int
     model: str
     version: str
+    made: int | None
     tags: dict[str, str | None]
     tags_number: int
     tags_attempts: int
@@ -160,6 +161,11 @@ class VersionStore:
         mine = (_ROWS.id == held.id) & (_ROWS.token == held.token)
         with writing(self._engine) as connection:
             return connection.execute(update(mlflow_versions).where(mine).values(**values)).rowcount == 1
+
+    def begin_anew(self, held: VersionRecord) -> bool:
+        """Another version has its name and number by now: that one is asked for, in a new round."""
+        forgotten = {"request": None, "job_id": None, "gate_id": None}
+        return self.move(held, VersionState.WAITING, round=_ROWS.round + 1, **forgotten)
 
     def find(self, model: str, version: str) -> VersionRecord | None:
         """One version; None where it was never asked for."""

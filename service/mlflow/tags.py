@@ -107,8 +107,10 @@ class TagWriter:
 
     def _write(self, owed: OwedTags) -> None:
         until = time.monotonic() + _WRITE_SECONDS
-        there = self._registry.version(owed.model, owed.version).tags
-        changed = {key: value for key, value in owed.tags.items() if there.get(key) != value}
+        found = self._registry.version(owed.model, owed.version)
+        if owed.made not in (None, found.created):
+            raise NotFound("another version has its name by now")
+        changed = {key: value for key, value in owed.tags.items() if found.tags.get(key) != value}
         for key in _order(owed.tags):
             if key in changed:
                 if time.monotonic() > until:

@@ -18,6 +18,7 @@ from service.mlflow.deliveries import VersionEvent, delivery_id, read_event
 from service.mlflow.layout import model_files, walk
 from service.mlflow.places import Direct, Place, Proxied, place_of
 from service.mlflow.registry import ProxyFile
+from service.mlflow.store import VersionState
 from service.mlflow.tags import TagWriter, tags_of
 from service.mlflow.template import read_template
 from tests.helpers.http_world import SPEC, HttpWorld, http_world
@@ -202,6 +203,7 @@ class Standing:
         self.tags: dict[str, str] = {}
         self.order: list[str] = []
         self.away = False
+        self.created = 7
 
     def __call__(self, asked: Asked) -> Reply:
         """The answer to a request."""
@@ -209,7 +211,7 @@ class Standing:
             return Reply(503)
         if asked.path.endswith("/model-versions/get"):
             tags = [{"key": key, "value": value} for key, value in self.tags.items()]
-            version = {"source": "s3://allowed/rm", "creation_timestamp": 7, "status": "READY", "tags": tags}
+            version = {"source": "s3://allowed/rm", "creation_timestamp": self.created, "status": "READY", "tags": tags}
             return Reply(200, json.dumps({"model_version": version}).encode())
         if asked.path.endswith("/get-download-uri"):
             return Reply(200, b'{"artifact_uri": "s3://allowed/rm"}')
@@ -281,6 +283,42 @@ def test_a_death_between_storing_and_submitting_makes_one_job(tmp_path: Path) ->
         assert hook.versions.move(found, found.state.__class__.WAITING, job_id=None)
         steps(world)
         assert [each.id for each in jobs.find("default").items] == [job.id]
+
+
+@pytest.mark.parametrize("state", [VersionState.WAITING, VersionState.AUDITING, VersionState.JUDGING])
+def test_a_model_that_is_registered_anew_meanwhile_is_audited_itself(tmp_path: Path, state: VersionState) -> None:
+    with hooked(tmp_path) as (world, standing):
+        hook, jobs = world.services.mlflow, world.services.jobs
+        assert hook is not None
+        hook.versions.receive("d1", VersionEvent("rm", "1"))
+        steps(world)
+        (job,) = jobs.find("default").items
+        found = hook.versions.find("rm", "1")
+        assert found is not None
+        assert hook.versions.move(found, state)
+        standing.created, standing.tags = 8, {}
+        hook.versions.receive("d2", VersionEvent("rm", "1"))
+        jobs.request_cancel("default", job.id, "test")
+        steps(world)
+        (other,) = (each for each in jobs.find("default").items if each.id != job.id)
+        assert standing.tags["safer_audit.audit"] == other.id
+        assert standing.tags["safer_audit.verdict"] == "pending"
+
+
+def test_tags_of_a_model_that_is_gone_are_not_given_to_another_of_its_name(tmp_path: Path) -> None:
+    with hooked(tmp_path) as (world, standing):
+        hook = world.services.mlflow
+        assert hook is not None
+        hook.versions.receive("d1", VersionEvent("rm", "1"))
+        steps(world)
+        found = hook.versions.find("rm", "1")
+        assert found is not None
+        assert hook.versions.move(found, VersionState.ENDED, tags_of("done", "pass"))
+        standing.created, standing.tags = 8, {}
+        writer = TagWriter(hook.versions, hook.registry)
+        assert writer.step()
+        assert not writer.step()
+        assert not standing.tags
 
 
 def test_a_registry_that_is_away_is_waited_for(tmp_path: Path) -> None:
