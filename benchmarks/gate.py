@@ -22,7 +22,6 @@ from benchmarks.flip_groups import Row, read_rows, write_rows
 from benchmarks.gate_data import flip_safety, keep_first, over_refuse, prefer_longer, split_pairs, thin_styles
 from benchmarks.gate_table import markdown_table
 from benchmarks.label_noise import LogObserver, write_json
-from safer_engine.errors import SpecError
 
 SUBSETS = ("alpaca-eval", "rewardbench2-safety")
 N_TRAINING, N_EVALUATION, STYLE_SHARE = 800, 1100, 0.6
@@ -34,7 +33,12 @@ DAMAGES: dict[str, Callable[[list[Row], int], list[Row]]] = {
     "over-refusing data": over_refuse(0.5),
     "length-biased data": prefer_longer(1.0),
 }
-NOISED = {"head noised, 16 × its norm": 16.0, "head noised, 64 × its norm": 64.0}
+NOISED = {
+    "head noised, 16 × its norm": (16.0, True),
+    "head noised, 64 × its norm": (64.0, True),
+    "all weights noised, 0.3 × their norms": (0.3, False),
+}
+"""Gaussian noise: its norm relative to that of the weights, and whether only the head gets it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def run_row(plan: Plan, setup: Setup, training: list[Row]) -> None:
         damage = DAMAGES.get(plan.what)
         write_rows(data, training if damage is None else damage(training, plan.seed))
     if plan.what in NOISED:
-        _noise_head(setup.out / BASELINE / "rm", folder / "rm", NOISED[plan.what], plan.seed)
+        _noised(setup.out / BASELINE / "rm", folder / "rm", NOISED[plan.what], plan.seed)
     else:
         _train(plan, setup, observer)
     if not (folder / "audit" / "report.json").is_file():
@@ -99,24 +103,24 @@ def _train(plan: Plan, setup: Setup, observer: LogObserver) -> None:
     train_reward_model(TrainSpec.model_validate(document), folder / "rm", observer)
 
 
-def _noise_head(source: Path, target: Path, ratio: float, seed: int) -> None:
-    """Copy a reward model with Gaussian noise on its head's weights, of `ratio` times their norm."""
+def _noised(source: Path, target: Path, noise: tuple[float, bool], seed: int) -> None:
+    """Copy a reward model with Gaussian noise on its matrices, each by the norm of that matrix."""
     import torch
     from safetensors.torch import load_file, save_file
 
     if (target / "model.safetensors").is_file():
         return
+    ratio, only_head = noise
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         if file.name not in {"model.safetensors", "training.json"}:
             shutil.copyfile(file, target / file.name)
     weights = load_file(source / "model.safetensors")
-    heads = [name for name, tensor in weights.items() if tensor.ndim == 2 and tensor.shape[0] == 1]
-    if len(heads) != 1:
-        raise SpecError(f"{source} has {len(heads)} heads", "a reward model has one")
-    head = weights[heads[0]]
-    noise = torch.randn(head.shape, generator=torch.Generator().manual_seed(seed))
-    weights[heads[0]] = head + noise * (ratio * head.norm() / noise.norm())
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in sorted(weights.items()):
+        if tensor.ndim == 2 and (tensor.shape[0] == 1 or not only_head):
+            drawn = torch.randn(tensor.shape, generator=generator)
+            weights[name] = tensor + drawn * (ratio * tensor.norm() / drawn.norm())
     save_file(weights, target / "part.safetensors", metadata={"format": "pt"})
     (target / "part.safetensors").rename(target / "model.safetensors")
 
