@@ -132,7 +132,11 @@ def policies_command(name: str | None, as_json: bool) -> None:
 @gate_group.command("plan")
 @click.option("--policy", "policy_name", default="default", show_default=True, help="A policy file, or a built-in one's name.")
 @click.option("--report", type=click.Path(path_type=Path), help="Plan with the evaluation set of this report.")
-@click.option("--baseline", help="Measure on this audit how right and wrong go together: report.json, its folder, a job's id.")
+@click.option(
+    "--baseline",
+    multiple=True,
+    help="Measure on this audit how right and wrong go together: report.json, its folder, a job's id.",
+)
 @click.option("--dataset", type=click.Path(path_type=Path), help="Plan with these rows: .jsonl, .json or .csv, also .gz.")
 @click.option("--pairs", multiple=True, metavar="[AXIS[/SUBSET]=]N", help="Plan with so many evaluation pairs.")
 @click.option("--accuracy", type=click.FloatRange(0, 1), help="Expected pair accuracy; default 0.9, or that of the report.")
@@ -142,6 +146,10 @@ def policies_command(name: str | None, as_json: bool) -> None:
 @click.option(
     "--design-effect", type=click.FloatRange(1), help="Pairs worth one independent pair; default 1, or that of the report."
 )
+@click.option(
+    "--baselines", type=click.IntRange(2, 1000), help="So many trainings of one recipe as baselines; with --training-sd."
+)
+@click.option("--training-sd", type=click.FloatRange(0, 1), help="How far trainings of one recipe differ in an accuracy (SD).")
 @click.option("--power", type=click.FloatRange(0.5, 0.999), default=0.8, show_default=True, help="The chance of being detected.")
 @json_option
 def plan_command(policy_name: str, power: float, as_json: bool, **data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,16 +61,38 @@ def submitted(flags: dict[str, Any], labels: tuple[str, ...], callback: str | No
 
 def plan_data(
     report: Path | None,
+    baseline: tuple[str, ...],
+    dataset: Path | None,
+    pairs: tuple[str, ...],
+    **expected: Any,
+) -> tuple[list[SliceSize], tuple[Together, ...]]:
+    """The slices to plan with, and what was measured of them against a baseline.
+
+    Args:
+        expected: accuracy, correlation, design_effect, baselines (how many) and training_sd; None where not given.
+    """
+    from safer_engine.gate.power import Trainings
+
+    count, sd = expected.pop("baselines"), expected.pop("training_sd")
+    if (count is None) != (sd is None):
+        raise SpecError("--baselines and --training-sd are one thing", "give both, for example --baselines 5 --training-sd 0.02")
+    if len(baseline) > 1:
+        raise SpecError(
+            "gate plan measures on one --baseline",
+            "for several give --baselines N --training-sd SD; a gate against them says the SD of each figure",
+        )
+    sizes, measured = _plan_sizes(report, next(iter(baseline), None), dataset, pairs, **expected)
+    trainings = Trainings() if count is None else Trainings(count, sd)
+    return [replace(size, trainings=trainings) for size in sizes], measured
+
+
+def _plan_sizes(
+    report: Path | None,
     baseline: str | None,
     dataset: Path | None,
     pairs: tuple[str, ...],
     **expected: float | None,
 ) -> tuple[list[SliceSize], tuple[Together, ...]]:
-    """The slices to plan with, and what was measured of them against a baseline.
-
-    Args:
-        expected: accuracy, correlation and design_effect; None where not given.
-    """
     from safer_engine.gate.counts import dataset_sizes, report_sizes, told_sizes
     from safer_engine.gate.documents import load_audit
     from safer_engine.gate.together import measured_together, with_pairing

@@ -1,7 +1,8 @@
 """What a policy's rules on pair accuracy can detect with given evaluation data, before any model is run.
 
 An accuracy is planned exactly: the number of right pairs is binomial over the independent pairs that the data are worth. A paired
-change is planned with the normal approximation to the interval of `intervals.paired_difference`.
+change is planned with the normal approximation to the interval of `intervals.paired_difference`, and where there are several
+baselines of `intervals.prediction_spread`, averaged over the spreads that so many trainings may show.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _EXACT = ("dataset", "edits", "sae", "provenance", "spec", "reward_model")
 """First keys of facts that mostly have no interval, so that their rules take no part of the false alarms."""
 _RARELY = 0.05
 _MOST_PAIRS = 10_000_000
+_NODES = 300
 _NORMAL = NormalDist()
 
 
@@ -33,6 +35,30 @@ class Pairing:
 
 
 @dataclass(frozen=True)
+class Trainings:
+    """Baselines, and the standard deviation of the figure between trainings of their recipe. One alone: not known, taken as 0."""
+
+    count: int = 1
+    sd: float = 0.0
+
+    @property
+    def widening(self) -> float:
+        """Standard deviations between one more training and the mean of these."""
+        return math.sqrt(1 + 1 / self.count)
+
+    def seen(self) -> list[tuple[float, float]]:
+        """Standard deviations that so many trainings may show, with their chances."""
+        if self.count < 2 or self.sd == 0:
+            return [(0.0, 1.0)]
+        degrees = self.count - 1
+        least, most = math.log(degrees) - 34 / math.sqrt(degrees), math.log(degrees + 12 * math.sqrt(2 * degrees) + 30)
+        logs = [least + (most - least) * (place + 0.5) / _NODES for place in range(_NODES)]
+        density = [math.exp((degrees * (u - math.log(degrees)) - math.exp(u) + degrees) / 2) for u in logs]  # of ln chi-square
+        whole = math.fsum(density)
+        return [(self.sd * math.sqrt(math.exp(u) / degrees), part / whole) for u, part in zip(logs, density, strict=True)]
+
+
+@dataclass(frozen=True)
 class SliceSize:
     """Evaluation pairs of a slice.
 
@@ -42,6 +68,7 @@ class SliceSize:
         accuracy: what is expected of the reward model there.
         design_effect: how many pairs of a group are worth one independent pair, at least 1.
         pairing: with the baseline, where that was measured.
+        trainings: the baselines.
     """
 
     axis: str | None
@@ -51,6 +78,7 @@ class SliceSize:
     accuracy: float
     design_effect: float = 1.0
     pairing: Pairing | None = None
+    trainings: Trainings = Trainings()
 
     @property
     def per_group(self) -> float:
@@ -174,7 +202,8 @@ def _planned(rule: Rule, size: SliceSize, tails: tuple[float, float], correlatio
     if made.p_pass >= power or made.p_fail >= power:
         return made
     needed = _needed(rule, size, tails, correlation, power)
-    return replace(made, needed=needed, warning=_warning(made, rule))
+    more = "; more pairs would not do, more baselines might" if needed is None and rule.compares and size.trainings.sd else ""
+    return replace(made, needed=needed, warning=_warning(made, rule) + more)
 
 
 def _id(rule: Rule, size: SliceSize) -> str:
@@ -214,26 +243,33 @@ def _of_accuracy(rule: Rule, size: SliceSize, tails: tuple[float, float]) -> _Ch
 
 
 def _of_change(rule: Rule, size: SliceSize, tails: tuple[float, float], correlation: float) -> _Chances:
-    """Chances under the normal approximation to the paired difference, as `intervals.paired_difference` makes its interval."""
-    allowed = rule.max_drop or 0.0
+    """Chances under the normal approximation to the paired difference, as `intervals` makes its interval."""
+    allowed, trainings = rule.max_drop or 0.0, size.trainings
     total = size.n + 2 * size.per_group
     narrow, wide = (student_quantile(tail, size.degrees) for tail in tails)
+    seen, steps = trainings.seen(), [0.0, 0.0]
+    if trainings.count > 1:
+        steps = [student_quantile(tail, trainings.count - 1) * trainings.widening for tail in tails]
 
     def spread(drop: float) -> tuple[float, float]:
-        variance = size.n * size.design_effect * _variance(size.accuracy, drop, correlation)
+        variance = size.n * size.design_effect * _variance(size.accuracy, drop, correlation) * (1 + 1 / trainings.count) / 2
         return math.sqrt(variance) / total, math.sqrt(variance + size.per_group**2) / total
 
-    def fails(drop: float) -> float:
+    def averaged(drop: float, distance: float, quantile: float, step: float) -> float:
         sd, se = spread(drop)
-        return _normal_below(drop * size.n / total - allowed - wide * se, sd)
+        sd = math.hypot(sd, trainings.sd * trainings.widening)
+        return math.fsum(part * _normal_below(distance - math.hypot(quantile * se, step * shown), sd) for shown, part in seen)
+
+    def fails(drop: float) -> float:
+        return averaged(drop, drop * size.n / total - allowed, wide, steps[1])
 
     def passes(drop: float) -> float:
-        sd, se = spread(drop)
         if not rule.needs_proof:
             return 1 - fails(drop)
-        return _normal_below(allowed - drop * size.n / total - narrow * se, sd)
+        return averaged(drop, allowed - drop * size.n / total, narrow, steps[0])
 
-    return _Chances(passes, fails, narrow * spread(0.0)[1])
+    width = math.fsum(part * math.hypot(narrow * spread(0.0)[1], steps[0] * shown) for shown, part in seen)
+    return _Chances(passes, fails, width)
 
 
 def _variance(accuracy: float, drop: float, correlation: float) -> float:

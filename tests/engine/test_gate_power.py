@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from safer_engine.errors import DatasetRefused, SpecError
 from safer_engine.gate.counts import dataset_sizes, report_sizes, told_sizes
 from safer_engine.gate.documents import Audit, EvaluationPair
+from safer_engine.gate.intervals import Bounds, prediction_spread, student_quantile
 from safer_engine.gate.judge import judge
 from safer_engine.gate.policy import Policy, load_policy
-from safer_engine.gate.power import SliceSize, plan
+from safer_engine.gate.power import SliceSize, Trainings, plan
 from tests.helpers import gate_reports as made
 
 ANY = made.pairs(0.9, 40)
@@ -102,6 +104,41 @@ def test_pairs_that_go_together_detect_less() -> None:
     assert together.fails_at is not None
     assert together.fails_at > alone.fails_at
     assert together.p_pass < alone.p_pass
+
+
+@pytest.mark.parametrize("count", [2, 3, 30, 900])
+def test_spreads_that_trainings_show_are_chi_squares(count: int) -> None:
+    seen = Trainings(count, 0.02).seen()
+    assert sum(part for _, part in seen) == pytest.approx(1)
+    assert sum(sd**2 * part for sd, part in seen) == pytest.approx(0.02**2, rel=1e-3)
+    middle = 0.02 * (scipy_stats.chi2.ppf(0.3, count - 1) / (count - 1)) ** 0.5
+    assert sum(part for sd, part in seen if sd < middle) == pytest.approx(0.3, abs=0.04)
+    assert Trainings(count, 0.0).seen() == Trainings().seen() == [(0.0, 1.0)]
+
+
+@pytest.mark.parametrize(("count", "drop"), [(2, 0.0), (3, 0.0), (3, 0.2), (10, 0.0), (10, 0.1)])
+def test_planned_chances_against_several_trainings_are_those_of_their_interval(count: int, drop: float) -> None:
+    size = SliceSize("safety", None, 2000, None, 0.9, trainings=Trainings(count, 0.02))
+    rng, draws, fails, passes = np.random.default_rng(count), 3000, 0, 0
+    values = 0.9 - rng.normal(0, 0.02, (draws, count + 1)) - np.array([drop] + [0.0] * count)
+    both = 0.9 * (0.9 - drop) + 0.5 * (0.9 * 0.1 * (0.9 - drop) * (0.1 + drop)) ** 0.5
+    pair = (0.9 + 0.9 - drop - 2 * both - drop**2) * (1 + 1 / count) / 2
+    se = (pair / 2000) ** 0.5
+    changes = values[:, 0] - values[:, 1:].mean(axis=1) + rng.normal(0, se, draws)
+    for at, sd in zip(changes.tolist(), values[:, 1:].std(axis=1, ddof=1).tolist(), strict=True):
+        spread = prediction_spread(
+            0.0, lambda tail: Bounds(-se * student_quantile(tail, 1999), se * student_quantile(tail, 1999)), sd, count
+        )
+        bounds = spread(0.025)
+        fails += at + bounds.hi < -0.05
+        passes += at + bounds.lo >= -0.05
+    (check,) = plan(policy(max_drop=0.05), [size]).checks
+    if drop == 0:
+        assert check.p_pass == pytest.approx(passes / draws, abs=0.04)
+        assert check.p_fail == pytest.approx(fails / draws, abs=0.02)
+    else:
+        assert check.fails_at is not None
+        assert (fails / draws > 0.77) == (drop >= check.fails_at)
 
 
 def test_rules_that_counts_say_nothing_about_are_named() -> None:
