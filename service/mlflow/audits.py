@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from safer_engine.errors import SaferError, SpecError
@@ -26,7 +26,7 @@ from service.mlflow.fetching import ACTOR, Fetching
 from service.mlflow.hook import MlflowHook
 from service.mlflow.layout import FOLDER_TAG, model_files, walk
 from service.mlflow.places import Proxied, find_place
-from service.mlflow.registry import ModelVersion
+from service.mlflow.registry import ModelVersion, ProxyFile
 from service.mlflow.store import CLAIM_SECONDS, VersionRecord, VersionState
 from service.mlflow.tags import BASELINE, Tags, decided_tags, pause, policy_tag, refused_tags, tags_of
 from service.mlflow.template import Entry
@@ -167,8 +167,14 @@ class RegistryAudits:
         place, folder = find_place(self._hook.registry, found), found.tags.get(FOLDER_TAG)
         if not isinstance(place, Proxied):
             return f"{place.name.rstrip('/')}/{folder.strip('/')}" if folder else place.name
-        files = model_files(walk(self._hook.registry.files, place.folder), place.folder, folder)
-        fetching = Fetching(self._services, self._hook.registry, entry.project, self._beat(held))
+        beat = self._beat(held)
+
+        def listing(folder: str) -> Sequence[ProxyFile]:
+            beat()
+            return self._hook.registry.files(folder)
+
+        files = model_files(walk(listing, place.folder), place.folder, folder)
+        fetching = Fetching(self._services, self._hook.registry, entry.project, beat)
         return fetching.fetch(files, f"{held.model} {held.version}")
 
     def _beat(self, held: VersionRecord) -> Callable[[], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,8 @@ class Standing:
         self.order: list[str] = []
         self.away = False
         self.created = 7
+        self.place = "s3://allowed/rm"
+        self.listing: Callable[[], Reply] = Reply
 
     def __call__(self, asked: Asked) -> Reply:
         """The answer to a request."""
@@ -214,7 +216,7 @@ class Standing:
             version = {"source": "s3://allowed/rm", "creation_timestamp": self.created, "status": "READY", "tags": tags}
             return Reply(200, json.dumps({"model_version": version}).encode())
         if asked.path.endswith("/get-download-uri"):
-            return Reply(200, b'{"artifact_uri": "s3://allowed/rm"}')
+            return Reply(200, json.dumps({"artifact_uri": self.place}).encode())
         if asked.path.endswith("/set-tag"):
             given = json.loads(asked.body)
             self.tags[given["key"]] = given["value"]
@@ -223,7 +225,7 @@ class Standing:
         if asked.path.endswith("/delete-tag"):
             self.tags.pop(json.loads(asked.body)["key"], None)
             return Reply(200, b"{}")
-        return Reply(404, b"{}")
+        return self.listing() if asked.path.endswith("/mlflow-artifacts/artifacts") else Reply(404, b"{}")
 
 
 @contextmanager
@@ -319,6 +321,26 @@ def test_tags_of_a_model_that_is_gone_are_not_given_to_another_of_its_name(tmp_p
         assert writer.step()
         assert not writer.step()
         assert not standing.tags
+
+
+def test_who_looks_through_many_folders_hears_that_it_is_to_end(tmp_path: Path) -> None:
+    with hooked(tmp_path) as (world, standing):
+        looked = []
+
+        def folder_in_folder() -> Reply:
+            looked.append(1)
+            world.services.stopping.set()
+            return Reply(200, b'{"files": [{"path": "more", "is_dir": true}]}')
+
+        standing.place, standing.listing = "mlflow-artifacts:/0/x", folder_in_folder
+        hook = world.services.mlflow
+        assert hook is not None
+        hook.versions.receive("d1", VersionEvent("rm", "1"))
+        assert RegistryAudits(world.services, hook).step()
+        assert len(looked) == 1
+        found = hook.versions.find("rm", "1")
+        assert found is not None
+        assert found.state == "waiting"
 
 
 def test_a_registry_that_is_away_is_waited_for(tmp_path: Path) -> None:
