@@ -75,9 +75,12 @@ class _Identity:
     margins: dict[str, float]
 
     def same(self, other: _Identity) -> bool:
-        """The same model, report, or margins: one that was saved anew has another digest, and all its rewards are the same."""
-        alike = len(self.margins) > 1 and self.margins == other.margins
-        return self.model == other.model or self.content == other.content or alike
+        """The same model, report, or margins: one that was saved anew has another digest, and its rewards are the same."""
+        if self.model == other.model or self.content == other.content:
+            return True
+        common = self.margins.keys() & other.margins.keys()
+        differ = any(self.margins[name] != other.margins[name] for name in common)
+        return len(common) > 1 and not differ and any(self.margins[name] for name in common)
 
 
 def _identity(audit: Audit) -> _Identity:

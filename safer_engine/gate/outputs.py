@@ -14,7 +14,7 @@ _LONGEST_NAME = 160
 _LOST_SHOWN = 10
 _NAMED = 5
 _DIGITS = 12
-_SEEDS = " Against several baselines this covers the seed of a training of their recipe."
+_SEEDS = " Changes are from several trainings, so that for them this covers the seed of the training too."
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❔ inconclusive", "skipped": "– skipped", "waived": "🟡 waived"}
 
 

@@ -181,7 +181,8 @@ def test_the_document_lists_the_baselines_and_is_read_back() -> None:
     assert as_json(back) == as_json(decision)
     assert as_markdown(back) == as_markdown(decision)
     assert "against the mean of 3 trainings, model1, model2, model3" in as_markdown(decision)
-    assert "this covers the seed of a training" in as_junit(decision)
+    assert "for them this covers the seed of the training too" in as_junit(decision)
+    assert "seed" not in as_junit(judge(policy(max_drop=0.05), NEW, OLD[0], TODAY))
 
 
 def test_pairs_are_lost_that_every_baseline_had_right() -> None:
@@ -192,7 +193,7 @@ def test_pairs_are_lost_that_every_baseline_had_right() -> None:
 
 
 def test_the_same_training_twice_is_refused() -> None:
-    again, renamed = audit(trained(1, 0.9), "model1", beside=False), audit(trained(1, 0.9), "saved-anew")
+    again, renamed = audit(trained(1, 0.9), "model1", beside=False), audit(trained(1, 0.9)[:-20], "saved-anew", digest="part")
     unnamed = Audit(json.loads(json.dumps(OLD[1].report)), OLD[1].pairs)
     unnamed.report["provenance"]["inputs"]["model"] = {}
     for old in ([OLD[0], OLD[0]], [OLD[0], OLD[1], again], [OLD[0], renamed]):
@@ -206,6 +207,13 @@ def test_the_same_training_twice_is_refused() -> None:
     for new, old in ((NEW, [OLD[0], unnamed]), (unnamed, OLD)):
         with pytest.raises(InputRefused, match="told apart by their models' digests"):
             judge(policy(max_drop=0.05), new, old, TODAY)
+
+
+def test_trainings_that_prefer_nothing_are_not_the_same() -> None:
+    flat = [audit([{**row, "margin": 0.0} for row in trained(1, 0.9)], f"flat{n}") for n in range(2)]
+    for each in flat:
+        each.report["spec"] = {"name": each.digest("model")}
+    assert only(judge(policy(max_drop=0.05), NEW, flat, TODAY)).outcome == "pass"
 
 
 def test_one_baseline_without_the_figure_is_not_dropped() -> None:
