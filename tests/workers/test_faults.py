@@ -225,16 +225,27 @@ def test_redis_hangs_for_a_while(scene: Scene, undisturbed: dict[str, Any]) -> N
 @pytest.mark.parametrize("all_processes", [False, True])
 def test_a_worker_asked_to_stop_gives_its_unit_back_and_the_next_goes_on(scene: Scene, all_processes: bool) -> None:
     scene.start()
-    job = scene.submit(**SLOW)
+    job = scene.submit(**SLOW, runtime={"checkpoint_seconds": 3600.0, "threads": 1, "device": "cpu"})
     scene.at_work(job, "sae")
     wait_until(lambda: scene.place.jobs.stages(job.id)[4].done > 200, "the training is under way", 60)
     worker = scene.workers.pop()
-    os.killpg(worker.pid, signal.SIGTERM) if all_processes else worker.terminate()
+    if all_processes:  # the child hears of it last: nobody that ends before it may end it
+        child = working_child(worker.pid)
+        assert child is not None
+        os.kill(child, signal.SIGSTOP)
+        os.killpg(worker.pid, signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(3)
+        os.kill(child, signal.SIGCONT)
+    else:
+        worker.terminate()
     assert worker.wait(30) == 0
     (unit,) = [each for each in scene.place.jobs.units(job.id) if each.stage == "sae"]
     assert (unit.state in (UnitState.READY, UnitState.SENT), unit.failures, unit.owner) == (True, 0, None)
     scratch = scene.place.settings.folder / "artifacts" / "work" / "default"
-    assert [path.name for path in scratch.rglob("*") if "checkpoint" in path.name or path.suffix == ".safetensors"]
+    (kept,) = scratch.rglob("training.safetensors")
+    with safe_open(kept, framework="np") as handle:
+        assert json.loads(handle.metadata()["facts"])["state"]["step"] > 200
     scene.start()
     require_right(scene.place, job)
 
