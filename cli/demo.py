@@ -38,6 +38,7 @@ def demo_command(out: Path, seed: int, damaged: bool) -> None:
         _train(files.base, files.train, out / "reward-model", seed, observer)
         report = _audit(files, out, seed, observer)
         if damaged:
+            shown.print("now a second reward model, on safety labels turned round", markup=False)
             _train(files.base, write_damaged(out / "damaged", data), out / "damaged" / "reward-model", seed, observer)
     _compare(report, set(data.flipped))
     click.echo(str(report.html.resolve()))

@@ -210,15 +210,25 @@ def _show_plan(made: Plan, power: float) -> None:
 
 
 def run_check(**given: Any) -> int:
-    """Judge, tell, and give the exit code that stands for the verdict."""
+    """Judge, tell, and give the exit code that stands for the verdict; never a pass where it could not be told halfway."""
+    try:
+        return _checked(**given)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CODES["inconclusive"]
+
+
+def _checked(**given: Any) -> int:
     from cli.gate_sources import progress_console, require_one_source
 
     require_one_source(given["report"], given["audit"], given["posted"], given["flags"])
     shown = progress_console(quiet=given["quiet"] or given["as_json"])
     if given["posted"] is not None:
         _refuse_with_gate()
+    _refuse_unused(**given)
+    if given["posted"] is not None:
         decision = _of_gate(given["posted"], shown, wait=given["wait"])
-    elif not given["wait"] and given["report"] is None:
+    elif not given["wait"]:
         return _post(shown, **given)
     else:
         decision = _judged(shown, **given)
@@ -281,6 +291,22 @@ def _refuse_with_gate() -> None:
     if wrong:
         told = ", ".join("--policy" if name == "policy_name" else f"--{name.removesuffix('s')}" for name in wrong)
         raise SpecError(f"{told} cannot be given with --gate", "a gate has the policy and baseline that it was posted with")
+
+
+def _refuse_unused(**given: Any) -> None:
+    """What would be left aside is refused: who gave it counts on it."""
+    from cli.gate_sources import submits
+
+    if given["report"] is not None and not given["wait"]:
+        raise SpecError("--detach has the service judge, and --report is a file here", "name an audit of the service: --audit ID")
+    if submits(given["flags"]):
+        return
+    if given["labels"] or any(value is not None and value is not False and value != () for value in given["flags"].values()):
+        raise SpecError(
+            "labels and values of the spec are for an audit to be made", "leave them out, or name --model and --dataset"
+        )
+    if given["callback"] is not None and given["wait"]:
+        raise SpecError("--callback is told by the service, which judges nothing here", "give --detach, or leave it out")
 
 
 def _refuse_before(context: click.Context) -> None:

@@ -26,10 +26,19 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+class _Console(Console):
+    """One that leaves it to the command what it comes to when nobody reads its output; rich itself would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        if self.stderr:
+            super().on_broken_pipe()
+        raise BrokenPipeError
+
+
 def console(*, err: bool = False) -> Console:
     """A console that keeps wide tables whole when the output is not a terminal."""
     stream = sys.stderr if err else sys.stdout
-    return Console(stderr=err, width=None if stream.isatty() else 120, highlight=False)
+    return _Console(stderr=err, width=None if stream.isatty() else 120, highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

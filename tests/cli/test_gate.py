@@ -95,15 +95,26 @@ def test_nobody_answers(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gate("--audit", "j1")[0] == 5
 
 
-def test_a_reader_that_goes_away_does_not_make_it_pass(gate: Gate, at_home: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--report", "worse", "--baseline", "good", "--json"), 1),
+        (("--report", "worse", "--baseline", "good"), 1),
+        (("--report", "good"), 0),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_a_reader_that_goes_away_does_not_change_the_verdict(
+    gate: Gate, at_home: Path, arguments: tuple[str, ...], code: int
+) -> None:
     read, write = os.pipe()
     os.close(read)
-    script = "from cli.main import entry; entry(['gate', '--report', 'worse', '--baseline', 'good', '--json'])"
+    script = f"from cli.main import entry; entry({['gate', *arguments]!r})"
     done = subprocess.run(
         [sys.executable, "-c", script], stdout=write, cwd=at_home, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
     )
     os.close(write)
-    assert done.returncode == 1
+    assert done.returncode == code
 
 
 def test_outputs_are_the_same_each_time_and_hold_no_text(gate: Gate, at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

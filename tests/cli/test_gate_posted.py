@@ -138,6 +138,23 @@ def test_commands_that_would_be_misread_are_refused(gate: Gate, service: LiveSer
     assert len(service.world.services.jobs.find("default").items) == jobs
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--report", "audit", "--detach"), "--detach has the service judge"),
+        (("--report", "audit", "--label", "a=b"), "for an audit to be made"),
+        (("--audit", "x", "--set", "sae.k=3"), "for an audit to be made"),
+        (("--audit", "x", "--seed", "0"), "for an audit to be made"),
+        (("--gate", "x", "--no-text"), "for an audit to be made"),
+        (("--audit", "x", "--callback", "https://ci.example.org"), "--callback is told by the service"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_that_would_be_left_aside_are_refused(gate: Gate, arguments: tuple[str, ...], said: str) -> None:
+    code, _, told = gate(*arguments)
+    assert (code, said in told) == (2, True), told
+
+
 def test_the_client_lists_gates(gate: Gate, service: LiveService) -> None:
     from service.client import AuditClient, GateRequest, Submission
 
