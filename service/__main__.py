@@ -1,6 +1,6 @@
 """`python -m service`: the API, its pages and the dispatcher in one process. Ends cleanly on SIGTERM and SIGINT.
 
-Exit codes: 0 after a clean stop, 2 when a setting or the schema is wrong, 4 when something that is needed is away.
+Exit codes: 0 after a clean stop, 2 when a setting or the schema is wrong, 4 when something that is needed is away or has ended.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from service.jobs.database import check_version
 from service.jobs.deliveries import CALLBACK
 from service.jobs.dispatcher import Dispatcher
 from service.jobs.job_log import JobLogs
+from service.loops import Loops
 from service.mlflow.audits import RegistryAudits
 from service.mlflow.tags import TagWriter
 
@@ -46,12 +47,17 @@ class Server(uvicorn.Server):
         self._stopping.set()
         super().handle_exit(sig, frame)
 
+    def end(self) -> None:
+        """End as a signal would have it."""
+        self.should_exit = True
+
 
 def serve(settings: Settings) -> None:
     """Serve until a signal comes.
 
     Raises:
         SaferError: a setting is missing, or the database is away or has another schema.
+        Unavailable: also where something that acts beside the API ended unasked.
     """
     require_free(settings.host, settings.port)
     services = open_services(settings)
@@ -69,20 +75,20 @@ def serve(settings: Settings) -> None:
     judge = GateJudge(services.gates, services.jobs, services.stores, settings)
     told = GateCallbacks(services.gates, services.outbound, settings)
     loops = (dispatcher, callbacks, judge, Deliveries(services.deliveries, CALLBACK, told), *_registry(services))
-    threads = [threading.Thread(target=each.run, args=(services.stopping,), name=type(each).__name__) for each in loops]
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on when it has stopped: by then it is old news
         signal.signal(number, lambda *_: services.stopping.set())
     server = Server(_config(settings, services), services.stopping)
-    for thread in threads:
-        thread.start()
+    beside = Loops(loops, services.stopping, server.end)
+    beside.start()
     try:
         server.run()
     finally:
         services.stopping.set()
-        for thread in threads:
-            thread.join(_STOP_SECONDS)
+        beside.join(_STOP_SECONDS)
         housekeeping.join(_STOP_SECONDS)
         services.close()
+    if beside.fallen:
+        raise Unavailable(f"{', '.join(beside.fallen)} ended unasked", "the log says why; start the service again")
 
 
 def _registry(services: Services) -> tuple[RegistryAudits | TagWriter, ...]:

@@ -73,8 +73,8 @@ class VersionRecord:
 
     @property
     def key(self) -> str:
-        """Names this round: what is submitted under it twice is stored once."""
-        return f"mlflow-{self.id}-{self.round}"
+        """Names this round: what is submitted under it twice is stored once. No request can give it, because of its spaces."""
+        return f"mlflow {self.id} {self.round}"
 
 
 @dataclass(frozen=True)

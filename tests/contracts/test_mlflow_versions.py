@@ -6,7 +6,9 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
+from service.http.parameters import IdempotencyKey
 from service.jobs.clock import utc_after
 from service.jobs.tables import mlflow_deliveries, mlflow_versions
 from service.mlflow.deliveries import VersionEvent
@@ -40,6 +42,8 @@ def test_a_delivery_counts_once_and_versions_that_wait_are_asked_for_once(versio
     held = taken(versions)
     assert (held.model, held.version, held.state, held.round) == ("rm", "1", VersionState.WAITING, 1)
     assert versions.take() is None
+    with pytest.raises(ValidationError):
+        TypeAdapter(IdempotencyKey).validate_python(held.key)
 
 
 def test_deliveries_at_the_same_time_make_one_version(versions: VersionStore) -> None:
