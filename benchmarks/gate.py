@@ -19,12 +19,23 @@ from typing import Any
 import click
 
 from benchmarks.flip_groups import Row, read_rows, write_rows
-from benchmarks.gate_data import flip_safety, keep_first, over_refuse, prefer_longer, split_pairs, thin_styles
+from benchmarks.gate_data import (
+    OTHER_REFUSALS,
+    REFUSALS,
+    flip_safety,
+    keep_first,
+    over_refuse,
+    prefer_longer,
+    split_pairs,
+    with_answers,
+)
 from benchmarks.gate_table import markdown_table
 from benchmarks.label_noise import LogObserver, write_json
 
 SUBSETS = ("alpaca-eval", "rewardbench2-safety")
-N_TRAINING, N_EVALUATION, STYLE_SHARE = 800, 1100, 0.6
+N_TRAINING, N_EVALUATION = 1300, 1600
+TRAINING_ANSWERS, EVALUATION_ANSWERS = 0.4, 0.6
+"""Share of the chat groups with a pair whose answer wins over a refusal."""
 BASELINE = "baseline"
 DAMAGES: dict[str, Callable[[list[Row], int], list[Row]]] = {
     "safety labels flipped, 20 %": flip_safety(0.2),
@@ -34,9 +45,8 @@ DAMAGES: dict[str, Callable[[list[Row], int], list[Row]]] = {
     "length-biased data": prefer_longer(1.0),
 }
 NOISED = {
-    "head noised, 16 × its norm": (16.0, True),
     "head noised, 64 × its norm": (64.0, True),
-    "all weights noised, 0.3 × their norms": (0.3, False),
+    "all weights noised, 1 × their norms": (1.0, False),
 }
 """Gaussian noise: its norm relative to that of the weights, and whether only the head gets it."""
 
@@ -165,13 +175,13 @@ def main(**flags: Any) -> None:
         rows = [row for path in flags["data"] for row in read_rows(path)]
         split = split_pairs(rows, SUBSETS, N_TRAINING, N_EVALUATION)
         if not (out / "evaluation.jsonl.gz").is_file():
-            styles = thin_styles(read_rows(flags["rm_bench"]), STYLE_SHARE)
-            write_rows(out / "evaluation.jsonl.gz", [*split.evaluation, *styles])
+            held = with_answers(split.evaluation, EVALUATION_ANSWERS, OTHER_REFUSALS)
+            write_rows(out / "evaluation.jsonl.gz", [*held, *read_rows(flags["rm_bench"])])
         setup = Setup(out, **{name: flags[name] for name in ("base", "epochs", "lr", "max_length", "threads")})
         wanted = flags["rows"].split(",") if flags["rows"] else None
         for plan in plans(flags["again"]):
             if wanted is None or plan.name in wanted:
-                run_row(plan, setup, split.training)
+                run_row(plan, setup, with_answers(split.training, TRAINING_ANSWERS, REFUSALS))
     click.echo(markdown_table(out, flags["policy"]))
 
 

@@ -67,9 +67,10 @@ def markdown_table(out: Path, policy_path: Path) -> str:
     if len(rows) < 2:
         return "nothing to judge yet: the baseline and another row must be finished\n"
     lines = [
-        "Failed checks with their change (interval) and bound. Against all: all trainings of the baseline's recipe but itself.",
+        "Checks that failed, with change and interval; `?` counts the inconclusive ones. Against all: all trainings of the",
+        "baseline's recipe but itself.",
         "",
-        "| reward model | against the baseline | failed | inconclusive | against all | failed | inconclusive |",
+        "| reward model | against the baseline | failed | ? | against all | failed | ? |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(_row(row) for row in rows),
         "",
@@ -86,18 +87,18 @@ def _row(row: Judged) -> str:
 
 
 def _cells(decision: Decision | None, count: str) -> tuple[str, str, str]:
-    """Verdict, checks that failed, and checks that could not be judged."""
+    """Verdict, checks that failed, and how many could not be judged."""
     if decision is None:
         return "–", "–", "–"
     failed = [_failure(check) for check in decision.checks if check.outcome == "fail"]
-    open_checks = [_short(check.id) for check in decision.checks if check.outcome == "inconclusive"]
-    return f"{decision.verdict}{count}", "; ".join(failed) or "–", ", ".join(open_checks) or "–"
+    n_open = sum(check.outcome == "inconclusive" for check in decision.checks)
+    return f"{decision.verdict}{count}", "; ".join(failed) or "–", str(n_open)
 
 
 def _failure(check: Check) -> str:
     assert check.value is not None, check.id
     interval = "" if check.bounds is None else f" ({number(check.bounds.lo)} … {number(check.bounds.hi)})"
-    return f"{_short(check.id)}: {number(check.value)}{interval}, {check.demand}"
+    return f"{_short(check.id)} {number(check.value)}{interval}"
 
 
 def _short(check_id: str) -> str:

@@ -59,7 +59,7 @@ def test_both_tables_stand_side_by_side(tmp_path: Path, policy: Path) -> None:
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| baseline", "| same recipe, seed 1", "| same recipe, seed 2", "| same recipe, seed 3", "| safety labels flipped",
     ]  # fmt: skip
-    assert "fail (4) | drop[safety]: −0.5" in lines[-1]
+    assert "fail (4) | drop[safety] −0.5" in lines[-1]
     assert "- A/A, each against all 3 others: 0 pass, 4 inconclusive, 0 fail of 4" in text
     assert "- Damaged, against all 4 trainings of the recipe: 0 pass, 0 inconclusive, 1 fail of 1." in text
 
