@@ -57,7 +57,7 @@ def _facts(job: JobView) -> list[tuple[str, str]]:
         ("priority", str(job.priority) if job.priority else ""),
         ("made", job.created.strftime("%Y-%m-%d %H:%M:%S UTC")),
         ("took", duration(took) if took is not None else ""),
-        ("GPU time", duration(job.gpu_seconds) + budget if job.gpu_seconds or budget else ""),
+        ("time on the GPU queue", duration(job.gpu_seconds) + budget if job.gpu_seconds or budget else ""),
         ("attempt", str(job.attempt) if job.attempt > 1 else ""),
         ("verdict", f"{job.verdict['outcome']} ({job.verdict_reason})" if job.verdict else ""),
     ]

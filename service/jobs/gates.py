@@ -107,7 +107,7 @@ class GateStore:
         with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
-            raise NotFound(f"there is no gate {gate_id!r}", "GET /v1/gates lists them")
+            raise NotFound(f"there is no gate {gate_id!r}", "a job's id goes with `gate --audit`; GET /v1/gates lists gates")
         return _gate(row)
 
     def record(self, gate_id: str) -> GateRecord:
