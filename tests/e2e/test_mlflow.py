@@ -19,7 +19,6 @@ import httpx
 import pytest
 import yaml
 
-from service.jobs.gates import JUDGE_SECONDS
 from service.jobs.model import JobRecord
 from service.jobs.requests import JobQuery
 from tests.helpers.deployment import Deployment
@@ -218,8 +217,6 @@ def test_a_verdict_outlives_mlflow_and_the_service(world: World) -> None:
         world.service.wait(job.id)
         world.service.api.stop(signal.SIGKILL)
         world.service.start_api()
-        decided_within = JUDGE_SECONDS + 60.0  # the process that was killed may have been judging: its claim runs out first
-        wait_until(lambda: world.service.jobs.job(job.id).verdict is not None, "the gate is decided", decided_within)
     finally:
         world.mlflow.start()
     tags = world.mlflow.wait_tags("rm-late", version, state="done")
