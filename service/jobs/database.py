@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from service.errors import SchemaMismatch, Unavailable
 from service.infra.settings import Settings
 
 _BUSY_SECONDS = 30
+_BUSY_PAUSE_SECONDS = 0.02
 _POOL: dict[str, Any] = {"pool_timeout": _BUSY_SECONDS, "hide_parameters": True}
 """Parameters may quote a dataset, in a reviewer's note or an error: they stay out of error messages, and so out of logs."""
 _READ_ONLY = "safer_read_only"
@@ -132,8 +134,23 @@ def _open_sqlite(url: URL) -> Engine:
 
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # transactions are begun below, not by the driver's guess
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_SECONDS * 1000}"):
+    for pragma in (f"busy_timeout={_BUSY_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    _write_ahead(connection)
+
+
+def _write_ahead(connection: DBAPIConnection) -> None:
+    # SQLite does not wait its busy timeout for the exclusive lock that this change takes once: of processes that open a new
+    # file together, all but one would fail.
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(_BUSY_PAUSE_SECONDS)
 
 
 def _begin_sqlite(connection: Connection) -> None:

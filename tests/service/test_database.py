@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import literal, select, text
@@ -42,6 +45,30 @@ broken
 )  # fmt: skip
 def test_the_file_system_of_a_path_is_that_of_its_nearest_mount(path: str, kind: str) -> None:
     assert file_system(Path(path), MOUNTS) == kind
+
+
+class Contended(sqlite3.Connection):
+    """A connection whose change to write-ahead logging meets another's, which SQLite refuses without waiting."""
+
+    refusals: ClassVar = [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY]
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        if "journal_mode" in sql and self.refusals:
+            error = sqlite3.OperationalError("refused")
+            error.sqlite_errorcode = self.refusals.pop()
+            raise error
+        return super().execute(sql, parameters)
+
+
+def test_processes_that_open_a_new_file_together_wait_for_each_other(tmp_path: Path) -> None:
+    opened: Any = sqlite3.connect(tmp_path / "new.db", factory=Contended)
+    with closing(opened) as connection:
+        module._write_ahead(connection)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.refusals == []
+        connection.refusals.append(sqlite3.SQLITE_READONLY)
+        with pytest.raises(sqlite3.OperationalError, match="refused"):
+            module._write_ahead(connection)
 
 
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
