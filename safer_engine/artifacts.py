@@ -216,7 +216,24 @@ class Labels(Artifact):
 
 
 class CausalEffects(Artifact):
-    """Change of reward and margin when a latent is ablated."""
+    """Change of reward and margin when a latent is ablated, over the pairs whose residual streams were kept.
+
+    `effects.arrow`, one row per ablated latent and axis: latent_id, role (safety | salience | attribution | control), axis
+        string? (null: all pairs), n_pairs, n_groups, n_fired (pairs in which it fires on a side), and for each m in (margin,
+        chosen, rejected): m, m_lo, m_hi (mean change under zero-ablation); mean_margin, mean_margin_lo, mean_margin_hi,
+        n_mean (mean-ablation, over the pairs it was run on); attribution (mean first-order change of the margin, all pairs);
+        p, p_adjusted (against controls, all pairs); verified (yes | no | not measured); intervals and p null where there are none.
+    `attribution.arrow`, one row per latent: latent_id, attribution, rank (from 1, by size).
+    `sets.arrow`: set (safety | control-N), n_latents, axis string?, subset string?, n_pairs, n_groups, accuracy, ablated
+        (pair accuracy), change, change_lo, change_hi.
+    meta: n_pairs, n_features, n_controls, runs, agreement {rho, slope, n}, null {pooled, distinct, reason}, correlation (of
+        absolute salience with absolute effect; {rho, lo, hi, n} or null), verified {status: n}.
+    """
+
+    @cached_property
+    def effects(self) -> pa.Table:
+        """Effects of the ablated latents."""
+        return self.table("effects.arrow")
 
 
 class PairScores(Artifact):

@@ -268,6 +268,8 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
     dense = 2.0 * size.d_in * sae_width(spec.sae, size.d_in)
     if stage in ("activations", "evaluation"):
         return 2.0 * size.body_parameters * (load.tokens_eval if stage == "evaluation" else load.tokens - load.tokens_eval)
+    if stage == "causal":
+        return causal_runs(spec, load) * 2.0 * size.body_parameters * load.per_text * (1 - spec.hook.depth)
     if stage == "sae":
         size_of = training_size(spec.sae, max(1, int(load.positions * (1 - spec.split.held_out))))
         return 3 * dense * size_of.batch * size_of.steps
@@ -276,6 +278,18 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
     if stage == "labels":
         return float(min(spec.salience.candidates, sae_width(spec.sae, size.d_in)))
     return float(load.n_pairs) if stage in _ROWS_PER_SECOND else 0.0
+
+
+_FIRING_SHARE = 0.25
+"""Assumed share of responses in which a latent fires, so that its ablation is run there."""
+
+
+def causal_runs(spec: AuditSpec, load: Workload) -> float:
+    """Sequences that the causal stage runs the upper blocks on; a backward pass counts as two of them."""
+    kept = min(spec.causal.pairs, load.n_pairs) if spec.causal.enabled else 0
+    reported = spec.causal.features + spec.causal.attributed
+    ablated = (reported + spec.causal.controls) * _FIRING_SHARE + 1 + spec.causal.control_sets
+    return 2 * kept * (4 + ablated) + 2 * min(spec.causal.sample, kept) * reported
 
 
 def _assumed_rate(stage: str, spec: AuditSpec, flops: float | None) -> float:
@@ -310,6 +324,7 @@ def _memory(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> tup
     working = {
         "activations": forward,
         "evaluation": forward,
+        "causal": forward,
         "sae": sae_width(spec.sae, size.d_in) * size.d_in * 4 * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
         "latents": sae_width(spec.sae, size.d_in) * size.d_in * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
     }.get(stage, 0)

@@ -120,16 +120,22 @@ class ResidualRows:
 
     def __call__(self) -> Iterator[ResidualPair]:
         """The pairs, one file and one pair in memory at a time. Raises ArtifactError where streams and tokens disagree."""
+        for name in self.activations.names("residual-"):
+            for _, pair in self.of(name):
+                yield pair
+
+    def of(self, name: str) -> Iterator[tuple[int, ResidualPair]]:
+        """The pairs of one file, ascending, each with its row index."""
         from safetensors import safe_open
 
-        for name in self.activations.names("residual-"):
-            with safe_open(self.activations.path(name), framework="pt") as handle:
-                pair_n, side_n, length_n = (handle.get_tensor(part).tolist() for part in ("pair", "side", "length"))
-                start_n = [sum(length_n[:index]) for index in range(len(length_n))]
-                place = {key: index for index, key in enumerate(zip(pair_n, side_n, strict=True))}
-                for pair in sorted(set(pair_n)):
-                    if self.held_out_P[pair]:
-                        yield self._pair(handle, pair, [(start_n[place[pair, s]], length_n[place[pair, s]]) for s in (0, 1)])
+        with safe_open(self.activations.path(name), framework="pt") as handle:
+            pair_n, side_n, length_n = (handle.get_tensor(part).tolist() for part in ("pair", "side", "length"))
+            start_n = [sum(length_n[:index]) for index in range(len(length_n))]
+            place = {key: index for index, key in enumerate(zip(pair_n, side_n, strict=True))}
+            for pair in sorted(set(pair_n)):
+                if self.held_out_P[pair]:
+                    spans = [(start_n[place[pair, s]], length_n[place[pair, s]]) for s in (0, 1)]
+                    yield pair, self._pair(handle, pair, spans)
 
     def _pair(self, handle: Any, pair: int, spans: list[tuple[int, int]]) -> ResidualPair:
         import torch

@@ -1,0 +1,154 @@
+"""The course of the causal stage: attribution of all latents, then ablation of the chosen ones, file after file.
+
+Imported when the stage runs, for it brings torch along. Each file of residual streams is a unit of resume, twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from safer_engine import sae_files
+from safer_engine.artifacts import Activations
+from safer_engine.science.ablation import Edit, Stream, direct_attribution, reward_changes, sequence_of
+from safer_engine.science.readings import choose_by_hash
+from safer_engine.science.reward_recovered import ResidualPair, Rewards
+from safer_engine.science.sae import Sae
+from safer_engine.stage import StageContext
+
+Floats = NDArray[np.float64]
+_SIGNS = (1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """First-order effects of all latents over the kept pairs.
+
+    Attributes:
+        margin_S: mean change of the margin when each is ablated. mean_S: mean activation over covered positions.
+        fired_S: covered positions at which it fires.
+        n_pairs, n_positions: what the means are of.
+    """
+
+    margin_S: Floats
+    mean_S: Floats
+    fired_S: Floats
+    n_pairs: int
+    n_positions: int
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """Rewards of the kept pairs and their changes.
+
+    Attributes:
+        pair_P: row index of each pair. reward_P2: rewards as they are. change_P2E: change of each side's reward under each
+        edit; NaN where the edit was not run on the pair. runs: sequences that the upper blocks were run on.
+    """
+
+    pair_P: NDArray[np.int64]
+    reward_P2: Floats
+    change_P2E: Floats
+    runs: int
+
+
+@dataclass(frozen=True)
+class CausalRun:
+    """One run of the stage over the kept pairs."""
+
+    ctx: StageContext
+    rows: sae_files.ResidualRows
+    sae: Sae
+    rewards: Rewards
+
+    @property
+    def activations(self) -> Activations:
+        """Where the residual streams lie."""
+        return self.rows.activations
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Files of residual streams."""
+        return self.activations.names("residual-")
+
+    def sample(self, pair_ids: list[str], n: int) -> frozenset[int]:
+        """`n` of the kept pairs, chosen by the hash of their ids."""
+        from safetensors import safe_open
+
+        kept: set[int] = set()
+        for name in self.names:
+            with safe_open(self.activations.path(name), framework="np") as handle:
+                kept |= set(handle.get_tensor("pair").tolist())
+        found = sorted(kept)
+        chosen = choose_by_hash([pair_ids[index] for index in found], n, self.ctx.base_seed, "causal")
+        return frozenset(found[index] for index in chosen)
+
+    def attribution(self) -> Attribution:
+        """Effects of all latents to first order: one backward pass per sequence."""
+        parts = [self._unit("attribution", index, self._attribute) for index in range(len(self.names))]
+        margin_S, z_S, fired_S = (np.sum([part[key] for part in parts], axis=0) for key in ("margin", "z", "fired"))
+        n_pairs, n_positions = (int(sum(part[key][0] for part in parts)) for key in ("pairs", "positions"))
+        return Attribution(margin_S / max(1, n_pairs), z_S / max(1, n_positions), fired_S, n_pairs, n_positions)
+
+    def ablation(self, edits: list[Edit], everywhere: int, sample: frozenset[int]) -> Ablated:
+        """Effects of edits: the first `everywhere` on all kept pairs, the others on those of `sample` alone."""
+
+        def read(name: str) -> dict[str, Any]:
+            return self._ablate(name, edits, everywhere, sample)
+
+        parts = [self._unit("ablation", index, read) for index in range(len(self.names))]
+        pair_P, reward_P2, change_P2E = (np.concatenate([part[key] for part in parts]) for key in ("pair", "reward", "change"))
+        return Ablated(pair_P, reward_P2, change_P2E, int(sum(part["runs"][0] for part in parts)))
+
+    def _unit(self, what: str, index: int, compute: Any) -> dict[str, Any]:
+        from safetensors.numpy import load_file, save_file
+
+        self.ctx.progress(index, len(self.names), f"files ({what})")
+        name = f"{what}-{index:05d}.safetensors"
+        path = self.ctx.work.scratch / name
+        if not path.is_file():
+            found = compute(self.names[index])
+            with self.ctx.work.publish(name, scratch=True) as temporary:
+                save_file({key: np.ascontiguousarray(value) for key, value in found.items()}, temporary)
+        return dict(load_file(path))
+
+    def _streams(self, pair: ResidualPair) -> Iterator[Stream]:
+        for h_TD, ids_T, covered_T in zip(pair.h_TD, pair.ids_T, pair.covered_T, strict=True):
+            yield sequence_of(self.sae, h_TD, ids_T, covered_T)
+
+    def _attribute(self, name: str) -> dict[str, Any]:
+        d_sae = self.sae.shape.d_sae
+        margin_S, z_S, fired_S = (torch.zeros(d_sae, dtype=torch.float64) for _ in range(3))
+        pairs = positions = 0
+        for _, pair in self.rows.of(name):
+            pairs += 1
+            for sign, stream in zip(_SIGNS, self._streams(pair), strict=True):
+                margin_S += sign * direct_attribution(stream, self.sae, self.rewards)
+                at, values = stream.indices_NK.flatten().cpu(), stream.values_NK.flatten().double().cpu()
+                z_S.index_add_(0, at, values)
+                fired_S.index_add_(0, at, (values > 0).double())
+                positions += len(stream.at_N)
+        arrays = {"margin": margin_S.numpy(), "z": z_S.numpy(), "fired": fired_S.numpy()}
+        return {**arrays, "pairs": np.asarray([pairs]), "positions": np.asarray([positions])}
+
+    def _ablate(self, name: str, edits: list[Edit], everywhere: int, sample: frozenset[int]) -> dict[str, Any]:
+        budget = self.ctx.runtime.batch_tokens
+        pairs, before, after, runs = [], [], [], 0
+        for index, pair in self.rows.of(name):
+            wanted = edits if index in sample else edits[:everywhere]
+            found = [reward_changes(stream, self.sae, wanted, self.rewards, budget) for stream in self._streams(pair)]
+            change_2E = np.full((2, len(edits)), np.nan)
+            for side, one in enumerate(found):
+                change_2E[side, : len(wanted)] = one.change_E.numpy()
+            pairs.append(index)
+            before.append([one.reward for one in found])
+            after.append(change_2E)
+            runs += sum(one.runs for one in found)
+        shaped = {"reward": np.asarray(before).reshape(-1, 2), "change": np.asarray(after).reshape(-1, 2, len(edits))}
+        return {"pair": np.asarray(pairs, dtype=np.int64), **shaped, "runs": np.asarray([runs])}
