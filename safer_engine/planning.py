@@ -22,12 +22,12 @@ from safer_engine.store import ArtifactStore, Manifest
 
 _BASE_BYTES = 700e6  # the interpreter with torch and transformers loaded
 _BYTES = {"float32": 4, "bfloat16": 2}
-_EFFICIENCY = {"activations": 0.5, "evaluation": 0.5, "sae": 0.35, "latents": 0.35}
-_FIXED_SECONDS = {"activations": 4.0, "evaluation": 4.0, "sae": 2.0, "latents": 2.0, "report": 2.0}
+_EFFICIENCY = {"activations": 0.5, "evaluation": 0.5, "causal": 0.5, "sae": 0.35, "latents": 0.35}
+_FIXED_SECONDS = {"activations": 4.0, "evaluation": 4.0, "causal": 4.0, "sae": 2.0, "latents": 2.0, "report": 2.0}
 _ROWS_PER_SECOND = {"pairs": 1500.0, "pair_scores": 1500.0, "edits": 5000.0, "report": 5000.0}
 _LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0}
 _SAMPLE_ROWS = 200
-_SIZED = ("activations", "evaluation", "sae", "latents", "labels")
+_SIZED = ("activations", "evaluation", "sae", "latents", "labels", "causal")
 """Stages whose work follows from the model's size."""
 _WIDTHS, _DEPTHS = ("hidden_size", "d_model", "n_embd", "dim"), ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """What the configs of models call their width and their number of blocks."""

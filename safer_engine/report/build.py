@@ -27,7 +27,7 @@ from safer_engine.evaluation_pairs import NO_EVALUATION
 from safer_engine.pipeline import STAGES
 from safer_engine.report.build_data import dataset_section, evaluation_section, reward_model_section
 from safer_engine.report.build_edits import edits_section
-from safer_engine.report.build_features import features_section, sae_section
+from safer_engine.report.build_features import features_section, sae_section, with_effects
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.nodes import Node
 from safer_engine.report.provenance import InputRecord, PlannedCost, Progress, Provenance, StageCost, StageRecord, Timing
@@ -122,7 +122,9 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
     if sae is not None:
         sections["sae"] = sae_section(sae, latents)
     if latents is not None:
-        sections["features"] = list(features_section(latents, labels, spec.report))
+        causal = reader.get(CausalEffects)
+        features = features_section(latents, labels, spec.report)
+        sections["features"] = list(features if causal is None else with_effects(features, causal))
     return sections
 
 
@@ -151,7 +153,8 @@ def _not_computed(request: ReportRequest, reader: _Reader, sections: dict[str, A
         if sae.recovered is None:
             reasons["sae.recovered"] = _recovered_reason(reader)
     if sections["features"] is not None:
-        reasons["features[].causal_effect"] = reader.reason(CausalEffects)
+        if reader.get(CausalEffects) is None:
+            reasons["features[].causal_effect"] = reader.reason(CausalEffects)
         if reader.get(Labels) is None:
             reasons["features[].safety_feature"] = reader.reason(Labels)
     if sections["edits"] is not None and reader.get(Edits) is None:

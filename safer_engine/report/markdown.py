@@ -75,7 +75,7 @@ def _features(report: ReportDocument) -> list[str]:
     if report.features is None:
         return ["## Features", _absent(report, "features")]
     shown = [f for f in report.features if f.safety_feature] or report.features
-    head = ("latent", "about", "rating", "fires on", "salience", "95 % interval", "fires at")
+    head = ("latent", "about", "rating", "fires on", "salience", "95 % interval", "fires at", "ablated: change of margin", "verified")
     rest = len(report.features) - len(shown[:_FEATURES])
     return [
         "## Features",
@@ -93,6 +93,10 @@ def _feature_row(feature: Feature) -> tuple[str, ...]:
         text.signed(feature.salience),
         text.interval(feature.salience_lo, feature.salience_hi),
         text.small_percent(feature.firing_rate),
+        text.signed(feature.causal_effect, 4) + " " + text.interval(feature.causal_effect_lo, feature.causal_effect_hi)
+        if feature.causal_effect is not None
+        else text.NONE,
+        feature.causal_verified or text.NONE,
     )
 
 

@@ -265,7 +265,13 @@ class Feature(Node):
     responses: Count = Field(description="Responses it fires in.")
     subsets: list[SubsetSalience] = Field(default_factory=list)
     contexts: list[Context] = Field(default_factory=list, description="Only on as many features as the report shows in full.")
-    causal_effect: None = Field(None, description="Change of the margin when the feature is ablated.")
+    causal_effect: float | None = Field(None, description="Mean change of the margin when the feature is ablated.")
+    causal_effect_lo: float | None = None
+    causal_effect_hi: float | None = None
+    causal_p: float | None = Field(None, description="Adjusted p against latents that fire alike.")
+    causal_verified: Literal["yes", "no", "not measured"] | None = Field(
+        None, description="yes: the effect's interval leaves out 0 and its adjusted p is at most 0.05. Null: not ablated."
+    )
 
 
 class Evidence(Node):
