@@ -240,7 +240,7 @@ def _set_rows(found: Measured, index: int, rng: np.random.Generator) -> list[dic
     rows, groups = [], _groups(found)
     for names, within in [*_strata(found, "axis"), *_strata(found, "axis", "subset")[1:]]:
         change = _mean((still_P - right_P)[within], groups[within], rng)
-        row = {"set": name, "n_latents": len(found.choice.sets[name]), "subset": None, **names}
+        row: dict[str, Any] = {"set": name, "n_latents": len(found.choice.sets[name]), "subset": None, **names}
         row |= {"n_pairs": change.n, "n_groups": change.n_groups}
         row |= {"accuracy": float(right_P[within].mean()), "ablated": float(still_P[within].mean())}
         rows.append(row | _columns("change", change))

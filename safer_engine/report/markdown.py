@@ -75,7 +75,17 @@ def _features(report: ReportDocument) -> list[str]:
     if report.features is None:
         return ["## Features", _absent(report, "features")]
     shown = [f for f in report.features if f.safety_feature] or report.features
-    head = ("latent", "about", "rating", "fires on", "salience", "95 % interval", "fires at", "ablated: change of margin", "verified")
+    head = (
+        "latent",
+        "about",
+        "rating",
+        "fires on",
+        "salience",
+        "95 % interval",
+        "fires at",
+        "ablated: change of margin",
+        "verified",
+    )
     rest = len(report.features) - len(shown[:_FEATURES])
     return [
         "## Features",

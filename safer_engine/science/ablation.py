@@ -41,7 +41,7 @@ class Stream:
     @property
     def latents(self) -> frozenset[int]:
         """Latents that fire at a covered position."""
-        return frozenset(self.indices_NK[self.values_NK > 0].unique().tolist())
+        return frozenset(torch.unique(self.indices_NK[self.values_NK > 0]).tolist())
 
     def activation(self, latent: int) -> Tensor:
         """z [N] of a latent at the covered positions."""
@@ -132,7 +132,7 @@ def direct_attribution(sequence: Stream, sae: Sae, rewards: Rewards) -> Tensor:
         (grad_BTD,) = torch.autograd.grad(reward, h_BTD)
     grad_ND = grad_BTD[0, sequence.at_N].float() * sequence.scale_N1
     total_S = torch.zeros(sae.shape.d_sae, dtype=torch.float64)
-    for rows in torch.arange(len(grad_ND), device=grad_ND.device).split(_ROWS):
+    for rows in torch.split(torch.arange(len(grad_ND), device=grad_ND.device), _ROWS):
         slope_NK = (grad_ND[rows] @ sae.W_dec_SD.T).gather(1, sequence.indices_NK[rows])
         effect_NK = (-sequence.values_NK[rows] * slope_NK).double().cpu()
         total_S.index_add_(0, sequence.indices_NK[rows].flatten().cpu(), effect_NK.flatten())

@@ -27,9 +27,9 @@ class CausalStage:
         if not ctx.spec.causal.enabled:
             return Absent(_OFF)
         for kind in self.consumes[:-1]:
-            found = inputs.maybe(kind)
-            if isinstance(found, Absent):
-                return Absent(found.reason)
+            needed = inputs.maybe(kind)
+            if isinstance(needed, Absent):
+                return Absent(needed.reason)
         activations = inputs.get(Activations)
         if not activations.names("residual-"):
             return Absent(_NO_RESIDUALS)

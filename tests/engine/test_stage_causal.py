@@ -33,7 +33,9 @@ def rows() -> list[dict[str, Any]]:
     for number in range(24):
         answers = [f"{CORPUS[(number + shift) % 10]} {CORPUS[(number + 2 * shift) % 10]}" for shift in (1, 3)]
         prompt = f"Question {number}: {CORPUS[number % 10]}"
-        found.append({"id": f"p{number}", "prompt": prompt, "chosen": answers[0], "rejected": answers[1], "axis": "ab"[number % 2]})
+        found.append(
+            {"id": f"p{number}", "prompt": prompt, "chosen": answers[0], "rejected": answers[1], "axis": "ab"[number % 2]}
+        )
     return found
 
 

@@ -1,0 +1,153 @@
+"""Rewards of pairs with a latent's activation scaled, with the autoencoder of an audit that was made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safer_engine import pipeline
+from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, SparseAutoencoder, view
+from safer_engine.errors import SpecError
+from safer_engine.events import NullObserver
+from safer_engine.pipeline import AuditRequest
+from safer_engine.store import ArtifactStore, LocalArtifactStore
+
+
+@dataclass(frozen=True)
+class Dose:
+    """Rewards with the latent's activation times `scale`, means over the pairs.
+
+    Attributes:
+        margin_lo, margin_hi: 95 % interval of the mean change of the margin, by groups; None where there is one group.
+    """
+
+    scale: float
+    chosen: float
+    rejected: float
+    margin: float
+    margin_change: float
+    margin_lo: float | None
+    margin_hi: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Steered:
+    """A dose curve of a latent; `n_fired`: pairs in which it fires on a side."""
+
+    latent_id: int
+    n_pairs: int
+    n_fired: int
+    doses: tuple[Dose, ...]
+
+
+def steer(
+    request: AuditRequest, store: ArtifactStore, latent: int, scales: Sequence[float], row: dict[str, str] | None
+) -> Steered:
+    """Scale a latent on the pairs whose residual streams the audit kept, or on one pair given as `row`.
+
+    Args:
+        request: the audit, whose stages up to `sae` lie in `store`.
+        row: prompt, chosen, rejected.
+
+    Raises:
+        SpecError: the audit is not in the store, kept no residual streams, or has no such latent.
+    """
+    import numpy as np
+
+    from safer_engine.stages.latents import load_sae
+
+    found = _of_audit(request, store, (PairSet, Activations, SparseAutoencoder))
+    stored = found[SparseAutoencoder]
+    assert isinstance(stored, SparseAutoencoder)
+    sae = load_sae(stored, request.spec.runtime.device)
+    if not 0 <= latent < sae.shape.d_sae:
+        raise SpecError(f"there is no latent {latent}", f"latents are 0 … {sae.shape.d_sae - 1}")
+    layer = int(_typed(found, Activations).meta["hook_layer"])
+    with TemporaryDirectory(prefix="safer-steer-") as folder:
+        if row is not None:
+            found = _of_one(request, row, folder)
+        pairs, activations = _typed(found, PairSet), _typed(found, Activations)
+        if not activations.names("residual-"):
+            raise SpecError("the audit kept no residual streams (causal.pairs is 0)", "give --chosen and --rejected")
+        order, reward_P2C = _rewards(request, pairs, activations, sae, (latent, layer, scales))
+    groups = np.asarray(pairs.pairs["group"].take(order).to_pylist(), dtype=np.str_)
+    fired = int((reward_P2C != reward_P2C[:, :, :1]).any(axis=(1, 2)).sum())
+    doses = tuple(_dose(scale, reward_P2C[:, :, at + 1], reward_P2C[:, :, 0], groups) for at, scale in enumerate(scales))
+    return Steered(latent, len(order), fired, doses)
+
+
+def _rewards(request: AuditRequest, pairs: PairSet, activations: Activations, sae: Any, what: tuple[int, int, Any]) -> Any:
+    """Row indices of pairs, and rewards [P, 2, 1 + scales]: as they are, then under each scale."""
+    import numpy as np
+
+    from safer_engine import sae_files
+    from safer_engine.science.ablation import Edit, reward_changes, sequence_of
+    from safer_engine.science.hooks import rewards_from_residual
+    from safer_engine.science.readings import token_ids
+    from safer_engine.sources.model_loading import load_reward_model
+
+    latent, layer, scales = what
+    rm = load_reward_model(request.sources.model, request.spec.model, request.spec.runtime)
+    ids = (token_ids(pairs.pairs, "chosen"), token_ids(pairs.pairs, "rejected"))
+    rows = sae_files.ResidualRows(activations, np.ones(pairs.pairs.num_rows, dtype=bool), ids)
+    edits = [Edit((latent,), scale) for scale in scales]
+    order, rewards = [], []
+    for name in activations.names("residual-"):
+        for index, pair in rows.of(name):
+            order.append(index)
+            sides = []
+            for h_TD, ids_T, covered_T in zip(pair.h_TD, pair.ids_T, pair.covered_T, strict=True):
+                stream = sequence_of(sae, h_TD, ids_T, covered_T)
+                above = lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids)  # noqa: E731
+                found = reward_changes(stream, sae, edits, above, request.spec.runtime.batch_tokens)
+                sides.append([found.reward, *(found.reward + found.change_E).tolist()])
+            rewards.append(sides)
+    return order, np.asarray(rewards)
+
+
+def _dose(scale: float, reward_P2: Any, before_P2: Any, groups_P: Any) -> Dose:
+    import numpy as np
+
+    from safer_engine.science.stats import group_bootstrap_mean
+
+    margin_P, before_P = (values[:, 0] - values[:, 1] for values in (reward_P2, before_P2))
+    change = group_bootstrap_mean(margin_P - before_P, groups_P, 1000, np.random.default_rng(0))
+    means = (float(reward_P2[:, 0].mean()), float(reward_P2[:, 1].mean()), float(margin_P.mean()))
+    return Dose(scale, *means, change.estimate, change.lo, change.hi, float((margin_P > 0).mean()))
+
+
+def _typed(found: dict[type[Artifact], Any], kind: type[Any]) -> Any:
+    return found[kind]
+
+
+def _of_audit(request: AuditRequest, store: ArtifactStore, kinds: tuple[type[Artifact], ...]) -> dict[type[Artifact], Any]:
+    plans = {plan.name: plan for plan in pipeline.plan(request, store)}
+    found: dict[type[Artifact], Any] = {}
+    for stage in pipeline.STAGES:
+        plan = plans[stage.name]
+        if stage.produces not in kinds:
+            continue
+        if plan.state != "cached" or plan.key is None:
+            raise SpecError(f"the store has no stage `{stage.name}` of this audit", "run it first: `safer-audit run`, same flags")
+        value = view(stage.produces, store.read(stage.name, plan.key))
+        if isinstance(value, Absent):
+            raise SpecError(f"the audit has no stage `{stage.name}`: {value.reason}")
+        found[stage.produces] = value
+    return found
+
+
+def _of_one(request: AuditRequest, row: dict[str, str], folder: str) -> dict[type[Artifact], Any]:
+    """One pair, rendered and read as the audit's are."""
+    from safer_engine import api
+
+    document = request.spec.model_dump(mode="json", exclude={"evaluation", "dataset"})
+    document["dataset"] = {"source": {"kind": "memory"}}
+    document["causal"]["pairs"] = 1
+    spec = type(request.spec).model_validate(document)
+    single = api.prepare(spec, [row])
+    single = dataclasses.replace(single, sources=dataclasses.replace(single.sources, model=request.sources.model))
+    return dict(pipeline.run(single, LocalArtifactStore(folder), NullObserver(), stages=pipeline.STAGES[:2]))
