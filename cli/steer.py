@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--chosen", help="A text for the chosen side.")
 @click.option("--rejected", help="A text for the rejected side.")
 @json_option
-def steer_command(  # noqa: PLR0913 - one parameter per flag
+def steer_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
     built: BuiltSpec,
     store: Path | None,
     latent: int,
@@ -37,7 +37,7 @@ def steer_command(  # noqa: PLR0913 - one parameter per flag
     rejected: str | None,
     as_json: bool,
 ) -> None:
-    """Rewards and margin with a latent scaled: a dose curve over the pairs whose residual streams an audit kept, or over one pair.
+    """Rewards and margin with a latent scaled: a dose curve over the pairs whose residual streams were kept, or over one.
 
     Give the flags of the `run` that made the audit: its autoencoder is read from the store.
     """

@@ -12,7 +12,6 @@ from safer_engine.api import prepare
 from safer_engine.artifacts import Absent, Artifact, CausalEffects
 from safer_engine.errors import Interrupted
 from safer_engine.events import NullObserver
-
 from safer_engine.spec import AuditSpec
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.stages.causal import CausalStage
