@@ -37,7 +37,6 @@ from safer_engine.report.model import Estimate, Measured, ReportDocument
 from safer_engine.report.summary import cautions
 from safer_engine.report.tables import features_table, write_evaluation
 from safer_engine.stage import Inputs, SpecView, Stage, StageContext
-from safer_engine.stages.causal import CausalStage
 from safer_engine.stages.report import ReportStage
 from safer_engine.stages.verification import VerificationStage
 from safer_engine.store import LocalArtifactStore, ManifestDraft
@@ -392,7 +391,6 @@ def test_the_stage_writes_its_files(tmp_path: Path, audit: FakeAudit, report: Re
 
 
 def test_absent_stages_and_the_report_read_what_they_print() -> None:
-    assert isinstance(CausalStage().run(_no_context(), Inputs({})), Absent)
     assert isinstance(VerificationStage().run(_no_context(), Inputs({})), Absent)
     assert "runtime" not in ReportStage.reads
     assert {"preset", "seed", "model", "report", "edits"} <= set(ReportStage.reads)
