@@ -16,13 +16,13 @@ from safer_engine.science.pair_scoring import (
     ScoringParams,
     SignalInputs,
     cross_fitted_paper,
-    fuse_ranks,
     missing_input,
     paper_pair_scores,
     paper_salience,
     score_pairs,
 )
 from safer_engine.science.signals import unit_ranks
+from safer_engine.science.suspicion import fuse_ranks
 from safer_engine.science.stats import average_precision
 from tests.helpers.planted_pairs import planted_pairs
 
