@@ -28,7 +28,7 @@ class Planted:
 
 
 def planted(n: int, shares: tuple[float, ...], strengths: tuple[float, ...], seed: int) -> Planted:
-    """Mirrored normals: right labels score N(d²/2, d²), the log-likelihood ratio of two classes d apart, wrong ones its mirror."""
+    """Mirrored normals: right labels score N(d²/2, d²), the log-likelihood ratio of classes d apart, wrong ones its mirror."""
     rng = np.random.default_rng(seed)
     cell = np.arange(n) % len(shares)
     d = np.asarray(strengths)[cell]

@@ -22,8 +22,8 @@ from safer_engine.science.pair_scoring import (
     score_pairs,
 )
 from safer_engine.science.signals import unit_ranks
-from safer_engine.science.suspicion import fuse_ranks
 from safer_engine.science.stats import average_precision
+from safer_engine.science.suspicion import fuse_ranks
 from tests.helpers.planted_pairs import planted_pairs
 
 FUSED = {"latents": 2.0, "margin": 1.0}
