@@ -223,10 +223,12 @@ class PairScores(Artifact):
     """Evidence about each pair.
 
     `pair_scores.arrow`, one row per pair: pair int32, pair_id, group, axis, subset, reward_margin, pair_score (the paper's),
-        suspicion (0–1, higher = more doubtful), suspicion_kind, signal_<name> float64 per fused signal (higher = more
-        doubtful), evidence list<struct<latent_id int32, contribution float64>> (positive = speaks for the label).
+        suspicion (0–1, higher = more doubtful), suspicion_kind (of its axis), suspicion_base float64? (share of wrong labels
+        that a probability starts from), signal_<name> float64 per fused signal (higher = more doubtful),
+        evidence list<struct<latent_id int32, contribution float64>> (positive = speaks for the label).
     meta: estimator, signals {name: {weight, used}}, left_out {signal or signal@axis: reason}, folds {axis: n}, n_pairs,
-        n_without_suspicion.
+        n_without_suspicion, doubts {axis: {kind, reason, share, lo, hi, reach, cells {subset: {share, slope, n_pairs}}}}
+        (`science.suspicion.AxisDoubt`).
     """
 
     @cached_property

@@ -291,8 +291,19 @@ class SuspicionSpec(Section):
 class EditSpec(Section):
     """What is recommended for suspicious pairs."""
 
-    budget: float = Field(0.04, gt=0, lt=0.5, description="Share of each axis that is dropped; the next as many are `review`.")
+    budget: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="Share of each axis that is dropped; the next as many are `review`. Not given: by gain where suspicion is a "
+        "probability, else 0.04.",
+    )
     allow_flip: bool = Field(False, description="Recommend `flip` in place of `drop`.")
+    false_edits: float = Field(
+        0.3, gt=0, lt=1, description="By gain: largest share of right labels to be expected among what is dropped or flipped."
+    )
+    cost_wrong: float = Field(1.0, gt=0, description="By gain: what a wrong label costs that stays.")
+    cost_lost: float = Field(1.0, gt=0, description="By gain: what a right label costs that is dropped.")
 
 
 class ReportSpec(Section):

@@ -18,6 +18,8 @@ from markupsafe import Markup
 
 from safer_engine.errors import ResourceError
 from safer_engine.report import plots, summary, text
+from safer_engine.report.build_doubts import SHOWN_BUDGETS
+from safer_engine.report.doubt_text import expected_at, how_chosen
 from safer_engine.report.glossary import GLOSSARY
 from safer_engine.report.harsh import mild_name, veiled_words
 from safer_engine.report.model import (
@@ -181,6 +183,9 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "names": {feature.latent_id: mild_name(feature) for feature in report.features or []},
         "sides": _sides,
         "undoubted": lambda pair: summary.undoubted(pair, edits.budget if edits is not None else None),
+        "doubt_budgets": SHOWN_BUDGETS,
+        "expected_at": expected_at,
+        "how_chosen": how_chosen,
         "agreeing": lambda votes: sum(vote > 0 for vote in votes),
         "has_text": any(pair.prompt is not None for pair in pairs) or any(f.contexts for f in report.features or []),
     }

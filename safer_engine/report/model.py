@@ -307,14 +307,40 @@ class AxisEdits(Node):
     actions: dict[str, Count]
 
 
+class ExpectedPrecision(Node):
+    """What an edit of the most doubtful pairs of an axis would meet, by the probabilities."""
+
+    budget: Rate = Field(description="Share of the axis that is edited.")
+    n: Count = Field(description="Pairs that is.")
+    precision: Rate = Field(description="Expected share of wrong labels among them.")
+    recall: Rate = Field(description="Expected share of the axis's wrong labels that is among them.")
+
+
+class AxisDoubt(Node):
+    """How the suspicion of an axis was made, and how many of its labels are estimated to be wrong."""
+
+    axis: str
+    kind: str = Field(description="probability | rank")
+    reason: str | None = Field(description="Why suspicion is a rank.")
+    doubtful_share: Rate | None = Field(description="Estimated share of wrong labels; null under a rank.")
+    doubtful_lo: Rate | None = None
+    doubtful_hi: Rate | None = None
+    expected_wrong: float | None = Field(None, description="Wrong labels to be expected among the pairs dropped or flipped.")
+    curve: list[ExpectedPrecision] = Field(default_factory=list)
+
+
 class EditsReport(Node):
     """Suspicion, and what is recommended for it."""
 
     estimator: str
-    suspicion_kind: str
+    suspicion_kind: str = Field(description="probability | rank; `mixed` where axes differ (see `axes`).")
+    axes: list[AxisDoubt] = Field(default_factory=list)
+    doubtful_share: Rate | None = Field(None, description="Estimated share of wrong labels; null unless every axis has one.")
     signals: Facts = Field(description="Fused signals and their weights.")
     left_out: dict[str, str] = Field(default_factory=dict, description="Signals that could not be computed, and why.")
-    budget: float | None = Field(None, description="Share of each axis that is recommended for dropping.")
+    budget: float | None = Field(
+        None, description="Share of each axis that is dropped; null: by gain, where suspicion is a probability."
+    )
     actions: dict[str, Count] | None = Field(None, description="Input rows by recommended action.")
     not_scored: dict[str, Count] | None = Field(None, description="Input rows without a score, by reason.")
     by_axis: list[AxisEdits] = Field(default_factory=list)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safer_engine.pair_tables import unusable
+from safer_engine.report.doubt_text import estimated, not_told
 from safer_engine.report.harsh import mild_name
 from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.text import (
@@ -22,6 +23,7 @@ from safer_engine.report.text import (
     visible,
     words,
 )
+from safer_engine.science.edits import RANK_BUDGET
 from safer_engine.spec_layers import preset_departures
 
 _DEPARTURES = 8
@@ -202,7 +204,7 @@ def _say_edits(report: ReportDocument) -> str:
     removed, reviewed = _removed(edits), edits.actions.get("review", 0)
     share = f" ({small_percent(removed / edits.n_scored)})" if edits.n_scored else ""
     verb = "flipping" if edits.actions.get("flip") else "dropping"
-    text = f"{_are(removed, 'pair', share)} recommended for {verb} and {count(reviewed)} for review"
+    text = f"{estimated(edits.axes)}{_are(removed, 'pair', share)} recommended for {verb} and {count(reviewed)} for review"
     return f"{text}; no retraining has tested that." if report.verification is None else f"{text}."
 
 
@@ -221,8 +223,9 @@ def _undoubted_share(edits: EditsReport) -> str:
 
 def undoubted(pair: SuspiciousPair, budget: float | None) -> str:
     """Why a pair is listed though no signal speaks against its label."""
-    if pair.action in ("drop", "flip") and budget is not None:
-        why = f"it is here because the budget takes the top {fact(100 * budget)}{NARROW_SPACE}% of its axis"
+    if pair.action in ("drop", "flip") and (budget is not None or pair.suspicion_kind == "rank"):
+        share = RANK_BUDGET if budget is None else budget
+        why = f"it is here because the budget takes the top {fact(100 * share)}{NARROW_SPACE}% of its axis"
     elif pair.both_orders and pair.action == "review":
         why = "it is for review because it also occurs the other way round"
     else:
@@ -355,10 +358,7 @@ def _about_edits(report: ReportDocument) -> list[Caution]:
     found = [_care(f"Signal {visible(name)} is left out: {visible(reason)}") for name, reason in edits.left_out.items()]
     if edits.n_scored == 0:
         found.append(Caution("stop", _nothing_scored(report)))
-    elif edits.suspicion_kind == "rank":
-        found.append(
-            _care("Suspicion is a rank within its axis, not a probability: the budget decides how many pairs are recommended.")
-        )
+    found += [_care(not_told(axis)) for axis in edits.axes if axis.kind == "rank"]
     rank_alone = _undoubted_share(edits)
     return [*found, _care(rank_alone)] if rank_alone else found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import ClassVar, Literal
 
 from safer_engine.artifacts import Activations, Artifact, Labels, Latents, PairScores, PairSet
@@ -13,7 +14,7 @@ class PairScoresStage:
     """See `PairScores` for what is written."""
 
     name: ClassVar[str] = "pair_scores"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, Latents, Labels)
     produces: ClassVar[type[Artifact]] = PairScores
@@ -58,6 +59,7 @@ class PairScoresStage:
                 "signals": {name: {"weight": weight, "used": name in scoring.signals} for name, weight in wanted.items()},
                 "left_out": scoring.left_out,
                 "folds": scoring.folds,
+                "doubts": {axis: asdict(doubt) for axis, doubt in scoring.doubts.items()},
                 "n_pairs": table.num_rows,
                 "n_without_suspicion": int(np.isnan(scoring.suspicion_P).sum()),
             }

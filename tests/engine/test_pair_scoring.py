@@ -16,7 +16,6 @@ from safer_engine.science.pair_scoring import (
     ScoringParams,
     SignalInputs,
     cross_fitted_paper,
-    fuse_ranks,
     missing_input,
     paper_pair_scores,
     paper_salience,
@@ -24,6 +23,7 @@ from safer_engine.science.pair_scoring import (
 )
 from safer_engine.science.signals import unit_ranks
 from safer_engine.science.stats import average_precision
+from safer_engine.science.suspicion import fuse_ranks
 from tests.helpers.planted_pairs import planted_pairs
 
 FUSED = {"latents": 2.0, "margin": 1.0}

@@ -1,0 +1,43 @@
+"""Sentences about how many labels are wrong, and about what decides what is edited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from safer_engine.report.model import AxisDoubt, EditsReport
+from safer_engine.report.text import NARROW_SPACE, fact, small_percent, visible
+from safer_engine.science.edits import RANK_BUDGET
+
+
+def estimated(axes: Sequence[AxisDoubt]) -> str:
+    """How many labels of each axis are estimated to be wrong, as a sentence with a space after it; empty where nothing is."""
+    parts = [
+        f"{small_percent(axis.doubtful_share)} of {visible(axis.axis)} "
+        f"({small_percent(axis.doubtful_lo)} to {small_percent(axis.doubtful_hi)})"
+        for axis in axes
+        if axis.doubtful_share is not None and axis.doubtful_lo is not None and axis.doubtful_hi is not None
+    ]
+    return f"An estimated {', '.join(parts)} of the labels are wrong. " if parts else ""
+
+
+def not_told(axis: AxisDoubt) -> str:
+    """Why an axis has ranks only."""
+    why = f" ({visible(axis.reason)})" if axis.reason else ""
+    return f"Suspicion within {visible(axis.axis)} is a rank, not a probability{why}: a budget decides how many are recommended."
+
+
+def how_chosen(edits: EditsReport) -> str:
+    """What decides which rows are edited, where no budget was given."""
+    chosen = (
+        "What is edited: the largest set, most doubtful first, of which no more than the allowed share is expected to be right"
+    )
+    kinds = {axis.kind for axis in edits.axes}
+    if kinds == {"probability"}:
+        return f"{chosen}."
+    ranks = f"{fact(100 * RANK_BUDGET)}{NARROW_SPACE}% of each axis whose suspicion is a rank, in whole rows"
+    return f"{chosen}; {ranks}." if "probability" in kinds else f"Budget: {ranks}."
+
+
+def expected_at(axis: AxisDoubt, budget: float) -> str:
+    """Expected share of wrong labels among the most doubtful `budget` of an axis."""
+    return next((small_percent(point.precision) for point in axis.curve if point.budget == budget), "–")
