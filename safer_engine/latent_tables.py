@@ -123,7 +123,7 @@ def rank(acts: ResponseActs, totals: LatentTotals, strata: Strata, spec: Salienc
 
 
 def shown_half(strata: Strata, ranking: Ranking, pairs: pa.Table, clusters: int) -> Any:
-    """What the candidates are shown by (`latent_tests.Shown`): pairs are clustered by the prompts of their groups' first pairs."""
+    """What the candidates are shown by (`latent_tests.Shown`); the prompt of a group's first pair stands for the group."""
     import numpy as np
 
     from safer_engine.latent_tests import Shown

@@ -12,8 +12,8 @@ over few groups are coarse and have lighter tails. So p is as fine as 1 / (draws
 average over the latents of a stratum (not of each by itself). Draws are added in rounds until p-values are fine enough for the
 false-discovery rate among so many tests.
 
-`p_max_t` compares r with the largest of all latents and scopes under each flip (Westfall and Young 1993, single step): it keeps the
-chance of *any* false discovery, whatever the dependence between latents, and needs no pooling.
+`p_max_t` compares r with the largest of all latents and scopes under each flip (Westfall and Young 1993, single step): it keeps
+the chance of *any* false discovery, whatever the dependence between latents, and needs no pooling.
 
 What is tested is chosen without the labels: the firing rate, and the number of groups with u ≠ 0, which no flip changes.
 """
