@@ -19,12 +19,13 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "Discovery, q",
-        "A latent whose salience chance hardly explains: q is the share of false ones to expect among latents of its q or less. Tested "
-        "on one half of the groups; its salience is that of the other half. Found again: significant there too, with the same sign.",
+        "A latent whose salience chance hardly explains: q is the share of false ones to expect among latents of its q or less. "
+        "Tested on one half of the groups; its salience is that of the other half. Found again: significant there too, same sign.",
     ),
     (
         "Length-bound, mixed",
-        "Length-bound: fires more on one side because that side is longer or shorter. Mixed: the sign differs between parts of the data.",
+        "Length-bound: its salience goes with a difference of length, and is not there at equal length. Mixed: its sign differs "
+        "between parts of the data.",
     ),
     ("FVU, variance explained", "Fraction of the activations' variance that the autoencoder does not explain; one minus it."),
     ("L0", "Mean number of latents active at a position."),

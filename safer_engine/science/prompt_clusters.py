@@ -1,7 +1,8 @@
 """Prompt groups put into clusters by the words of their prompts: cheap, deterministic, and without looking at labels.
 
-Each text is a vector of log(1 + count) · inverse document frequency over 4 096 hashed words (CRC-32), of length 1. Spherical k-means (Dhillon and Modha 2001) from a farthest-first start: the first centre is the text nearest to the
-mean, each next one the text least like any centre; 12 rounds on a sample of at most 20 000 texts, then all are assigned.
+Each text is a vector of log(1 + count) · inverse document frequency over 4 096 hashed words (CRC-32), of length 1. Spherical
+k-means (Dhillon and Modha 2001) from a farthest-first start: the first centre is the text nearest to the mean, each next one the
+text least like any centre; at most 12 rounds on a sample of at most 20 000 texts, then all are assigned.
 """
 
 from __future__ import annotations
