@@ -19,8 +19,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "Discovery, q",
-        "A latent whose salience chance hardly explains: q is the share of false ones to expect among latents of its q or less. "
-        "Tested on one half of the groups; its salience is that of the other half. Found again: significant there too, same sign.",
+        "A latent whose salience chance hardly explains: q is the share of false ones to expect among those of its q or less. "
+        "Tested on one half of the groups; its salience is that of the other half. Found again: significant there too.",
     ),
     (
         "Length-bound, mixed",

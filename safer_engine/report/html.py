@@ -160,9 +160,7 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "labelled": any(feature.safety_feature is not None for feature in features),
         "listed": features[: limits.rows],
         "candidate_columns": _CANDIDATE_COLUMNS,
-        "salience_reach": max(
-            [0.05, *(abs(part.salience) for feature in cards for part in (*feature.subsets, *feature.clusters))]
-        ),
+        "salience_reach": max([0.05, *(abs(s) for card in cards for s in card.saliences)]),
         "latents_tested": latents is not None and latents.tests is not None,
         "cluster_names": {c.cluster: ", ".join(f"“{t}”" for t in c.terms) for c in (latents.clusters if latents else [])},
         "tokens": token_markup,

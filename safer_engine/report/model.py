@@ -285,6 +285,11 @@ class Feature(Node):
     contexts: list[Context] = Field(default_factory=list, description="Only on as many features as the report shows in full.")
     causal_effect: None = Field(None, description="Change of the margin when the feature is ablated.")
 
+    @property
+    def saliences(self) -> list[float]:
+        """By subset and by cluster of prompts."""
+        return [*(part.salience for part in self.subsets), *(part.salience for part in self.clusters)]
+
 
 class Evidence(Node):
     """What one latent says about a pair."""

@@ -42,6 +42,8 @@ ROUND = 1024
 """Flips of a round: one pass over the data, S × ROUND sums in memory."""
 MIN_STRATUM = 64
 """Latents of a stratum at least, where there are as many."""
+_EXPECTED = 20
+"""Flipped sums that a stratum's pool is to have beyond the strictest cut, fdr / tests: a tail of few draws would be too noisy."""
 _COLUMNS = 256
 """Flips multiplied at once: a block's signs for so many stay in a processor's cache."""
 _SLACK = 1 + 1e-5
@@ -132,7 +134,7 @@ def flip_tests(
     for number in range(rounds):
         signs = _Signs.draw(n_groups, np.random.default_rng([settings.seed, number]))
         largest.append(np.max([one.add_round(signs) for one in found if len(one.tested)], axis=0))
-        if all(one.smallest_p <= settings.fdr / (2 * n_tests) for one in found):
+        if all(one.smallest_p * _EXPECTED <= settings.fdr / n_tests for one in found):
             break
     maxima = np.sort(np.concatenate(largest)) if largest else np.zeros(0)
     return _adjusted(found, maxima, ROUND * len(largest), n_tests)
