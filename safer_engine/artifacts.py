@@ -182,15 +182,20 @@ class Latents(Artifact):
         (counted positions: those covered, less outliers; see `science.latent_acts.counted_positions`).
     `latents.arrow`, one row per latent: latent_id, firing_rate, responses (n with any firing), energy (Σ z²), a_chosen,
         a_rejected, salience, salience_lo, salience_hi, t, salience_paper, axis string? (the axis the salience is of;
-        null: all pairs), candidate bool, rank int32? (from 1, by absolute salience within an axis; null: not ranked). lo, hi, t
-        null where not to be estimated.
-    `axes.arrow`, `subsets.arrow`: latent_id, axis, (subset,) n_groups, salience, salience_lo, salience_hi, t: for the
-        candidates.
+        null: all pairs), candidate bool, rank int32? (from 1: discoveries of an axis first, then by absolute salience in the half
+        of the groups that chooses; null: not ranked). lo, hi, t null where not to be estimated. Tests, within that half and axis,
+        null where not tested: salience_selection (in that half), p, q, q_by, p_max_t, n_active int32 (its groups whose sides
+        differ), discovery bool?, replicated bool? (discoveries only). The other figures are of the other half; `paper`: of all
+        pairs, not tested. Candidates: salience_equal_length, equal_length_lo, _hi, _t, length_bound, p_mixed, mixed.
+    `axes.arrow`, `subsets.arrow`, `clusters.arrow`: latent_id, axis, (subset or cluster int32,) n_groups, salience,
+        salience_lo, salience_hi, t: for the candidates (by cluster of prompts: within their own axis).
     `contexts.arrow`, each from another group: latent_id, rank (from 1), pair_id, side string, position, activation, tokens
         list<string> (joined they are the exact text), activations list<float32?> (of each token; null where it is not
         counted), focus int32 (index of the focus in tokens).
     `background.arrow`: pair_id, side, position, tokens, focus: windows at random positions, to compare contexts with.
-    meta: estimator, n_latents, n_never_fired, n_ranked, n_candidates, n_groups, n_pairs_left_out, totals.
+    meta: estimator, n_latents, n_never_fired, n_ranked, n_candidates, n_groups, n_pairs_left_out, totals, tests {fdr,
+        n_tests, n_tested, n_draws, smallest_p, n_discoveries, n_discoveries_by, n_discoveries_max_t, n_replicated,
+        replicated_share} or null, clusters [{cluster, n_groups, terms}].
     """
 
     @cached_property

@@ -215,6 +215,15 @@ class SalienceSpec(Section):
     )
     min_rate: float = Field(1e-4, ge=0, lt=1, description="Latents firing in a smaller share of positions are not ranked.")
     max_rate: float = Field(0.5, gt=0, le=1, description="Latents firing in a larger share of positions are not ranked.")
+    fdr: float = Field(
+        0.05, gt=0, lt=0.5, description="False-discovery rate of discoveries among the tested latents (`paper`: none are tested)."
+    )
+    draws: int = Field(
+        8192, ge=1024, le=1_000_000, description="Sign flips at most; fewer where p-values are fine enough before that."
+    )
+    clusters: int = Field(
+        8, ge=0, le=64, description="Clusters of prompts by which the salience of candidates is given too; 0: none."
+    )
 
 
 class ContextSpec(Section):

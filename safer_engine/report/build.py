@@ -120,7 +120,7 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
     if evaluation is not None:
         sections["evaluation"] = evaluation_section(evaluation, spec)
     if sae is not None:
-        sections["sae"] = sae_section(sae, latents)
+        sections["sae"] = sae_section(sae, latents, text=spec.report.text)
     if latents is not None:
         sections["features"] = list(features_section(latents, labels, spec.report))
     return sections

@@ -10,6 +10,7 @@ import numpy as np
 from safer_engine.artifacts import Labels, Latents, SparseAutoencoder
 from safer_engine.report.columns import EXPLANATION_LIMIT, PHRASE_LIMIT, Floats, clipped, finite, histogram, maybe_finite, scalars
 from safer_engine.report.model import Context, Curve, Feature, LatentsReport, Overview, SaeReport, SubsetSalience
+from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
 from safer_engine.spec import ReportSpec
 
 _CURVE_POINTS = 240
@@ -18,7 +19,7 @@ _LOWEST_RATE = 1e-6
 _NAMED = ("kind", "d_in", "d_sae", "k")
 
 
-def sae_section(sae: SparseAutoencoder, latents: Latents | None) -> SaeReport:
+def sae_section(sae: SparseAutoencoder, latents: Latents | None, *, text: bool = True) -> SaeReport:
     """What the SAE is, how faithful it is, and all its latents at once."""
     facts, metrics = sae.json("sae.json"), sae.json("metrics.json")
     return SaeReport(
@@ -38,7 +39,7 @@ def sae_section(sae: SparseAutoencoder, latents: Latents | None) -> SaeReport:
         recovered=_recovered(metrics.get("recovered")),
         interpretable=metrics.get("interpretable"),
         curve=_curve(sae),
-        latents=None if latents is None else _latents(latents),
+        latents=None if latents is None else _latents(latents, text),
     )
 
 
@@ -76,7 +77,7 @@ def _curve(sae: SparseAutoencoder) -> Curve | None:
     )
 
 
-def _latents(latents: Latents) -> LatentsReport:
+def _latents(latents: Latents, text: bool) -> LatentsReport:
     table, meta = latents.latents, latents.meta
     rates = np.asarray(table.column("firing_rate").to_pylist(), dtype=np.float64)
     salience = np.asarray(table.column("salience").to_pylist(), dtype=np.float64)
@@ -86,7 +87,14 @@ def _latents(latents: Latents) -> LatentsReport:
         n_ranked=meta["n_ranked"],
         n_candidates=meta["n_candidates"],
         overview=_overview(rates, salience),
+        tests=SalienceTests.model_validate(meta["tests"]) if meta.get("tests") else None,
+        clusters=[_cluster(one, text) for one in meta.get("clusters", [])],
     )
+
+
+def _cluster(found: dict[str, Any], text: bool) -> PromptCluster:
+    terms = [term[:PHRASE_LIMIT] for term in found["terms"]] if text else []
+    return PromptCluster(cluster=found["cluster"], n_groups=found["n_groups"], terms=terms)
 
 
 def _overview(rates: Floats, salience: Floats) -> Overview:
@@ -113,11 +121,15 @@ def features_section(latents: Latents, labels: Labels | None, shown: ReportSpec)
     labelled = {row["latent_id"]: row for row in labels.labels.to_pylist()} if labels is not None else {}
     rows.sort(key=lambda row: _order(row, labelled.get(row["latent_id"])))
     in_full = {row["latent_id"] for row in rows[: shown.features]}
-    subsets = _subsets(latents)
+    subsets, clusters = _subsets(latents), _clusters(latents)
     contexts = _contexts(latents, in_full) if shown.text else {}
     return [
         _feature(row, labelled.get(row["latent_id"]), shown.text).model_copy(
-            update={"subsets": subsets.get(row["latent_id"], []), "contexts": contexts.get(row["latent_id"], [])}
+            update={
+                "subsets": subsets.get(row["latent_id"], []),
+                "clusters": clusters.get(row["latent_id"], []),
+                "contexts": contexts.get(row["latent_id"], []),
+            }
         )
         for row in rows
     ]
@@ -152,7 +164,20 @@ def _feature(row: dict[str, Any], label: dict[str, Any] | None, text: bool) -> F
         salience_paper=maybe_finite(row["salience_paper"], "a salience"),
         firing_rate=finite(row["firing_rate"], "a firing rate"),
         responses=row["responses"],
+        **_tested(row),
     )
+
+
+_FIGURES = (
+    "p", "q", "q_by", "p_max_t", "salience_selection", "salience_equal_length", "equal_length_lo", "equal_length_hi"
+)  # fmt: skip
+_FLAGS = ("discovery", "replicated", "length_bound", "mixed")
+
+
+def _tested(row: dict[str, Any]) -> dict[str, Any]:
+    """What tests say of a latent; nothing where its artifact has no tests."""
+    figures = {name: maybe_finite(row.get(name), f"{name} of latent {row['latent_id']}") for name in _FIGURES}
+    return {**figures, **{name: row.get(name) for name in _FLAGS}}
 
 
 def _subsets(latents: Latents) -> dict[int, list[SubsetSalience]]:
@@ -165,6 +190,16 @@ def _subsets(latents: Latents) -> dict[int, list[SubsetSalience]]:
                 found[row["latent_id"]].append(
                     SubsetSalience(axis=row["axis"], subset=row["subset"], n_groups=row["n_groups"], salience=salience, t=t)
                 )
+    return found
+
+
+def _clusters(latents: Latents) -> dict[int, list[ClusterSalience]]:
+    found: dict[int, list[ClusterSalience]] = defaultdict(list)
+    if latents.has("clusters.arrow"):
+        for row in latents.table("clusters.arrow").to_pylist():
+            salience, t = finite(row["salience"], "a salience"), maybe_finite(row["t"], "a t statistic")
+            one = ClusterSalience(cluster=row["cluster"], n_groups=row["n_groups"], salience=salience, t=t)
+            found[row["latent_id"]].append(one)
     return found
 
 

@@ -17,6 +17,16 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "Salience",
         "How much more a latent fires on chosen (+) than on rejected (−) responses, between −1 and 1, with its interval.",
     ),
+    (
+        "Discovery, q",
+        "A latent whose salience chance hardly explains: q is the share of false ones to expect among those of its q or less. "
+        "Tested on one half of the groups; its salience is that of the other half. Found again: significant there too.",
+    ),
+    (
+        "Length-bound, mixed",
+        "Length-bound: its salience goes with a difference of length, and is not there at equal length. Mixed: its sign differs "
+        "between parts of the data.",
+    ),
     ("FVU, variance explained", "Fraction of the activations' variance that the autoencoder does not explain; one minus it."),
     ("L0", "Mean number of latents active at a position."),
     ("Dead latent", "A latent that did not fire for a long stretch of training. Silent: it fires at no held-out position."),

@@ -59,7 +59,7 @@ _CONTENTS = (
 )
 _CANDIDATE_COLUMNS = (
     ("Latent", True), ("About", False), ("Rating", True), ("Status", False), ("Salience", True), ("t", True),
-    ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
+    ("q", True), ("At equal length", True), ("Marks", False), ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
 )  # fmt: skip
 _STYLES = ("concise", "detailed plain", "detailed markdown")
 _DATA_FACTS = {"groups": "grouping", "n_rows": "input rows", "sides_truncated": "texts truncated"}
@@ -154,6 +154,7 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
     wanted = int(report.spec["report"]["features"])
     cards = features[: min(wanted, limits.cards)]
     first = sum(bool(feature.safety_feature) for feature in cards) or _FIRST_CARDS
+    latents = report.sae.latents if report.sae is not None else None
     return {
         "cards": cards[:first],
         "more_cards": cards[first:],
@@ -161,7 +162,9 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "labelled": any(feature.safety_feature is not None for feature in features),
         "listed": features[: limits.rows],
         "candidate_columns": _CANDIDATE_COLUMNS,
-        "salience_reach": max([0.05, *(abs(part.salience) for feature in cards for part in feature.subsets)]),
+        "salience_reach": max([0.05, *(abs(s) for card in cards for s in card.saliences)]),
+        "latents_tested": latents is not None and latents.tests is not None,
+        "cluster_names": {c.cluster: ", ".join(f"“{t}”" for t in c.terms) for c in (latents.clusters if latents else [])},
         "tokens": token_markup,
         "words_of": veiled_words,
     }

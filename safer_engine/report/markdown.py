@@ -75,13 +75,24 @@ def _features(report: ReportDocument) -> list[str]:
     if report.features is None:
         return ["## Features", _absent(report, "features")]
     shown = [f for f in report.features if f.safety_feature] or report.features
-    head = ("latent", "about", "rating", "fires on", "salience", "95 % interval", "fires at")
+    head = ("latent", "about", "rating", "fires on", "salience", "95 % interval", "q", "marks", "fires at")
     rest = len(report.features) - len(shown[:_FEATURES])
     return [
         "## Features",
         _table(head, [_feature_row(feature) for feature in shown[:_FEATURES]]),
         f"{text.count(rest)} more candidates are in features.parquet." if rest > 0 else "",
     ]
+
+
+def _marks(feature: Feature) -> list[str]:
+    found = {
+        "discovery": feature.discovery,
+        "not significant": feature.discovery is False,
+        "found again": feature.replicated,
+        "length-bound": feature.length_bound,
+        "mixed sign": feature.mixed,
+    }
+    return [name for name, holds in found.items() if holds]
 
 
 def _feature_row(feature: Feature) -> tuple[str, ...]:
@@ -92,6 +103,8 @@ def _feature_row(feature: Feature) -> tuple[str, ...]:
         feature.fires_on,
         text.signed(feature.salience),
         text.interval(feature.salience_lo, feature.salience_hi),
+        text.number(feature.q),
+        ", ".join(_marks(feature)) or text.NONE,
         text.small_percent(feature.firing_rate),
     )
 

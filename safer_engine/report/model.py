@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
 from safer_engine.report.nodes import Count, Facts, Node, Rate
 from safer_engine.report.provenance import Provenance
 
@@ -193,6 +194,8 @@ class LatentsReport(Node):
     n_ranked: Count = Field(description="Latents whose firing rate is neither too small nor too large to rank.")
     n_candidates: Count = Field(description="Most salient latents, which went on to be labelled.")
     overview: Overview
+    tests: SalienceTests | None = Field(None, description="Null for the paper's estimator, which is not tested.")
+    clusters: list[PromptCluster] = Field(default_factory=list)
 
 
 class SaeReport(Node):
@@ -261,11 +264,31 @@ class Feature(Node):
     salience_hi: float | None = None
     t: float | None = Field(None, description="Cluster-robust t statistic of the paired difference.")
     salience_paper: float | None = Field(None, description="The paper's contrast of sums.")
+    discovery: bool | None = Field(None, description="q is at most salience.fdr; null where it was not tested.")
+    p: float | None = Field(None, description="By sign flips in the half of the groups that chooses; `salience` is of the other.")
+    q: float | None = Field(None, description="By Benjamini and Hochberg over all tests.")
+    q_by: float | None = Field(None, description="By Benjamini and Yekutieli.")
+    p_max_t: float | None = Field(None, description="Adjusted for the largest of all latents.")
+    salience_selection: float | None = Field(None, description="In the half that chooses: ranked by it, and the larger for it.")
+    replicated: bool | None = Field(None, description="A discovery found again in the other half; null where it is none.")
+    salience_equal_length: float | None = Field(None, description="What is left where both responses are equally long.")
+    equal_length_lo: float | None = None
+    equal_length_hi: float | None = None
+    length_bound: bool | None = Field(
+        None, description="Length accounts for it: away from 0 as it stands, not at equal length, and the difference is sure."
+    )
+    mixed: bool | None = Field(None, description="Its sign differs, surely, between parts of the data (subsets or clusters).")
+    clusters: list[ClusterSalience] = Field(default_factory=list, description="Salience by cluster of prompts.")
     firing_rate: float
     responses: Count = Field(description="Responses it fires in.")
     subsets: list[SubsetSalience] = Field(default_factory=list)
     contexts: list[Context] = Field(default_factory=list, description="Only on as many features as the report shows in full.")
     causal_effect: None = Field(None, description="Change of the margin when the feature is ablated.")
+
+    @property
+    def saliences(self) -> list[float]:
+        """By subset and by cluster of prompts."""
+        return [*(part.salience for part in self.subsets), *(part.salience for part in self.clusters)]
 
 
 class Evidence(Node):
