@@ -190,6 +190,8 @@ class Latents(Artifact):
         list<string> (joined they are the exact text), activations list<float32?> (of each token; null where it is not
         counted), focus int32 (index of the focus in tokens).
     `background.arrow`: pair_id, side, position, tokens, focus: windows at random positions, to compare contexts with.
+    `checks.arrow`: latent_id, match int32, activation?, pair_id, side, position, tokens, focus: held-out windows of the candidates,
+        two for each match: one in which the latent fires, and one of the same subset and side, activation null, in which it does not.
     meta: estimator, n_latents, n_never_fired, n_ranked, n_candidates, n_groups, n_pairs_left_out, totals.
     """
 

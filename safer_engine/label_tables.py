@@ -14,7 +14,7 @@ from safer_engine.store import WorkArea
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from safer_engine.spec import LabelSpec
+    from safer_engine.spec_labels import LabelSpec
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from safer_engine.labellers.base import Labeller
 from safer_engine.labellers.rubric import Rubric
-from safer_engine.spec import ChatApiLabeller as ChatApiSpec
-from safer_engine.spec import LexiconLabeller as LexiconSpec
+from safer_engine.spec_labels import ChatApiLabeller as ChatApiSpec
+from safer_engine.spec_labels import LexiconLabeller as LexiconSpec
 
 if TYPE_CHECKING:
     from safer_engine.labellers.chat_api import Answers

@@ -23,7 +23,7 @@ from safer_engine.labellers.base import Candidate, Labelling, LatentLabel, Progr
 from safer_engine.labellers.endpoint_key import endpoint_key
 from safer_engine.labellers.prompts import UNCLEAR, Prompt, Unparsed, build_prompt, parse_answer
 from safer_engine.labellers.rubric import Rubric
-from safer_engine.spec import ChatApiLabeller as ChatApiSpec
+from safer_engine.spec_labels import ChatApiLabeller as ChatApiSpec
 
 _RETRIED = frozenset({408, 409, 429})
 _MISCONFIGURED = frozenset({401, 403, 404, 405})

@@ -18,7 +18,7 @@ class LatentsStage:
     """Encodes each activation shard once (a finished shard is kept across restarts), then ranks and cuts out contexts."""
 
     name: ClassVar[str] = "latents"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, SparseAutoencoder)
     produces: ClassVar[type[Artifact]] = Latents
@@ -28,6 +28,7 @@ class LatentsStage:
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`."""
         from safer_engine import latent_files, latent_tables
+        from safer_engine.held_out_tables import held_out_windows
         from safer_engine.payload_files import write_table
         from safer_engine.science.contexts import merge_contexts
         from safer_engine.science.latent_acts import add_totals
@@ -54,6 +55,7 @@ class LatentsStage:
             "subsets.arrow": ranking.subsets,
             "contexts.arrow": latent_tables.contexts_table(pairs.pairs, contexts, spans, windows),
             "background.arrow": latent_tables.background_table(pairs.pairs, region, window, _BACKGROUND, ctx.seed("background")),
+            "checks.arrow": held_out_windows(job, fragments, pairs.pairs, contexts),
         }
         for name, table in tables.items():
             with ctx.work.publish(name) as path:

@@ -3,7 +3,7 @@ from pathlib import Path
 import yaml
 
 from safer_engine.labellers.rubric import Rubric, built_in_rubrics
-from safer_engine.spec import LabelSpec
+from safer_engine.spec_labels import LabelSpec
 
 
 def test_the_examples_in_the_documentation_are_valid() -> None:
