@@ -221,7 +221,10 @@ class ContextSpec(Section):
     minimum: int = Field(4, gt=0, description="Latents with fewer contexts are not labelled.")
     window: int = Field(128, gt=3, description="Tokens shown round the focus.")
     held_out: int = Field(
-        20, ge=0, le=1000, description="Contexts kept apart to check labels on, and as many matched ones in which it does not fire."
+        20,
+        ge=0,
+        le=1000,
+        description="Contexts kept apart to check labels on, and as many matched ones in which it does not fire.",
     )
     held_out_window: int = Field(32, gt=3, description="Tokens of each of those.")
 

@@ -53,7 +53,8 @@ class Correction(Section):
     """What a person says of one latent of one SAE; it stands in place of the labeller's rating."""
 
     sae: str = Field(
-        pattern=r"^[0-9a-f]{64}$", description="sha256 of the SAE's weights: `sae.digest` in report.json. Another SAE's is not used."
+        pattern=r"^[0-9a-f]{64}$",
+        description="sha256 of the SAE's weights: `sae.digest` in report.json. Another SAE's is not used.",
     )
     latent_id: int = Field(ge=0, description="Which latent of it.")
     rating: int = Field(ge=1, le=5, description="Relevance to the rubric.")

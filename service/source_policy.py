@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 from safer_engine.labellers.rubric import built_in_rubrics
 from safer_engine.spec import AuditSpec, DatasetSource, DatasetSpec, HubSource, LocalSource, RuntimeSpec
-from safer_engine.spec_labels import ChatApiLabeller, LocalLmLabeller
+from safer_engine.spec_labels import ChatApiLabeller
 from safer_engine.train_spec import TrainSpec
 from service.errors import SourceNotAllowed
 from service.infra.settings import Settings

@@ -119,9 +119,7 @@ def join_pools(parts: Sequence[PoolActs]) -> PoolActs:
     return PoolActs(counted, firing)
 
 
-def match_windows(
-    contexts: TopContexts, shown: TopContexts, pool: PoolActs, sequences: Sequences, window: int
-) -> list[Match]:
+def match_windows(contexts: TopContexts, shown: TopContexts, pool: PoolActs, sequences: Sequences, window: int) -> list[Match]:
     """A window without the latent for each context, where one can be had.
 
     Args:
@@ -163,9 +161,7 @@ def _nearest(members: Ints | None, response: int, taken: set[int], sequences: Se
     return free[np.argsort(apart, kind="stable")]
 
 
-def _silent(
-    pool: PoolActs, latent: int, response: int, place: float, sequences: Sequences, window: int
-) -> int | None:
+def _silent(pool: PoolActs, latent: int, response: int, place: float, sequences: Sequences, window: int) -> int | None:
     """The counted position nearest to a place of its response round which the latent does not fire; None where there is none."""
     positions = pool.counted[response]
     firing = pool.firing.get(latent, {}).get(response, np.zeros(0, dtype=np.int64))
