@@ -208,8 +208,8 @@ class Labels(Artifact):
     `labels.arrow`, one row per candidate: latent_id, status (labelled | unverified | unparsed | too_few_contexts | error |
         skipped), rating int8? (1–5), explanation string, direction string?, terms list<string>, labeller string,
         safety_feature bool, rank int32? (from 1, among safety features), detection? with detection_lo, detection_hi,
-        detection_recall, detection_specificity, detection_n (held-out windows judged) and detection_problem? (why there is none, or
-        why some were not judged), rating_again?, status_again? (of a second reading), corrected_by string?.
+        detection_recall, detection_specificity, detection_n (windows judged) and detection_problem? (why there is none, or why
+        some were not judged), rating_again?, status_again? (of a second reading), corrected_by string?.
     meta: rubric, labeller, counts {status: n}, ratings {rating: n}, calls, cost (in the currency of the prices given), spent
         {labels | detection | repeats: {calls, cost}}, n_safety_features, min_rating (least rating of a safety feature),
         detection_floor?, agreement? {kappa, lo, hi, same, n}, no_agreement? (why not), n_again, n_again_unrated, n_corrected,

@@ -20,6 +20,7 @@ from safer_engine.errors import ResourceError
 from safer_engine.report import plots, summary, text
 from safer_engine.report.glossary import GLOSSARY
 from safer_engine.report.harsh import mild_name, veiled_words
+from safer_engine.report.label_words import about_labels, detection_words
 from safer_engine.report.model import (
     AxisEdits,
     Context,
@@ -56,7 +57,7 @@ _CONTENTS = (
     ("glossary", "Words"),
 )
 _CANDIDATE_COLUMNS = (
-    ("Latent", True), ("About", False), ("Rating", True), ("Status", False), ("Salience", True), ("t", True),
+    ("Latent", True), ("About", False), ("Rating", True), ("Detection", True), ("Status", False), ("Salience", True), ("t", True),
     ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
 )  # fmt: skip
 _STYLES = ("concise", "detailed plain", "detailed markdown")
@@ -162,6 +163,8 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "salience_reach": max([0.05, *(abs(part.salience) for feature in cards for part in feature.subsets)]),
         "tokens": token_markup,
         "words_of": veiled_words,
+        "detection_words": detection_words,
+        "about_labels": "" if report.labels is None else about_labels(report.labels),
     }
 
 
