@@ -119,8 +119,10 @@ class _Reading:
             raise ModelRefused(
                 f"the tokenizer of {files.origin} cannot be loaded: {first_lines(error)}", "save it again"
             ) from error
+        named = zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True)
         added = {token.content: number for number, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = {**dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True)), **added}
+        unknown = self._tokenizer.unk_token_id  # stands for any text that the vocabulary lacks
+        self._special = {text: number for text, number in {**dict(named), **added}.items() if number != unknown}
         self._template = load_template(self._tokenizer) if self._tokenizer.chat_template else None
         eos = self._tokenizer.eos_token_id
         self.ends: frozenset[int] = frozenset(() if eos is None else (eos,))
