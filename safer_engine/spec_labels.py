@@ -75,7 +75,7 @@ class LabelSpec(Section):
         0.65,
         ge=0,
         le=1,
-        description="Labels from which fewer held-out contexts are told apart (balanced accuracy) are `unverified`, and no "
+        description="Labels that tell held-out contexts apart with less than this balanced accuracy are `unverified`, and no "
         "safety features; 0 measures only, null does not ask.",
     )
     repeats: float = Field(

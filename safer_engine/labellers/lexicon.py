@@ -114,10 +114,10 @@ class LexiconLabeller:
         return False
 
     def detect(self, claims: Sequence[Claim], progress: Progress) -> Judgements:
-        """See `Labeller.detect`: a window is taken for one that fires where a word that the label counted is near its focus.
+        """See `Labeller.detect`: a window is taken for one that fires where a word that the label tells of is near its focus.
 
-        Those are the terms of the kinds that the explanation names; where it names none, the words of the label. A label
-        without either says nothing of any window.
+        Those are the rubric's terms of the kinds that the explanation names, and the words of the label. A label without
+        either says nothing of any window.
         """
         found = []
         for done, claim in enumerate(claims):
@@ -132,9 +132,7 @@ class LexiconLabeller:
             return Judged((None,) * len(claim.windows), "the label names no word to look for")
         index = TermIndex(counted)
         near = [near_words(window) for window in claim.windows]
-        if counted:
-            return Judged(tuple(bool(index.find(each)) for each in near))
-        return Judged(tuple(not words.isdisjoint(each) for each in near))
+        return Judged(tuple(bool(index.find(each)) or not words.isdisjoint(each) for each in near))
 
     def label(self, candidates: Sequence[Candidate], background: Sequence[Window], progress: Progress) -> Labelling:
         """See `Labeller.label`."""
