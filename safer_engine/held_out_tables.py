@@ -38,7 +38,7 @@ def held_out_windows(job: ShardJob, fragments: Sequence[Fragment], pairs: pa.Tab
     sequences = _sequences(pairs, job.groups_P, job.ctx.spec.hook.region)
     responses = draw_pool(sequences, spec.held_out, np.random.default_rng(job.ctx.seed("pool")))
     pool = job.pool(fragments, responses, candidates)
-    rows = []
+    rows: list[tuple[int, int, float | None, int, int]] = []
     for number, match in enumerate(match_windows(contexts, shown, pool, sequences, spec.held_out_window)):
         latent = int(contexts.latents_N[match.row])
         peak = (int(contexts.responses_N[match.row]), int(contexts.positions_N[match.row]))

@@ -124,8 +124,16 @@ _COUNTS = "the labeller counts words, which are the same in any order"
 def _corrected(label: LatentLabel, correction: Correction | None) -> LatentLabel:
     if correction is None:
         return label
-    fields = {"explanation": correction.explanation, "direction": correction.direction, "terms": correction.terms}
-    return replace(label, status="labelled", rating=correction.rating, kinds=(), by=correction.by, **fields)
+    return replace(
+        label,
+        status="labelled",
+        rating=correction.rating,
+        explanation=correction.explanation,
+        direction=correction.direction,
+        terms=correction.terms,
+        kinds=(),
+        by=correction.by,
+    )
 
 
 def _detected(labeller: Labeller, labels: Sequence[LatentLabel], task: Task, told: Told) -> tuple[list[CheckedLabel], Spent]:

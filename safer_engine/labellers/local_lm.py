@@ -110,7 +110,8 @@ class _Reading:
     def __init__(self, files: ResolvedModel) -> None:
         from transformers import AutoTokenizer
 
-        from safer_engine.science.chat_templates import PROBE_PROMPT, SideDropped, frame_of, load_template
+        from safer_engine.science.chat_templates import PROBE_PROMPT, frame_of, load_template
+        from safer_engine.science.drops import SideDropped
         from safer_engine.sources.model_loading import first_lines
 
         try:
