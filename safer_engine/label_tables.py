@@ -166,9 +166,9 @@ def remarks(meta: dict[str, Any], n: int) -> list[str]:
     if unusable := sum(meta["counts"].get(status, 0) for status in ("unparsed", "error", "skipped")):
         found.append(f"{unusable} of {n} candidates got no label and cannot be safety features")
     if others := meta["n_corrections_of_others"]:
-        found.append(f"{others} corrections are about another SAE and were not used")
+        found.append(f"corrections about another SAE, not used: {others}")
     if outside := meta["n_corrections_not_candidates"]:
-        found.append(f"{outside} corrections are about latents that are no candidates, and were not used")
+        found.append(f"corrections about latents that are no candidates, not used: {outside}")
     return found
 
 

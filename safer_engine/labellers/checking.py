@@ -20,6 +20,7 @@ from safer_engine.spec_labels import Correction, LabelSpec
 LEAST_WINDOWS = 5
 """Windows of either kind that must have been judged."""
 _RESAMPLES = 2000
+_ROUNDING = 1e-9
 Told = Callable[[int, int, str], None]
 
 
@@ -166,7 +167,12 @@ def _detected(labeller: Labeller, labels: Sequence[LatentLabel], task: Task, tol
 def _verified(checked: CheckedLabel, floor: float) -> CheckedLabel:
     """`unverified` where detection is below the floor, or could not be had; what a person says stands."""
     label, found = checked.label, checked.detection
-    if floor == 0 or label.status != "labelled" or label.by is not None or (found is not None and found.score >= floor):
+    if (
+        floor == 0
+        or label.status != "labelled"
+        or label.by is not None
+        or (found is not None and found.score >= floor - _ROUNDING)
+    ):
         return checked
     return replace(checked, label=replace(label, status="unverified"))
 

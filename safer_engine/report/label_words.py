@@ -32,9 +32,9 @@ def about_labels(labels: LabelsReport) -> str:
     elif labels.no_agreement:
         parts.append(f"No agreement of two readings: {text.visible(labels.no_agreement)}.")
     if labels.n_corrected:
-        parts.append(f"{text.count(labels.n_corrected)} are as a person corrected them.")
+        parts.append(f"{_counted(labels.n_corrected, 'label')} as a person corrected it.")
     if labels.n_corrections_unused:
-        parts.append(f"{text.count(labels.n_corrections_unused)} corrections are about other latents and were not used.")
+        parts.append(f"{_counted(labels.n_corrections_unused, 'correction')} about other latents, not used.")
     if any(spent.calls for spent in labels.spent.values()):
         parts.append(_spent_words(labels))
     return " ".join(parts)
@@ -49,13 +49,17 @@ def label_cautions(report: ReportDocument) -> list[str]:
     rated = [f for f in report.features or [] if f.status == "unverified" and (f.rating or 0) >= labels.min_rating]
     if rated:
         found.append(
-            f"{text.count(len(rated))} candidates rated {labels.min_rating} or higher are unverified: their labels do not tell "
-            "where the latents fire, so they are no safety features."
+            f"{_counted(len(rated), 'candidate')} rated {labels.min_rating} or higher, but unverified and so no safety feature: "
+            "the label does not tell where the latent fires, or could not be checked."
         )
     agreed = labels.agreement
     if agreed is not None and agreed.kappa is not None and agreed.kappa < _POOR:
         found.append(f"Two readings of the same latents agree poorly (weighted kappa {agreed.kappa:.2f}): ratings are unsure.")
     return found
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{text.count(n)} {what}{'' if n == 1 else 's'}"
 
 
 def _agreement_words(found: LabelAgreement, unrated: int) -> str:
