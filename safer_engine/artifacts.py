@@ -193,6 +193,9 @@ class Latents(Artifact):
         list<string> (joined they are the exact text), activations list<float32?> (of each token; null where it is not
         counted), focus int32 (index of the focus in tokens).
     `background.arrow`: pair_id, side, position, tokens, focus: windows at random positions, to compare contexts with.
+    `checks.arrow`: latent_id, match int32, activation?, pair_id, side, position, tokens, focus: held-out windows of the
+        candidates, two for each match: one in which the latent fires, and one, activation null, of the same subset and side
+        in which it does not.
     meta: estimator, n_latents, n_never_fired, n_ranked, n_candidates, n_groups, n_pairs_left_out, totals, tests {fdr,
         n_tests, n_tested, n_draws, smallest_p, n_discoveries, n_discoveries_by, n_discoveries_max_t, n_replicated,
         replicated_share} or null, clusters [{cluster, n_groups, terms}].
@@ -207,11 +210,15 @@ class Latents(Artifact):
 class Labels(Artifact):
     """What the candidates are about.
 
-    `labels.arrow`, one row per candidate: latent_id, status (labelled | unparsed | too_few_contexts | error |
+    `labels.arrow`, one row per candidate: latent_id, status (labelled | unverified | unparsed | too_few_contexts | error |
         skipped), rating int8? (1–5), explanation string, direction string?, terms list<string>, labeller string,
-        safety_feature bool, rank int32? (from 1, among safety features).
-    meta: rubric, labeller, counts {status: n}, ratings {rating: n}, calls, cost (in the currency of the prices given),
-        n_safety_features, min_rating (least rating of a safety feature).
+        safety_feature bool, rank int32? (from 1, among safety features), detection? with detection_lo, detection_hi,
+        detection_recall, detection_specificity, detection_n (windows judged) and detection_problem? (why there is none, or why
+        some were not judged), rating_again?, status_again? (of a second reading), corrected_by string?.
+    meta: rubric, labeller, counts {status: n}, ratings {rating: n}, calls, cost (in the currency of the prices given), spent
+        {labels | detection | repeats: {calls, cost}}, n_safety_features, min_rating (least rating of a safety feature),
+        detection_floor?, agreement? {kappa, lo, hi, same, n}, no_agreement? (why not), n_again, n_again_unrated, n_corrected,
+        n_corrections_of_others, n_corrections_not_candidates.
     """
 
     @cached_property

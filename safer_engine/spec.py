@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """Base of all spec sections: immutable, unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from safer_engine.spec_labels import LabelSpec
+from safer_engine.spec_section import Section
 
 
 class ModelSpec(Section):
@@ -232,40 +229,13 @@ class ContextSpec(Section):
     per_latent: int = Field(10, gt=0, description="Contexts kept, each from another prompt group.")
     minimum: int = Field(4, gt=0, description="Latents with fewer contexts are not labelled.")
     window: int = Field(128, gt=3, description="Tokens shown round the focus.")
-
-
-class LexiconLabeller(Section):
-    """Offline labeller: shares of rubric terms in the contexts against a background."""
-
-    kind: Literal["lexicon"] = "lexicon"
-
-
-class ChatApiLabeller(Section):
-    """Any OpenAI-compatible chat endpoint."""
-
-    kind: Literal["chat_api"] = "chat_api"
-    base_url: str = Field(description="Endpoint, for example https://host/v1.")
-    model: str = Field(description="Model name sent to the endpoint.")
-    api_key_env: str | None = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
-    timeout: float = Field(60.0, gt=0, le=3600, description="Seconds per request.")
-    retries: int = Field(4, ge=0, le=20, description="Retries after 408, 409, 429, 5xx or a broken connection.")
-    max_tokens: int = Field(400, gt=0, description="Longest answer, in tokens.")
-    price_in: float = Field(0.0, ge=0, description="Price of a million prompt tokens, in your currency.")
-    price_out: float = Field(0.0, ge=0, description="Price of a million answer tokens.")
-    max_cost: float | None = Field(None, ge=0, description="Stop asking when this much is spent; the rest is `skipped`.")
-    max_calls: int = Field(2000, gt=0, description="Stop asking after this many calls.")
-
-
-Labeller = Annotated[LexiconLabeller | ChatApiLabeller, Field(discriminator="kind")]
-
-
-class LabelSpec(Section):
-    """Which candidates are safety features."""
-
-    rubric: str = Field("safety", description="Built-in rubric, or path of a rubric file (YAML).")
-    labeller: Labeller = Field(default_factory=LexiconLabeller, description="Who rates.")
-    min_rating: int = Field(4, ge=1, le=5, description="Smallest rating (1–5) of a safety feature; the paper keeps 5.")
-    keep: int = Field(32, gt=0, description="At most this many safety features, in the order of the candidates.")
+    held_out: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Contexts kept apart to check labels on, and as many matched ones in which it does not fire.",
+    )
+    held_out_window: int = Field(32, gt=3, description="Tokens of each of those.")
 
 
 class CausalSpec(Section):
@@ -366,7 +336,7 @@ PAPER_PRESET: dict[str, Any] = {
     },
     "salience": {"estimator": "paper", "candidates": 256, "min_rate": 0.0, "max_rate": 1.0},
     "contexts": {"per_latent": 10, "minimum": 4, "window": 128},
-    "labels": {"min_rating": 5, "keep": 32},
+    "labels": {"min_rating": 5, "keep": 32, "detection_floor": None, "repeats": 0.0},
     "suspicion": {"estimator": "paper", "signals": {"paper": 1.0}},
 }  # fmt: skip
 """METHOD §1 as a spec: merged under what the user gives when `preset: paper`."""

@@ -27,7 +27,7 @@ from safer_engine.evaluation_pairs import NO_EVALUATION
 from safer_engine.pipeline import STAGES
 from safer_engine.report.build_data import dataset_section, evaluation_section, reward_model_section
 from safer_engine.report.build_edits import edits_section
-from safer_engine.report.build_features import features_section, sae_section
+from safer_engine.report.build_features import features_section, labels_section, sae_section
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.nodes import Node
 from safer_engine.report.provenance import InputRecord, PlannedCost, Progress, Provenance, StageCost, StageRecord, Timing
@@ -123,6 +123,8 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
         sections["sae"] = sae_section(sae, latents, text=spec.report.text)
     if latents is not None:
         sections["features"] = list(features_section(latents, labels, spec.report))
+    if labels is not None:
+        sections["labels"] = labels_section(labels)
     return sections
 
 
@@ -132,6 +134,7 @@ _DEPENDS: dict[str, tuple[type[Artifact], ...]] = {
     "evaluation": (EvaluationSet,),
     "sae": (SparseAutoencoder,),
     "features": (Latents,),
+    "labels": (Labels,),
     "edits": (PairSet, PairScores),
     "verification": (Verification,),
     "verdict": (),

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from safer_engine.artifacts import Labels, Latents, SparseAutoencoder
+from safer_engine.label_tables import sae_digest
 from safer_engine.report.columns import EXPLANATION_LIMIT, PHRASE_LIMIT, Floats, clipped, finite, histogram, maybe_finite, scalars
 from safer_engine.report.model import Context, Curve, Feature, LatentsReport, Overview, SaeReport, SubsetSalience
+from safer_engine.report.model_labels import LabelAgreement, LabelCost, LabelDetection, LabelsReport
 from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
 from safer_engine.spec import ReportSpec
 
@@ -38,6 +40,7 @@ def sae_section(sae: SparseAutoencoder, latents: Latents | None, *, text: bool =
         density=_density(metrics.get("density")),
         recovered=_recovered(metrics.get("recovered")),
         interpretable=metrics.get("interpretable"),
+        digest=sae_digest(sae),
         curve=_curve(sae),
         latents=None if latents is None else _latents(latents, text),
     )
@@ -135,6 +138,35 @@ def features_section(latents: Latents, labels: Labels | None, shown: ReportSpec)
     ]
 
 
+def labels_section(labels: Labels) -> LabelsReport:
+    """Who labelled, and how the labels were checked."""
+    meta = labels.meta
+    return LabelsReport(
+        labeller=meta["labeller"],
+        rubric=meta["rubric"],
+        statuses=meta["counts"],
+        n_safety_features=meta["n_safety_features"],
+        min_rating=meta["min_rating"],
+        detection_floor=meta["detection_floor"],
+        agreement=None if meta["agreement"] is None else LabelAgreement.model_validate(meta["agreement"]),
+        no_agreement=meta["no_agreement"],
+        n_again_unrated=meta["n_again_unrated"],
+        n_corrected=meta["n_corrected"],
+        n_corrections_unused=meta["n_corrections_of_others"] + meta["n_corrections_not_candidates"],
+        spent={name: LabelCost.model_validate(spent) for name, spent in meta["spent"].items()},
+    )
+
+
+def _detection(label: dict[str, Any]) -> LabelDetection | None:
+    score = maybe_finite(label.get("detection"), "a detection score")
+    if score is None:
+        return None
+    lo, hi, recall, specificity = (
+        finite(label[f"detection_{part}"], "a detection score") for part in ("lo", "hi", "recall", "specificity")
+    )
+    return LabelDetection(score=score, lo=lo, hi=hi, recall=recall, specificity=specificity, n=label["detection_n"])
+
+
 def _order(row: dict[str, Any], label: dict[str, Any] | None) -> tuple[int, int, int]:
     safety = bool(label and label["safety_feature"])
     return (0 if safety else 1, (label["rank"] or 0) if safety and label else row["rank"], row["latent_id"])
@@ -155,6 +187,11 @@ def _feature(row: dict[str, Any], label: dict[str, Any] | None, text: bool) -> F
         direction=known.get("direction") if text else None,
         terms=[clipped(term, PHRASE_LIMIT) for term in (known.get("terms") or [])[:12]] if text else [],
         labeller=known.get("labeller"),
+        detection=_detection(known),
+        detection_problem=(known.get("detection_problem") or "")[:PHRASE_LIMIT] or None,
+        rating_again=known.get("rating_again"),
+        status_again=known.get("status_again"),
+        corrected_by=known.get("corrected_by"),
         fires_on="chosen" if salience >= 0 else "rejected",
         axis=row.get("axis"),
         salience=salience,

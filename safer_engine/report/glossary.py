@@ -13,6 +13,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Pair accuracy", "Share of pairs with a reward margin above zero. Equal rewards are not counted as right."),
     ("Latent", "One unit of the sparse autoencoder, not interpreted. A feature is a latent with a label."),
     ("Safety feature", "A feature that the labeller rated as relevant to the rubric, at or above the spec's rating."),
+    ("Detection", "How well a label tells, in contexts held out when it was made, where its latent fires; 0.5 is guessing."),
     (
         "Salience",
         "How much more a latent fires on chosen (+) than on rejected (−) responses, between −1 and 1, with its interval.",

@@ -22,6 +22,7 @@ from safer_engine.report.build_doubts import SHOWN_BUDGETS
 from safer_engine.report.doubt_text import expected_at, how_chosen
 from safer_engine.report.glossary import GLOSSARY
 from safer_engine.report.harsh import mild_name, veiled_words
+from safer_engine.report.label_words import about_labels, detection_words
 from safer_engine.report.model import (
     AxisEdits,
     Context,
@@ -58,7 +59,7 @@ _CONTENTS = (
     ("glossary", "Words"),
 )
 _CANDIDATE_COLUMNS = (
-    ("Latent", True), ("About", False), ("Rating", True), ("Status", False), ("Salience", True), ("t", True),
+    ("Latent", True), ("About", False), ("Rating", True), ("Detection", True), ("Status", False), ("Salience", True), ("t", True),
     ("q", True), ("At equal length", True), ("Marks", False), ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
 )  # fmt: skip
 _STYLES = ("concise", "detailed plain", "detailed markdown")
@@ -167,6 +168,8 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "cluster_names": {c.cluster: ", ".join(f"“{t}”" for t in c.terms) for c in (latents.clusters if latents else [])},
         "tokens": token_markup,
         "words_of": veiled_words,
+        "detection_words": detection_words,
+        "about_labels": "" if report.labels is None else about_labels(report.labels),
     }
 
 

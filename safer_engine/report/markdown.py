@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from safer_engine.report import summary, text
+from safer_engine.report.label_words import about_labels, detection_words
 from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument
 from safer_engine.report.provenance import NO_PLAN, PlannedCost
 
@@ -75,12 +76,13 @@ def _features(report: ReportDocument) -> list[str]:
     if report.features is None:
         return ["## Features", _absent(report, "features")]
     shown = [f for f in report.features if f.safety_feature] or report.features
-    head = ("latent", "about", "rating", "fires on", "salience", "95 % interval", "q", "marks", "fires at")
+    head = ("latent", "about", "rating", "detection", "fires on", "salience", "95 % interval", "q", "marks", "fires at")
     rest = len(report.features) - len(shown[:_FEATURES])
     return [
         "## Features",
         _table(head, [_feature_row(feature) for feature in shown[:_FEATURES]]),
         f"{text.count(rest)} more candidates are in features.parquet." if rest > 0 else "",
+        escaped(about_labels(report.labels)) if report.labels is not None else "",
     ]
 
 
@@ -100,6 +102,7 @@ def _feature_row(feature: Feature) -> tuple[str, ...]:
         str(feature.latent_id),
         code(text.name_of(feature) or f"latent {feature.latent_id}"),
         str(feature.rating) if feature.rating is not None else text.NONE,
+        detection_words(feature) + (" unverified" if feature.status == "unverified" else ""),
         feature.fires_on,
         text.signed(feature.salience),
         text.interval(feature.salience_lo, feature.salience_hi),

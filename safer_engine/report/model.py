@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from safer_engine.report.model_labels import LabelDetection, LabelsReport
 from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
 from safer_engine.report.nodes import Count, Facts, Node, Rate
 from safer_engine.report.provenance import Provenance
@@ -218,6 +219,7 @@ class SaeReport(Node):
         None, description="Reward recovered with `covered` and with `all` positions replaced by their reconstruction."
     )
     interpretable: bool | None = Field(None, description="Whether reward recovered is above the spec's floor.")
+    digest: str | None = Field(None, description="sha256 of its weights, `sae/sae.safetensors`: what corrections of labels name.")
     curve: Curve | None = None
     latents: LatentsReport | None = Field(None, description="Null until salience is computed.")
 
@@ -251,12 +253,19 @@ class Feature(Node):
     rank: int = Field(description="Among candidates, 1 = most salient.")
     safety_feature: bool | None = Field(description="Null while there are no labels.")
     safety_rank: int | None = None
-    status: str | None = Field(None, description="Outcome of labelling: labelled, unparsed, too_few_contexts, error, skipped.")
+    status: str | None = Field(
+        None, description="Outcome of labelling: labelled, unverified, unparsed, too_few_contexts, error, skipped."
+    )
     rating: int | None = Field(None, description="Relevance to the rubric, 1–5.")
     explanation: Text | None = None
     direction: str | None = None
     terms: list[Text] = Field(default_factory=list)
     labeller: str | None = None
+    detection: LabelDetection | None = Field(None, description="How well the label tells where the latent fires.")
+    detection_problem: str | None = Field(None, description="Why there is none, or why some windows were not judged.")
+    rating_again: int | None = Field(None, description="Of a second reading, with the contexts in another order.")
+    status_again: str | None = None
+    corrected_by: str | None = Field(None, description="The person whose correction this label is.")
     fires_on: Literal["chosen", "rejected"] = Field(description="The side it fires more on: the sign of its salience.")
     axis: str | None = Field(None, description="Axis that the salience is of; null: all pairs.")
     salience: float = Field(description="In [−1, 1]; positive: fires more on chosen responses.")
@@ -385,6 +394,7 @@ class ReportDocument(Node):
     evaluation: Evaluation | None
     sae: SaeReport | None
     features: list[Feature] | None
+    labels: LabelsReport | None = Field(None, description="Who labelled the candidates, and how the labels were checked.")
     edits: EditsReport | None
     verification: None = Field(description="Retraining arms and their effects.")
     verdict: None = Field(description="pass, fail or inconclusive, by a named policy.")

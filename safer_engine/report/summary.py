@@ -8,6 +8,7 @@ from typing import Literal
 from safer_engine.pair_tables import unusable
 from safer_engine.report.doubt_text import estimated, not_told
 from safer_engine.report.harsh import mild_name
+from safer_engine.report.label_words import label_cautions
 from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.text import (
     NARROW_SPACE,
@@ -348,7 +349,7 @@ def _about_labels(report: ReportDocument) -> list[Caution]:
         found.append(_care(f"{count(failed)} of {count(len(features))} candidates have no label: unparsed, failed or skipped."))
     if any(f.labeller == "lexicon" for f in features):
         found.append(_care("Labels come from a word list, not from a reader: check the contexts before you trust a name."))
-    return found
+    return [*found, *map(_care, label_cautions(report))]
 
 
 def _about_edits(report: ReportDocument) -> list[Caution]:

@@ -28,6 +28,7 @@ class LatentsStage:
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`."""
         from safer_engine import latent_files, latent_tables, latent_tests
+        from safer_engine.held_out_tables import held_out_windows
         from safer_engine.payload_files import write_table
         from safer_engine.science.contexts import merge_contexts
         from safer_engine.science.latent_acts import add_totals
@@ -58,6 +59,7 @@ class LatentsStage:
             "clusters.arrow": latent_tests.clusters_table(evidence),
             "contexts.arrow": latent_tables.contexts_table(pairs.pairs, contexts, spans, windows),
             "background.arrow": latent_tables.background_table(pairs.pairs, region, window, _BACKGROUND, ctx.seed("background")),
+            "checks.arrow": held_out_windows(job, fragments, pairs.pairs, contexts),
         }
         for name, table in tables.items():
             with ctx.work.publish(name) as path:

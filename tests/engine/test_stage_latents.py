@@ -356,3 +356,32 @@ class TestPayloadFiles:
         write_table(tmp_path / "t", table)
         with pa.memory_map(str(tmp_path / "t")) as source:
             assert pa.ipc.open_file(source).read_all()["t"].to_pylist() == [1.0, None]
+
+
+def test_held_out_windows_are_what_they_say(world: LatentWorld, latents: Latents) -> None:
+    """By a second computation: the latent fires at the focus of one window of each match, and nowhere in the other."""
+    rows = latents.table("checks.arrow").to_pylist()
+    shown: dict[int, set[str]] = {}
+    for row in latents.table("contexts.arrow").to_pylist():
+        shown.setdefault(row["latent_id"], set()).add(world.groups[int(row["pair_id"][1:])])
+    groups: dict[int, list[str]] = {}
+    assert len(rows) > 40
+    for fires, silent in zip(rows[::2], rows[1::2], strict=True):
+        assert (fires["latent_id"], fires["match"], fires["side"]) == (silent["latent_id"], silent["match"], silent["side"])
+        assert silent["activation"] is None
+        pairs = [int(row["pair_id"][1:]) for row in (fires, silent)]
+        assert world.subsets[pairs[0]] == world.subsets[pairs[1]]
+        for row, pair in zip((fires, silent), pairs, strict=True):
+            side = world.sides[pair][0 if row["side"] == "chosen" else 1]
+            start = row["position"] - row["focus"]
+            assert row["tokens"] == side.tokens[start : start + len(row["tokens"])]
+            z = dense(world, side)[:, row["latent_id"]]
+            if row["activation"] is None:
+                assert not z[start : start + len(row["tokens"])].any()
+                assert counted(side)[row["position"]]
+            else:
+                assert z[row["position"]] == pytest.approx(row["activation"], rel=1e-5) == z.max()
+            groups.setdefault(row["latent_id"], []).append(world.groups[pair])
+    for latent, mine in groups.items():
+        assert len(set(mine)) == len(mine)
+        assert not shown[latent] & set(mine)
