@@ -214,9 +214,9 @@ def scale(n_pairs: int, d_sae: int, axes: int, draws: int, console: Console) -> 
     acts = ResponseActs(sides[0], sides[1], rng.integers(20, 200, (n_pairs, 2)).astype(np.int32), d_sae)
     axes_P = np.array([f"axis-{i}" for i in range(axes)], dtype=np.str_)[np.arange(n_pairs) % axes]
     data = Data(acts, np.arange(n_pairs), axes_P, np.ones(d_sae, dtype=np.bool_))
-    before, start, cpu_start = _peak(), CLOCK(), time.process_time()
+    before, begun, cpu_begun = _peak(), CLOCK(), time.process_time()
     found = tested(data, 0, draws)
-    seconds, cpu = CLOCK() - start, time.process_time() - cpu_start
+    seconds, cpu = CLOCK() - begun, time.process_time() - cpu_begun
     table = Table(
         "pairs", "latents", "non-zero sums", "tests", "flips", "smallest p", "CPU time", "time", "memory, data", "memory, peak"
     )

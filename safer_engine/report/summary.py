@@ -332,6 +332,9 @@ def _about_sae(report: ReportDocument) -> list[Caution]:
         )
     if sae.dead_share > _MANY_DEAD:
         found.append(_care(f"{percent(sae.dead_share, 0)} of latents are dead: they did not fire at the end of training."))
+    chance = sum(f.safety_feature is True and f.discovery is False for f in report.features or [])
+    if chance:
+        found.append(_care(f"{_are(chance, 'safety feature')} not significant: chance may explain how differently they fire."))
     if report.features and report.provenance.not_computed.get("features[].causal_effect"):
         found.append(_care("Features are correlational: salience says how they fire, not that they move the reward."))
     return found

@@ -40,7 +40,7 @@ MIN_ACTIVE_GROUPS = 10
 """A latent whose u is 0 in all but fewer groups is not tested: flips can at best give it a p of its own of 2⁻⁸."""
 ROUND = 1024
 """Flips of a round: one pass over the data, S × ROUND sums in memory."""
-MIN_STRATUM = 64
+MIN_STRATUM = 256
 """Latents of a stratum at least, where there are as many."""
 _EXPECTED = 20
 """Flipped sums that a stratum's pool is to have beyond the strictest cut, fdr / tests: a tail of few draws would be too noisy."""

@@ -146,7 +146,7 @@ def test_a_non_finite_sum_is_refused() -> None:
 
 
 def test_strata_are_octaves_of_enough_latents() -> None:
-    effective = np.repeat([10.0, 20.0, 40.0, 80.0, 160.0], [5, 70, 30, 40, 100])
+    effective = np.repeat([10.0, 20.0, 40.0, 80.0, 160.0], [20, 280, 120, 160, 400])
     found = strata_of(effective)
     assert [found[effective == one][0] for one in (160.0, 80.0, 40.0, 20.0, 10.0)] == [0, 1, 1, 2, 2]
     assert set(strata_of(np.array([3.0, 900.0]))) == {0}

@@ -41,18 +41,18 @@ def chat(endpoint: ChatEndpoint, **changes: Any) -> dict[str, Any]:
     return {"labeller": {**fields, **changes}, **UNCHECKED}
 
 
-def salience_order(world: LatentWorld) -> list[int]:
+def rank_order(world: LatentWorld) -> list[int]:
     latents = world.found[Latents]
     assert isinstance(latents, Latents)
     frame = latents.latents.to_pandas().query("candidate")
-    return list(frame.loc[frame.salience.abs().sort_values(ascending=False).index].latent_id)
+    return list(frame.sort_values("rank").latent_id)
 
 
 def test_the_offline_labeller_labels_every_candidate(world: LatentWorld) -> None:
     world.spec_sections["labels"] = {"min_rating": 1, "keep": 4, **UNCHECKED}
     labels = world.run(LabelsStage())
     rows = rows_of(labels)
-    assert [row["latent_id"] for row in rows] == salience_order(world)
+    assert [row["latent_id"] for row in rows] == rank_order(world)
     assert {row["labeller"] for row in rows} == {"lexicon"}
     assert {row["status"] for row in rows} == {"labelled"}
     assert labels.meta["counts"] == {"labelled": 10}
