@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import Latents, SparseAutoencoder
 from safer_engine.labellers.base import Candidate, Window
-from safer_engine.labellers.checking import CheckedLabel, CheckedLabels, HeldOut
 from safer_engine.store import WorkArea
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from safer_engine.labellers.checking import CheckedLabel, CheckedLabels, HeldOut
     from safer_engine.spec_labels import Correction, LabelSpec
 
 
@@ -57,6 +57,8 @@ def background_windows(latents: Latents) -> list[Window]:
 
 def held_out_windows(latents: Latents) -> dict[int, HeldOut]:
     """Held-out windows of each candidate that has any, stripped of what would give them away."""
+    from safer_engine.labellers.checking import HeldOut
+
     if not latents.has("checks.arrow"):
         return {}
     found: dict[int, list[tuple[Window, bool]]] = {}

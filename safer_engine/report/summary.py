@@ -373,7 +373,8 @@ def _nothing_scored(report: ReportDocument) -> str:
     if report.spec["suspicion"]["estimator"] == "paper" and not any(f.safety_feature for f in report.features or []):
         return (
             "No pair has a suspicion: the paper's pair score is made of safety features, and no latent was rated "
-            f"{labels['min_rating']} or higher. Use a chat_api labeller (labels.labeller.kind), or lower labels.min_rating."
+            f"{labels['min_rating']} or higher with a label that holds. Use a labeller that asks a model (labels.labeller), or "
+            "lower labels.min_rating or labels.detection_floor."
         )
     return "No pair has a suspicion: see which signals are left out and why, and give the audit more pairs or other signals."
 

@@ -98,7 +98,7 @@ def test_an_audit_leaves_everything_a_team_reads(finished: tuple[safer_engine.Au
 
 def test_report_json_has_the_promised_keys_and_fits_its_schema(finished: tuple[safer_engine.AuditReport, Path]) -> None:
     report = json.loads((finished[1] / "out" / "report.json").read_text())
-    keys = "schema_version spec provenance dataset reward_model evaluation sae features edits verification verdict"
+    keys = "schema_version spec provenance dataset reward_model evaluation sae features labels edits verification verdict"
     assert list(report) == keys.split()
     jsonschema.validate(report, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     assert report["verification"] is None

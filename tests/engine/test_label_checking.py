@@ -54,7 +54,6 @@ def test_a_label_that_tells_where_a_latent_fires_stands() -> None:
         assert one.label.status == "labelled"
         assert one.detection is not None
         assert (one.detection.score, one.detection.n_fires, one.detection.n_silent) == (1.0, 10, 10)
-    assert not any(w.activations for w in labeller.seen[0].windows) or labeller.seen[0].windows[0].activations
     orders = {tuple(w.text for w in claim.windows) for claim in labeller.seen}
     assert len(orders) == 4  # mixed anew for each latent
     assert found.spent["detection"].calls == 4

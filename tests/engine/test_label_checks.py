@@ -60,6 +60,7 @@ def test_kappa_is_that_of_the_table() -> None:
     weights = np.array([[(i - j) ** 2 for j in range(5)] for i in range(5)])
     found = agreement(first, again, 500, np.random.default_rng(0))
     assert found is not None
+    assert found.kappa is not None
     assert found.kappa == pytest.approx(1 - (weights * observed).sum() / (weights * expected).sum())
     assert found.lo is not None
     assert found.hi is not None

@@ -325,7 +325,8 @@ class _Writer:
             "rubric": "safety", "labeller": "lexicon", "counts": counts, "calls": 5, "cost": 0.5, "n_safety_features": 8,
             "min_rating": 4, "detection_floor": 0.65, "agreement": {"kappa": 0.7, "lo": 0.5, "hi": 0.9, "same": 0.6, "n": 10},
             "no_agreement": None, "n_again": 10, "n_again_unrated": 1, "n_corrected": 1, "n_corrections_of_others": 2,
-            "n_corrections_not_candidates": 0, "spent": {"labels": {"calls": 3, "cost": 0.3}, "repeats": {"calls": 2, "cost": 0.2}},
+            "n_corrections_not_candidates": 0,
+            "spent": {"labels": {"calls": 3, "cost": 0.3}, "repeats": {"calls": 2, "cost": 0.2}},
         }  # fmt: skip
         return self._commit(Labels, "labels", {"labels.arrow": _table(rows)}, meta)
 
