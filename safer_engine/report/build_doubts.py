@@ -7,7 +7,7 @@ from typing import Any
 
 from safer_engine.artifacts import PairScores
 from safer_engine.report.columns import finite
-from safer_engine.report.model import AxisDoubt, ExpectedPrecision
+from safer_engine.report.model_doubts import AxisDoubt, ExpectedPrecision
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of an axis that the curve is drawn at."""

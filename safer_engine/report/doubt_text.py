@@ -1,10 +1,11 @@
-"""Sentences about how many labels are wrong, and about what decides what is edited."""
+"""Sentences about how many labels are wrong and what decides what is edited; what speaks for and against a label."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safer_engine.report.model import AxisDoubt, EditsReport
+from safer_engine.report.model import EditsReport, Evidence, SuspiciousPair
+from safer_engine.report.model_doubts import AxisDoubt
 from safer_engine.report.text import NARROW_SPACE, fact, small_percent, visible
 from safer_engine.science.edits import RANK_BUDGET
 
@@ -41,3 +42,12 @@ def how_chosen(edits: EditsReport) -> str:
 def expected_at(axis: AxisDoubt, budget: float) -> str:
     """Expected share of wrong labels among the most doubtful `budget` of an axis."""
     return next((small_percent(point.precision) for point in axis.curve if point.budget == budget), "–")
+
+
+def sides(pair: SuspiciousPair) -> list[tuple[str, str, list[Evidence]]]:
+    """Latents for the label and latents against it, each side's strongest first."""
+    ranked = sorted(pair.evidence, key=lambda part: -abs(part.contribution))
+    return [
+        ("Latents for the label", "for", [part for part in ranked if part.contribution > 0]),
+        ("Latents against the label", "against", [part for part in ranked if part.contribution < 0]),
+    ]

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from safer_engine.errors import ResourceError
 from safer_engine.report import plots, summary, text
 from safer_engine.report.build_doubts import SHOWN_BUDGETS
-from safer_engine.report.doubt_text import expected_at, how_chosen
+from safer_engine.report.doubt_text import expected_at, how_chosen, sides
 from safer_engine.report.glossary import GLOSSARY
 from safer_engine.report.harsh import mild_name, veiled_words
 from safer_engine.report.label_words import about_labels, detection_words
@@ -27,7 +27,6 @@ from safer_engine.report.model import (
     AxisEdits,
     Context,
     Evaluation,
-    Evidence,
     Feature,
     Health,
     Length,
@@ -36,7 +35,6 @@ from safer_engine.report.model import (
     ReportDocument,
     SaeReport,
     Score,
-    SuspiciousPair,
 )
 from safer_engine.report.plots import Bar
 from safer_engine.report.provenance import NO_PLAN
@@ -187,7 +185,7 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "pair_filters": [(field, values) for field, values in filters if len(values) > 1],
         "edits_slices": _slices(edits.by_axis) if edits is not None else [],
         "names": {feature.latent_id: mild_name(feature) for feature in report.features or []},
-        "sides": _sides,
+        "sides": sides,
         "undoubted": lambda pair: summary.undoubted(pair, edits.budget if edits is not None else None),
         "doubt_budgets": SHOWN_BUDGETS,
         "expected_at": expected_at,
@@ -195,15 +193,6 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "agreeing": lambda votes: sum(vote > 0 for vote in votes),
         "has_text": any(pair.prompt is not None for pair in pairs) or any(f.contexts for f in report.features or []),
     }
-
-
-def _sides(pair: SuspiciousPair) -> list[tuple[str, str, list[Evidence]]]:
-    """Latents for the label and latents against it, each side's strongest first."""
-    ranked = sorted(pair.evidence, key=lambda part: -abs(part.contribution))
-    return [
-        ("Latents for the label", "for", [part for part in ranked if part.contribution > 0]),
-        ("Latents against the label", "against", [part for part in ranked if part.contribution < 0]),
-    ]
 
 
 def _figure_context(report: ReportDocument) -> dict[str, Any]:

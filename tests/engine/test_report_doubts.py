@@ -10,7 +10,8 @@ import pytest
 from safer_engine.artifacts import PairScores
 from safer_engine.report.build_doubts import axis_doubts, doubtful_share, suspicion_kind
 from safer_engine.report.doubt_text import estimated, expected_at, how_chosen, not_told
-from safer_engine.report.model import AxisDoubt, EditsReport
+from safer_engine.report.model import EditsReport
+from safer_engine.report.model_doubts import AxisDoubt
 
 
 class Scores(PairScores):

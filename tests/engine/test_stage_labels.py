@@ -187,7 +187,7 @@ def test_a_persons_word_stands_for_its_own_sae_alone(world: LatentWorld, tmp_pat
     sae = world.found[SparseAutoencoder]
     assert isinstance(sae, SparseAutoencoder)
     digest = sae.stored.manifest.files["sae.safetensors"].digest
-    first, second = salience_order(world)[:2]
+    first, second = rank_order(world)[:2]
     said = {"rating": 5, "explanation": "Refusals to help.", "by": "Ana"}
     entries = [{"sae": digest, "latent_id": first, **said}, {"sae": "0" * 64, "latent_id": second, **said}]
     path = tmp_path / "corrections.yaml"
