@@ -115,7 +115,7 @@ class _Bins:
         strength_P = np.abs(score_P)
         bin_P = np.full(len(score_P), -1, dtype=np.int64)
         strengths: list[Floats] = []
-        cells: list[Ints] = []
+        cells: list[int] = []
         for cell in range(n_cells):
             rows = np.flatnonzero((cell_P == cell) & (strength_P > 0))
             ordered = rows[np.argsort(strength_P[rows], kind="stable")]
