@@ -62,6 +62,8 @@ def _axis(axis: str, doubt: dict[str, Any], pairs: list[tuple[float, str]], acti
 
 def _curve(falling: list[float]) -> list[ExpectedPrecision]:
     sums = [0.0, *itertools.accumulate(falling)]
+    if sums[-1] <= 0:
+        return []
     points = []
     for budget in BUDGETS:
         n = round(budget * len(falling))
