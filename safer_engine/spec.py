@@ -259,6 +259,11 @@ class SuspicionSpec(Section):
     folds: int = Field(5, ge=2, le=100, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
     neighbours: int = Field(20, gt=0, description="Neighbours of the kNN agreement.")
+    labels_seen: bool = Field(
+        True,
+        description="Whether the reward model was trained on these labels. If not, the SAE is left out of the suspicion of an "
+        "axis where it adds nothing; if so, what it adds cannot be told from the labels (docs/label-noise.md).",
+    )
 
     @model_validator(mode="after")
     def _weights(self) -> SuspicionSpec:

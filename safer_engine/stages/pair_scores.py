@@ -36,7 +36,7 @@ class PairScoresStage:
             inputs.get(Activations),
             inputs.maybe(Latents),
             inputs.maybe(Labels),
-            signals=wanted,
+            signals={*wanted, "dense"} if {"latents", "knn"} & set(wanted) else wanted,
             progress=lambda done, total: ctx.progress(done, total, "shards"),
         )
         params = ScoringParams(
@@ -46,6 +46,7 @@ class PairScoresStage:
             shrinkage=spec.shrinkage,
             neighbours=spec.neighbours,
             seed=ctx.seed("folds"),
+            labels_seen=spec.labels_seen,
         )
         scoring = score_pairs(data, params)
         for name, reason in scoring.left_out.items():
