@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safer_engine.science.folds import group_folds
-from safer_engine.science.pair_scoring import ScoringParams, SignalInputs, cross_fitted_paper, fuse_ranks, score_pairs
+from safer_engine.science.pair_scoring import ScoringParams, SignalInputs, cross_fitted_paper, score_pairs
+from safer_engine.science.suspicion import fuse_ranks
 from safer_engine.spec import SuspicionSpec
 
 Floats = NDArray[np.float64]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.client import AuditClient
 
 Document = dict[str, Any]
-_MODELS: tuple[tuple[str, ...], ...] = (("model", "path"), ("base",))
+_MODELS: tuple[tuple[str, ...], ...] = (("model", "path"), ("base",), ("labels", "labeller", "path"))
 _ADAPTERS: tuple[tuple[str, ...], ...] = (("model", "adapter"),)
 _DATASETS = (("dataset", "source"), ("evaluation", "source"), ("sae", "pretrain", "corpus"))
 
@@ -84,6 +84,17 @@ def _found(document: Document) -> Iterator[LocalInput]:
         )
 
 
+def with_corrections(document: Document) -> Document:
+    """The spec with its file of corrections read into it: a service takes the entries, no file. Raises SpecError."""
+    given = _value(document, ("labels", "corrections"))
+    if not isinstance(given, str):
+        return document
+    from safer_engine.labellers.corrections import load_corrections
+
+    entries: Any = [entry.model_dump(mode="json") for entry in load_corrections(given)]
+    return _with(document, ("labels", "corrections"), entries)
+
+
 def send_inputs(client: AuditClient, document: Document, inputs: list[LocalInput], shown: Console | None) -> Document:
     """Upload what the service does not have yet; the spec with their names in place of paths."""
     for found in inputs:
@@ -116,7 +127,7 @@ def _value(document: Document, where: tuple[str, ...]) -> Any:
     return value
 
 
-def _with(document: Document, where: tuple[str, ...], value: str) -> Document:
+def _with(document: Document, where: tuple[str, ...], value: Any) -> Document:
     key, *rest = where
     return {**document, key: _with(document[key], tuple(rest), value) if rest else value}
 

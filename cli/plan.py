@@ -26,7 +26,8 @@ def plan_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
     Exits with 2 where `run` would refuse, as far as that can be told without loading the model; `check` tells it all.
     """
     from safer_engine import api
-    from safer_engine.planning import estimate
+    from safer_engine.label_plan import label_requests
+    from safer_engine.planning import estimate, model_size
     from safer_engine.refusals import refuse_early
     from safer_engine.store import LocalArtifactStore
 
@@ -39,6 +40,12 @@ def plan_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
         print_json({"workload": dataclasses.asdict(expected.workload), "stages": stages})
         return
     _print(expected)
+    size_known = model_size(request.sources.model.path)
+    requests = label_requests(built.spec, 0 if size_known is None else size_known.d_in)
+    if requests is not None and expected.stages["labels"].state == "compute":
+        parts = f"{requests.labels:,} labels, {requests.detection:,} checks, {requests.repeats:,} second readings"
+        cost = f"; about {requests.cost:.2f} at the prices given" if requests.cost else ""
+        console().print(f"labels: up to {requests.total:,} requests ({parts}){cost}", markup=False)
 
 
 def _print(expected: AuditEstimate) -> None:

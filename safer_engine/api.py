@@ -17,7 +17,8 @@ from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
 from safer_engine.edit_lines import FIGURES as EDIT_FIGURES
 from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError
 from safer_engine.events import NullObserver, Observer
-from safer_engine.labellers.rubric import load_rubric, rubric_digest
+from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
+from safer_engine.labellers.rubric import load_rubric
 from safer_engine.machine import resolve_spec
 from safer_engine.out_folder import EDITS_FILE, OutFolder
 from safer_engine.pipeline import AuditRequest, Found, OnArtifact
@@ -31,6 +32,7 @@ from safer_engine.report.model import ReportDocument
 from safer_engine.report.write import REPORT_FILES, SAE_FILES
 from safer_engine.sources.corpora import resolve_corpus
 from safer_engine.sources.datasets import resolve_dataset
+from safer_engine.sources.labeller_models import resolve_labeller
 from safer_engine.sources.memory import plain_rows
 from safer_engine.sources.models import resolve_model
 from safer_engine.sources.resolved import ResolvedInputs
@@ -224,13 +226,14 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
     """
     given, given_evaluation = _as_dicts(rows, "rows"), _as_dicts(evaluation_rows, "evaluation_rows")
     resolved = resolve_spec(spec)
-    load_rubric(resolved.labels.rubric)
+    check_directions(load_corrections(resolved.labels.corrections), load_rubric(resolved.labels.rubric))
     sources = ResolvedInputs(
         model=resolve_model(resolved.model, resolved.runtime, _cache()),
         dataset=resolve_dataset(resolved.dataset, given),
         evaluation=resolve_dataset(resolved.evaluation, given_evaluation) if resolved.evaluation else None,
         corpus=resolve_corpus(resolved.sae.pretrain.corpus) if resolved.sae.pretrain else None,
-        extra={"labels": rubric_digest(resolved.labels.rubric)},
+        extra={"labels": label_files_digest(resolved.labels)},
+        labeller=resolve_labeller(resolved.labels.labeller, _cache()),
     )
     return AuditRequest(resolved, sources)
 

@@ -182,15 +182,23 @@ class Latents(Artifact):
         (counted positions: those covered, less outliers; see `science.latent_acts.counted_positions`).
     `latents.arrow`, one row per latent: latent_id, firing_rate, responses (n with any firing), energy (Σ z²), a_chosen,
         a_rejected, salience, salience_lo, salience_hi, t, salience_paper, axis string? (the axis the salience is of;
-        null: all pairs), candidate bool, rank int32? (from 1, by absolute salience within an axis; null: not ranked). lo, hi, t
-        null where not to be estimated.
-    `axes.arrow`, `subsets.arrow`: latent_id, axis, (subset,) n_groups, salience, salience_lo, salience_hi, t: for the
-        candidates.
+        null: all pairs), candidate bool, rank int32? (from 1: discoveries of an axis first, then by absolute salience in the half
+        of the groups that chooses; null: not ranked). lo, hi, t null where not to be estimated. Tests, within that half and axis,
+        null where not tested: salience_selection (in that half), p, q, q_by, p_max_t, n_active int32 (its groups whose sides
+        differ), discovery bool?, replicated bool? (discoveries only). The other figures are of the other half; `paper`: of all
+        pairs, not tested. Candidates: salience_equal_length, equal_length_lo, _hi, _t, length_bound, p_mixed, mixed.
+    `axes.arrow`, `subsets.arrow`, `clusters.arrow`: latent_id, axis, (subset or cluster int32,) n_groups, salience,
+        salience_lo, salience_hi, t: for the candidates (by cluster of prompts: within their own axis).
     `contexts.arrow`, each from another group: latent_id, rank (from 1), pair_id, side string, position, activation, tokens
         list<string> (joined they are the exact text), activations list<float32?> (of each token; null where it is not
         counted), focus int32 (index of the focus in tokens).
     `background.arrow`: pair_id, side, position, tokens, focus: windows at random positions, to compare contexts with.
-    meta: estimator, n_latents, n_never_fired, n_ranked, n_candidates, n_groups, n_pairs_left_out, totals.
+    `checks.arrow`: latent_id, match int32, activation?, pair_id, side, position, tokens, focus: held-out windows of the
+        candidates, two for each match: one in which the latent fires, and one, activation null, of the same subset and side
+        in which it does not.
+    meta: estimator, n_latents, n_never_fired, n_ranked, n_candidates, n_groups, n_pairs_left_out, totals, tests {fdr,
+        n_tests, n_tested, n_draws, smallest_p, n_discoveries, n_discoveries_by, n_discoveries_max_t, n_replicated,
+        replicated_share} or null, clusters [{cluster, n_groups, terms}].
     """
 
     @cached_property
@@ -202,11 +210,15 @@ class Latents(Artifact):
 class Labels(Artifact):
     """What the candidates are about.
 
-    `labels.arrow`, one row per candidate: latent_id, status (labelled | unparsed | too_few_contexts | error |
+    `labels.arrow`, one row per candidate: latent_id, status (labelled | unverified | unparsed | too_few_contexts | error |
         skipped), rating int8? (1–5), explanation string, direction string?, terms list<string>, labeller string,
-        safety_feature bool, rank int32? (from 1, among safety features).
-    meta: rubric, labeller, counts {status: n}, ratings {rating: n}, calls, cost (in the currency of the prices given),
-        n_safety_features, min_rating (least rating of a safety feature).
+        safety_feature bool, rank int32? (from 1, among safety features), detection? with detection_lo, detection_hi,
+        detection_recall, detection_specificity, detection_n (windows judged) and detection_problem? (why there is none, or why
+        some were not judged), rating_again?, status_again? (of a second reading), corrected_by string?.
+    meta: rubric, labeller, counts {status: n}, ratings {rating: n}, calls, cost (in the currency of the prices given), spent
+        {labels | detection | repeats: {calls, cost}}, n_safety_features, min_rating (least rating of a safety feature),
+        detection_floor?, agreement? {kappa, lo, hi, same, n}, no_agreement? (why not), n_again, n_again_unrated, n_corrected,
+        n_corrections_of_others, n_corrections_not_candidates.
     """
 
     @cached_property
@@ -222,7 +234,7 @@ class CausalEffects(Artifact):
         string? (null: all pairs), n_pairs, n_groups, n_fired (pairs in which it fires on a side), and for each m in (margin,
         chosen, rejected): m, m_lo, m_hi (mean change under zero-ablation); mean_margin, mean_margin_lo, mean_margin_hi,
         n_mean (mean-ablation, over the pairs it was run on); attribution (mean first-order change of the margin, all pairs);
-        p, p_adjusted (against controls, all pairs); verified (yes | no | not measured); intervals and p null where there are none.
+        p, p_adjusted (against controls, all pairs); verified (yes | no | not measured); intervals and p null where none.
     `attribution.arrow`, one row per latent: latent_id, attribution, rank (from 1, by size).
     `sets.arrow`: set (safety | control-N), n_latents, axis string?, subset string?, n_pairs, n_groups, accuracy, ablated
         (pair accuracy), change, change_lo, change_hi.
@@ -240,10 +252,12 @@ class PairScores(Artifact):
     """Evidence about each pair.
 
     `pair_scores.arrow`, one row per pair: pair int32, pair_id, group, axis, subset, reward_margin, pair_score (the paper's),
-        suspicion (0–1, higher = more doubtful), suspicion_kind, signal_<name> float64 per fused signal (higher = more
-        doubtful), evidence list<struct<latent_id int32, contribution float64>> (positive = speaks for the label).
+        suspicion (0–1, higher = more doubtful), suspicion_kind (of its axis), suspicion_base float64? (share of wrong labels
+        that a probability starts from), signal_<name> float64 per fused signal (higher = more doubtful),
+        evidence list<struct<latent_id int32, contribution float64>> (positive = speaks for the label).
     meta: estimator, signals {name: {weight, used}}, left_out {signal or signal@axis: reason}, folds {axis: n}, n_pairs,
-        n_without_suspicion.
+        n_without_suspicion, doubts {axis: {kind, reason, share, lo, hi, reach, cells {subset: {share, slope, n_pairs}}}}
+        (`science.suspicion.AxisDoubt`).
     """
 
     @cached_property

@@ -28,7 +28,7 @@ from safer_engine.edit_manifest import (
 from safer_engine.edit_parts import Plan, check_untouched, restore, write
 from safer_engine.edit_tables import Places
 from safer_engine.errors import DatasetRefused, InputRefused, SpecError
-from safer_engine.science.edits import Action, recommend
+from safer_engine.science.edits import Action, EditRules, recommend
 from safer_engine.spec import DatasetSpec, LocalSource
 from safer_engine.store import digest_file
 
@@ -242,4 +242,5 @@ def _actions(lines: list[EditLine], request: ApplyRequest, several: set[int]) ->
     if request.budget is None:
         return [line.action for line in lines]
     flips = "flip" in request.actions and any(line.action == "flip" for line in lines)
-    return recommend([line.candidate(several=row in several) for row, line in enumerate(lines)], request.budget, allow_flip=flips)
+    rules = EditRules(budget=request.budget, allow_flip=flips)
+    return recommend([line.candidate(several=row in several) for row, line in enumerate(lines)], rules)

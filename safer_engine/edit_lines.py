@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.errors import ArtifactError, InputRefused
-from safer_engine.science.edits import ACTIONS, BOTH_ORDERS, Action, Candidate, recommend
+from safer_engine.science.edits import ACTIONS, BOTH_ORDERS, Action, Candidate, EditRules, recommend
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,10 +62,18 @@ def edit_lines(rows: pa.Table, pairs: pa.Table, scores: pa.Table, spec: EditSpec
     both_orders = _rows_in_both_orders(pairs)
     several = _rows_of_several(rows, pairs)
     candidates = [
-        Candidate(line["pair_id"], line["axis"], line["status"] == SCORED, line["suspicion"], row in both_orders, row in several)
+        Candidate(
+            line["pair_id"],
+            line["axis"],
+            line["status"] == SCORED,
+            line["suspicion"],
+            row in both_orders,
+            row in several,
+            worst[row]["suspicion_base"] if row in worst else None,
+        )
         for row, line in zip(rows["row"].to_pylist(), lines, strict=True)
     ]
-    actions = recommend(candidates, spec.budget, allow_flip=spec.allow_flip)
+    actions = recommend(candidates, EditRules(**spec.model_dump()))
     for line, candidate, action in zip(lines, candidates, actions, strict=True):
         line["action"] = action
         if candidate.both_orders and candidate.scored:

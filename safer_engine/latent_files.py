@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from safer_engine.science.contexts import Span, TopContexts
+    from safer_engine.science.held_out import PoolActs
     from safer_engine.science.latent_acts import LatentTotals, ResponseActs, ShardActs, ShardRows
     from safer_engine.science.sae import Sae, SparseActs
 
@@ -49,10 +50,12 @@ class Fragment:
     @property
     def contexts(self) -> TopContexts:
         """Its strongest contexts."""
-        from safer_engine.science.contexts import TopContexts
+        return _contexts_in(self.path, "context")
 
-        found = map_tensors(self.path)
-        return TopContexts(*(found[f"context_{part}"] for part in ("latents", "activations", "responses", "positions")))
+    @property
+    def sample(self) -> TopContexts:
+        """Contexts drawn from it, of which some are held out."""
+        return _contexts_in(self.path, "sample")
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,21 @@ class ShardJob:
 
     def fragments(self) -> list[Fragment]:
         """A fragment of every shard, in order; those of an earlier, interrupted run are taken as they are."""
-        from safer_engine.science.contexts import shard_contexts
+        from safer_engine.science.contexts import peaks_of, sample_contexts, shard_contexts
         from safer_engine.science.latent_acts import summarise_shard
 
-        names = self.activations.names("shard-")
+        names, spec = self.activations.names("shard-"), self.ctx.spec.contexts
         found = []
         for done, name in enumerate(names):
             self.ctx.progress(done, len(names), "shards")
             path = self.ctx.work.scratch / name
             if not path.is_file():
                 acts = summarise_shard(self._rows(name), self._encode, self.sae.shape.d_sae)
-                contexts = shard_contexts(acts, self.ctx.spec.contexts.per_latent, self.groups_P)
+                contexts = shard_contexts(acts, spec.per_latent, self.groups_P)
+                drawn = spec.per_latent + spec.held_out if spec.held_out else 0
+                sample = sample_contexts([peaks_of(acts)], drawn, self.groups_P, self.ctx.seed("held out"))
                 with self.ctx.work.publish(name, scratch=True) as temporary:
-                    save_fragment(temporary, acts, contexts)
+                    save_fragment(temporary, acts, contexts, sample)
             found.append(open_fragment(path))
         return found
 
@@ -101,6 +106,19 @@ class ShardJob:
                 windows[at] = window
         return windows
 
+    def pool(self, fragments: Sequence[Fragment], responses: NDArray[np.int64], latents: NDArray[np.int64]) -> PoolActs:
+        """Where latents fire in some responses (ascending), shard by shard."""
+        from safer_engine.science.held_out import join_pools, pool_acts
+
+        parts = []
+        for fragment in fragments:
+            first, last = 2 * fragment.first_pair, 2 * (fragment.first_pair + fragment.n_pairs)
+            here = responses[(responses >= first) & (responses < last)]
+            if len(here):
+                self.ctx.progress(fragment.first_pair, fragments[-1].first_pair + fragments[-1].n_pairs, "pairs read for checks")
+                parts.append(pool_acts(self._rows(fragment.path.name), self._encode, here, latents))
+        return join_pools(parts)
+
     def _rows(self, name: str) -> ShardRows:
         return read_shard(self.activations.path(name), self.ctx.spec.hook, self.ctx.spec.salience)
 
@@ -122,7 +140,7 @@ def read_shard(path: Path, hook: HookSpec, salience: SalienceSpec) -> ShardRows:
     return ShardRows(found["x"], response_B, found["position"].numpy(), counted_B)
 
 
-def save_fragment(path: Path, shard: ShardActs, contexts: TopContexts) -> None:
+def save_fragment(path: Path, shard: ShardActs, contexts: TopContexts, sample: TopContexts) -> None:
     """Write what is kept of a shard."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -135,15 +153,21 @@ def save_fragment(path: Path, shard: ShardActs, contexts: TopContexts) -> None:
         "energy": shard.totals.energy_S,
         "first_pair": np.asarray([shard.first_pair], dtype=np.int64),
         "n_positions": shard.positions_R.reshape(-1, 2),
-        "context_latents": contexts.latents_N,
-        "context_activations": contexts.activations_N,
-        "context_responses": contexts.responses_N,
-        "context_positions": contexts.positions_N,
     }
+    for name, found in (("context", contexts), ("sample", sample)):
+        tensors |= {f"{name}_latents": found.latents_N, f"{name}_activations": found.activations_N}
+        tensors |= {f"{name}_responses": found.responses_N, f"{name}_positions": found.positions_N}
     for side, name in enumerate(_SIDES):
         acts = one_side(shard, side)
         tensors |= {f"{name}_counts": np.diff(acts.indptr), f"{name}_indices": acts.indices, f"{name}_sums": acts.sums}
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
+
+
+def _contexts_in(path: Path, name: str) -> TopContexts:
+    from safer_engine.science.contexts import TopContexts
+
+    found = map_tensors(path)
+    return TopContexts(*(found[f"{name}_{part}"] for part in ("latents", "activations", "responses", "positions")))
 
 
 def open_fragment(path: Path) -> Fragment:

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from safer_engine.latent_tests import CandidateEvidence, LatentTests
     from safer_engine.science.contexts import Span, TopContexts
     from safer_engine.science.latent_acts import LatentTotals, ResponseActs
     from safer_engine.science.salience import Headline, Salience
+    from safer_engine.science.sign_flips import FlipTests
     from safer_engine.spec import SalienceSpec
 
     Ints = NDArray[np.int64]
@@ -30,19 +32,32 @@ class Strata:
     Attributes:
         groups_P: group of each pair, as integers.
         axes_P, subsets_P: axis and subset of each pair.
+        longer_P: log tokens of the chosen response − log tokens of the rejected one (at least one token each).
+        half_P: whether the pair's group is of the half that chooses and tests latents.
     """
 
     groups_P: Ints
     axes_P: NDArray[Any]
     subsets_P: NDArray[Any]
+    longer_P: NDArray[np.float64]
+    half_P: NDArray[np.bool_]
 
     @staticmethod
-    def of(pairs: pa.Table) -> Strata:
-        """The strata of a pair set."""
+    def of(pairs: pa.Table, seed: int) -> Strata:
+        """The strata of a pair set; `seed` divides its groups into halves."""
         import numpy as np
 
-        columns = [np.asarray(pairs[name].to_pylist(), dtype=np.str_) for name in ("group", "axis", "subset")]
-        return Strata(np.unique(columns[0], return_inverse=True)[1].astype(np.int64), columns[1], columns[2])
+        from safer_engine.latent_tests import selection_half
+
+        groups, axes, subsets = (np.asarray(pairs[name].to_pylist(), dtype=np.str_) for name in ("group", "axis", "subset"))
+        tokens = [np.maximum(pairs[f"{side}_end"].to_numpy() - pairs[f"{side}_start"].to_numpy(), 1) for side in SIDES]
+        return Strata(
+            np.unique(groups, return_inverse=True)[1].astype(np.int64),
+            axes,
+            subsets,
+            np.log(tokens[0] / tokens[1]),
+            selection_half(groups.tolist(), seed),
+        )
 
 
 @dataclass(frozen=True)
@@ -50,9 +65,12 @@ class Ranking:
     """Salience of all latents and which of them go on.
 
     Attributes:
-        headline: what latents are ranked and shown by; paper: the paper's contrast over all pairs.
-        ranked: eligible latents, see `science.salience.headline`; candidates: the first of them.
+        headline: what latents are ranked by (`paired_mean`: in the half that chooses) and shown by (in the other half); paper:
+            the paper's contrast over all pairs.
+        ranked: eligible latents, see `latent_tests.choose`; candidates: the first of them.
         axes, subsets: tables of the candidates (`axes.arrow`, `subsets.arrow`).
+        flips, tests: None where nothing was tested: the paper's estimator, or too few pairs.
+        n_groups, n_left_out: groups, and pairs without a counted position on both sides.
     """
 
     headline: Headline
@@ -61,42 +79,86 @@ class Ranking:
     candidates: Ints
     axes: pa.Table
     subsets: pa.Table
+    flips: FlipTests | None
+    tests: LatentTests | None
+    n_groups: int
+    n_left_out: int
 
 
-def rank(acts: ResponseActs, totals: LatentTotals, strata: Strata, spec: SalienceSpec) -> Ranking:
-    """Salience over all pairs, per axis and per subset, and the candidates."""
+def rank(acts: ResponseActs, totals: LatentTotals, strata: Strata, spec: SalienceSpec, seed: int) -> Ranking:
+    """Salience, tests and the candidates, per axis and per subset; `seed` is of the flips."""
     import numpy as np
 
-    from safer_engine.science.salience import AxisSalience, eligible_latents, headline, salience
+    from safer_engine.latent_tests import choose, halve
+    from safer_engine.science.salience import eligible_latents, headline, salience, usable_pairs
+    from safer_engine.science.sign_flips import FlipSettings
 
     paper = salience(acts, strata.groups_P, "paper")
-    by_axis: list[AxisSalience] = []
-    if spec.estimator == "paper":
-        overall = paper
-    else:
-        names = np.unique(strata.axes_P)
-        found = ((axis, _within(acts, strata, strata.axes_P == axis, spec)) for axis in names)
-        by_axis = [AxisSalience(str(axis), value) for axis, value in found if value is not None]
-        overall = by_axis[0].salience if len(names) == 1 and by_axis else salience(acts, strata.groups_P, "paired_mean")
     eligible = eligible_latents(totals.firings_S, totals.n_positions, spec.min_rate, spec.max_rate)
-    top = headline(overall, by_axis, eligible, spec.candidates)
+    halved, tests = None, None
+    if spec.estimator == "paired_mean":
+        settings = FlipSettings(spec.fdr, spec.draws, seed)
+        halved = halve(acts, strata.groups_P, strata.axes_P, strata.half_P, eligible, settings)
+    if halved is not None:
+        top, tests = choose(halved, eligible, spec.candidates, spec.fdr)
+    else:
+        whole = paper if spec.estimator == "paper" else salience(acts, strata.groups_P, "paired_mean")
+        top = headline(whole, [], eligible, spec.candidates)
     candidates = top.ranked[: spec.candidates]
-    axes = [({"axis": one.axis}, one.salience) for one in by_axis]
-    subsets = list(_by_subset(acts, strata, spec))
-    return Ranking(top, paper, top.ranked, candidates, _strata_table(candidates, axes), _strata_table(candidates, subsets))
+    rows_P = np.ones(len(strata.half_P), dtype=np.bool_) if halved is None else ~strata.half_P
+    axes = [({"axis": one.axis}, one.salience) for one in ([] if halved is None else halved.estimated) if one.axis is not None]
+    usable = usable_pairs(acts, spec.estimator, np.arange(len(strata.groups_P)))
+    return Ranking(
+        headline=top,
+        paper=paper,
+        ranked=top.ranked,
+        candidates=candidates,
+        axes=_strata_table(candidates, axes or list(_by(("axis",), acts, strata, spec, rows_P))),
+        subsets=_strata_table(candidates, list(_by(("axis", "subset"), acts, strata, spec, rows_P))),
+        flips=None if halved is None else halved.tests,
+        tests=tests,
+        n_groups=len(np.unique(strata.groups_P[usable])),
+        n_left_out=len(strata.groups_P) - len(usable),
+    )
 
 
-def facts(spec: SalienceSpec, totals: LatentTotals, ranking: Ranking) -> dict[str, Any]:
+def shown_half(strata: Strata, ranking: Ranking, pairs: pa.Table, clusters: int) -> Any:
+    """What the candidates are shown by (`latent_tests.Shown`); the prompt of a group's first pair stands for the group."""
+    import numpy as np
+
+    from safer_engine.latent_tests import Shown
+    from safer_engine.science.prompt_clusters import cluster_texts
+
+    _, first = np.unique(strata.groups_P, return_index=True)
+    texts = pairs["prompt"].take(first).to_pylist() if clusters else [""] * len(first)
+    found = cluster_texts(texts, clusters)
+    return Shown(
+        candidates=ranking.candidates,
+        axes=tuple(ranking.headline.axis_S[int(latent)] for latent in ranking.candidates),
+        rows_P=np.ones(len(strata.half_P), dtype=np.bool_) if ranking.tests is None else ~strata.half_P,
+        groups_P=strata.groups_P,
+        axes_P=strata.axes_P,
+        subsets_P=strata.subsets_P,
+        longer_P=strata.longer_P,
+        cluster_P=found.cluster_T[strata.groups_P],
+        terms=found.terms,
+    )
+
+
+def facts(spec: SalienceSpec, totals: LatentTotals, ranking: Ranking, evidence: CandidateEvidence | None) -> dict[str, Any]:
     """The stage's meta."""
-    overall = ranking.headline.salience
+    from safer_engine.latent_tests import tests_facts
+
     return {
         "estimator": spec.estimator,
         "n_latents": len(totals.firings_S),
         "n_never_fired": int((totals.firings_S == 0).sum()),
         "n_ranked": len(ranking.ranked),
         "n_candidates": len(ranking.candidates),
-        "n_groups": overall.n_groups,
-        "n_pairs_left_out": overall.n_left_out,
+        "n_groups": ranking.n_groups,
+        "n_pairs_left_out": ranking.n_left_out,
+        "tests": tests_facts(ranking.flips, ranking.tests, spec),
+        "clusters": [] if evidence is None else evidence.facts,
         "totals": {
             "chosen": float(ranking.paper.a_chosen_S.sum()),
             "rejected": float(ranking.paper.a_rejected_S.sum()),
@@ -106,10 +168,12 @@ def facts(spec: SalienceSpec, totals: LatentTotals, ranking: Ranking) -> dict[st
     }
 
 
-def latents_table(totals: LatentTotals, ranking: Ranking) -> pa.Table:
+def latents_table(totals: LatentTotals, ranking: Ranking, evidence: CandidateEvidence | None) -> pa.Table:
     """`latents.arrow`."""
     import numpy as np
     import pyarrow as pa
+
+    from safer_engine.latent_tests import evidence_columns, tests_columns
 
     d_sae = len(totals.firings_S)
     rank_S = np.zeros(d_sae, dtype=np.int32)
@@ -131,6 +195,8 @@ def latents_table(totals: LatentTotals, ranking: Ranking) -> pa.Table:
             "axis": pa.array(ranking.headline.axis_S, type=pa.string()),
             "candidate": pa.array(np.isin(np.arange(d_sae), ranking.candidates)),
             "rank": pa.array(rank_S, mask=rank_S == 0),
+            **tests_columns(ranking.tests, d_sae),
+            **evidence_columns(evidence, ranking.candidates, d_sae),
         }
     )
 
@@ -215,11 +281,18 @@ def _within(acts: ResponseActs, strata: Strata, members: NDArray[np.bool_], spec
     return salience(acts, strata.groups_P, spec.estimator, rows) if known else None
 
 
-def _by_subset(acts: ResponseActs, strata: Strata, spec: SalienceSpec) -> Iterator[tuple[dict[str, Any], Salience]]:
-    for axis, subset in sorted(set(zip(strata.axes_P.tolist(), strata.subsets_P.tolist(), strict=True))):
-        found = _within(acts, strata, (strata.axes_P == axis) & (strata.subsets_P == subset), spec)
+def _by(
+    names: tuple[str, ...], acts: ResponseActs, strata: Strata, spec: SalienceSpec, rows_P: NDArray[np.bool_]
+) -> Iterator[tuple[dict[str, Any], Salience]]:
+    """Salience of each axis, or of each subset of each axis, over the pairs given."""
+    import numpy as np
+
+    columns = {"axis": strata.axes_P, "subset": strata.subsets_P}
+    for labels in sorted(set(zip(*(columns[name].tolist() for name in names), strict=True))):
+        members = np.logical_and.reduce([columns[name] == label for name, label in zip(names, labels, strict=True)])
+        found = _within(acts, strata, members & rows_P, spec)
         if found is not None:
-            yield {"axis": axis, "subset": subset}, found
+            yield dict(zip(names, labels, strict=True)), found
 
 
 def _strata_table(candidates: Ints, found: Sequence[tuple[dict[str, Any], Salience]]) -> pa.Table:

@@ -11,9 +11,6 @@ if TYPE_CHECKING:
 
     from safer_engine.science.pair_scoring import PairScoring
 
-RANK = "rank"
-"""The suspicion kind of a mean rank: never to be read as a probability."""
-
 
 def pair_score_table(pairs: pa.Table, margins_P: NDArray[np.float64], scoring: PairScoring) -> pa.Table:
     """One row per pair, in the order of `PairSet.pairs`, as the docstring of `PairScores` lists it; NaN becomes null."""
@@ -28,7 +25,8 @@ def pair_score_table(pairs: pa.Table, margins_P: NDArray[np.float64], scoring: P
         "reward_margin": _floats(margins_P),
         "pair_score": _floats(no_score if scoring.pair_score_P is None else scoring.pair_score_P),
         "suspicion": _floats(scoring.suspicion_P),
-        "suspicion_kind": pa.array([RANK] * n_pairs, pa.string()),
+        "suspicion_kind": pa.array([scoring.doubts[axis].kind for axis in pairs["axis"].to_pylist()], pa.string()),
+        "suspicion_base": _floats(scoring.base_P),
         **{f"signal_{name}": _floats(scoring.signals[name]) for name in sorted(scoring.signals)},
         "evidence": _evidence(scoring),
     }

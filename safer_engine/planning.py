@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safer_engine.cost import Planned, planned_total
+from safer_engine.label_plan import label_requests
 from safer_engine.pipeline import AuditRequest, StagePlan, plan
 from safer_engine.rates import MATMUL, machine_flops, rate_name, rates_file, read_rates, remember_rates
 from safer_engine.science.sae_budget import sae_width, training_size
@@ -25,7 +26,8 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _EFFICIENCY = {"activations": 0.5, "evaluation": 0.5, "causal": 0.5, "sae": 0.35, "latents": 0.35}
 _FIXED_SECONDS = {"activations": 4.0, "evaluation": 4.0, "causal": 4.0, "sae": 2.0, "latents": 2.0, "report": 2.0}
 _ROWS_PER_SECOND = {"pairs": 1500.0, "pair_scores": 1500.0, "edits": 5000.0, "report": 5000.0}
-_LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0}
+_LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0, "local_lm": 30.0}
+"""Seconds of a candidate (lexicon), or of a request."""
 _SAMPLE_ROWS = 200
 _SIZED = ("activations", "evaluation", "sae", "latents", "labels", "causal")
 """Stages whose work follows from the model's size."""
@@ -75,10 +77,15 @@ _NO_SIZE = ModelSize(0, 0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class AuditSize:
-    """All that an estimate needs to know of an audit's inputs; the same on every machine. `model`: None where not known."""
+    """All that an estimate needs to know of an audit's inputs; the same on every machine.
+
+    Attributes:
+        model: None where not known; labeller: of the model of a `local_lm` labeller, if there is one and its size is known.
+    """
 
     workload: Workload
     model: ModelSize | None
+    labeller: ModelSize | None = None
 
     def dumped(self) -> dict[str, Any]:
         """As JSON values."""
@@ -87,8 +94,8 @@ class AuditSize:
     @classmethod
     def loaded(cls, document: Mapping[str, Any]) -> AuditSize:
         """What `dumped` gave."""
-        model = document["model"]
-        return cls(Workload(**document["workload"]), None if model is None else ModelSize(**model))
+        sizes = [document[name] for name in ("model", "labeller") if name in document]
+        return cls(Workload(**document["workload"]), *(None if size is None else ModelSize(**size) for size in sizes))
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,8 @@ def estimate(request: AuditRequest, store: ArtifactStore) -> AuditEstimate:
 def audit_size(request: AuditRequest, store: ArtifactStore, planned: tuple[StagePlan, ...]) -> AuditSize:
     """How large an audit is, by its inputs and what is computed already. Raises as `estimate`."""
     load = _workload(request, store, {stage.name: stage for stage in planned})
-    return AuditSize(load, model_size(request.sources.model.path))
+    labeller = request.sources.labeller
+    return AuditSize(load, model_size(request.sources.model.path), None if labeller is None else model_size(labeller.path))
 
 
 def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...], rates: Path | None) -> AuditEstimate:
@@ -184,6 +192,8 @@ def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...]
             continue
         rate = known[stage.name] or _assumed_rate(stage.name, spec, flops)
         made = _estimate(stage, spec, size.workload, size.model or _NO_SIZE, rate)
+        if stage.name == "labels" and size.labeller is not None:
+            made = replace(made, memory_bytes=int(_BASE_BYTES + 1.2 * size.labeller.parameters * _BYTES["float32"]))
         stages[stage.name] = replace(made, measured=known[stage.name] is not None)
     return AuditEstimate(size.workload, stages, flops)
 
@@ -276,7 +286,8 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
     if stage == "latents":
         return 1.5 * dense * load.positions
     if stage == "labels":
-        return float(min(spec.salience.candidates, sae_width(spec.sae, size.d_in)))
+        requests = label_requests(spec, size.d_in)
+        return float(requests.total if requests else min(spec.salience.candidates, sae_width(spec.sae, size.d_in)))
     return float(load.n_pairs) if stage in _ROWS_PER_SECOND else 0.0
 
 

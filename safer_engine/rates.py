@@ -18,7 +18,9 @@ MATMUL = "matmul"
 
 
 def rate_name(what: str, spec: AuditSpec) -> str:
-    """What the rate of a stage is kept under: it depends on the device and the precision."""
+    """What the rate of a stage is kept under: it depends on the device and the precision, and that of labels on who labels."""
+    if what == "labels":
+        what = f"labels-{spec.labels.labeller.kind}"
     return f"{what}/{spec.runtime.device}/{spec.model.dtype}"
 
 

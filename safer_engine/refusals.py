@@ -7,7 +7,7 @@ from safer_engine.pipeline import AuditRequest, plan
 from safer_engine.planning import model_size
 from safer_engine.science.hook_place import hook_layer
 from safer_engine.science.sae_budget import refuse_too_many_active, sae_width
-from safer_engine.spec import ChatApiLabeller
+from safer_engine.spec_labels import ChatApiLabeller
 from safer_engine.store import ArtifactStore
 
 

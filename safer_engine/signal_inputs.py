@@ -81,7 +81,7 @@ def read_latent_sums(latents: Latents) -> LatentSums:
 
 def paper_features(latents: Latents, labels: Labels) -> PaperFeatures | None:
     """The labelled safety features, signed by the salience that ranked them, and all latents rated as high; None when there
-    are no features."""
+    are no features. Latents of mixed sign are in neither, for no one sign is theirs."""
     import numpy as np
 
     from safer_engine.science.pair_scoring import PaperFeatures
@@ -89,13 +89,15 @@ def paper_features(latents: Latents, labels: Labels) -> PaperFeatures | None:
     column = "salience_paper" if latents.meta.get("estimator") == "paper" else "salience"
     table = latents.latents
     salience = dict(zip(table["latent_id"].to_pylist(), table[column].to_pylist(), strict=True))
+    mixed = {latent for latent, is_mixed in zip(salience, table["mixed"].to_pylist(), strict=True) if is_mixed}
     marked = zip(labels.labels["latent_id"].to_pylist(), labels.labels["safety_feature"].to_pylist(), strict=True)
-    kept = np.asarray(sorted(latent for latent, is_feature in marked if is_feature), dtype=np.int64)
+    kept = np.asarray(sorted(latent for latent, is_feature in marked if is_feature and latent not in mixed), dtype=np.int64)
     if len(kept) == 0:
         return None
     ratings = zip(labels.labels["latent_id"].to_pylist(), labels.labels["rating"].to_pylist(), strict=True)
     least = int(labels.meta["min_rating"])
-    pool = np.asarray(sorted(latent for latent, rating in ratings if rating is not None and rating >= least), dtype=np.int64)
+    rated = sorted(latent for latent, rating in ratings if rating is not None and rating >= least and latent not in mixed)
+    pool = np.asarray(rated, dtype=np.int64)
     return PaperFeatures(kept, np.sign(np.asarray([salience[int(latent)] for latent in kept], dtype=np.float64)), pool)
 
 

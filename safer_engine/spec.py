@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """Base of all spec sections: immutable, unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from safer_engine.spec_labels import LabelSpec
+from safer_engine.spec_section import Section
 
 
 class ModelSpec(Section):
@@ -215,6 +212,15 @@ class SalienceSpec(Section):
     )
     min_rate: float = Field(1e-4, ge=0, lt=1, description="Latents firing in a smaller share of positions are not ranked.")
     max_rate: float = Field(0.5, gt=0, le=1, description="Latents firing in a larger share of positions are not ranked.")
+    fdr: float = Field(
+        0.05, gt=0, lt=0.5, description="False-discovery rate of discoveries among the tested latents (`paper`: none are tested)."
+    )
+    draws: int = Field(
+        8192, ge=1024, le=1_000_000, description="Sign flips at most; fewer where p-values are fine enough before that."
+    )
+    clusters: int = Field(
+        8, ge=0, le=64, description="Clusters of prompts by which the salience of candidates is given too; 0: none."
+    )
 
 
 class ContextSpec(Section):
@@ -223,40 +229,13 @@ class ContextSpec(Section):
     per_latent: int = Field(10, gt=0, description="Contexts kept, each from another prompt group.")
     minimum: int = Field(4, gt=0, description="Latents with fewer contexts are not labelled.")
     window: int = Field(128, gt=3, description="Tokens shown round the focus.")
-
-
-class LexiconLabeller(Section):
-    """Offline labeller: shares of rubric terms in the contexts against a background."""
-
-    kind: Literal["lexicon"] = "lexicon"
-
-
-class ChatApiLabeller(Section):
-    """Any OpenAI-compatible chat endpoint."""
-
-    kind: Literal["chat_api"] = "chat_api"
-    base_url: str = Field(description="Endpoint, for example https://host/v1.")
-    model: str = Field(description="Model name sent to the endpoint.")
-    api_key_env: str | None = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
-    timeout: float = Field(60.0, gt=0, le=3600, description="Seconds per request.")
-    retries: int = Field(4, ge=0, le=20, description="Retries after 408, 409, 429, 5xx or a broken connection.")
-    max_tokens: int = Field(400, gt=0, description="Longest answer, in tokens.")
-    price_in: float = Field(0.0, ge=0, description="Price of a million prompt tokens, in your currency.")
-    price_out: float = Field(0.0, ge=0, description="Price of a million answer tokens.")
-    max_cost: float | None = Field(None, ge=0, description="Stop asking when this much is spent; the rest is `skipped`.")
-    max_calls: int = Field(2000, gt=0, description="Stop asking after this many calls.")
-
-
-Labeller = Annotated[LexiconLabeller | ChatApiLabeller, Field(discriminator="kind")]
-
-
-class LabelSpec(Section):
-    """Which candidates are safety features."""
-
-    rubric: str = Field("safety", description="Built-in rubric, or path of a rubric file (YAML).")
-    labeller: Labeller = Field(default_factory=LexiconLabeller, description="Who rates.")
-    min_rating: int = Field(4, ge=1, le=5, description="Smallest rating (1–5) of a safety feature; the paper keeps 5.")
-    keep: int = Field(32, gt=0, description="At most this many safety features, in the order of the candidates.")
+    held_out: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Contexts kept apart to check labels on, and as many matched ones in which it does not fire.",
+    )
+    held_out_window: int = Field(32, gt=3, description="Tokens of each of those.")
 
 
 class CausalSpec(Section):
@@ -286,6 +265,11 @@ class SuspicionSpec(Section):
     folds: int = Field(5, ge=2, le=100, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
     neighbours: int = Field(20, gt=0, description="Neighbours of the kNN agreement.")
+    labels_seen: bool = Field(
+        True,
+        description="Whether the reward model was trained on these labels. If not, the SAE is left out of the suspicion of an "
+        "axis where it adds nothing; if so, what it adds cannot be told from the labels (docs/label-noise.md).",
+    )
 
     @model_validator(mode="after")
     def _weights(self) -> SuspicionSpec:
@@ -297,8 +281,19 @@ class SuspicionSpec(Section):
 class EditSpec(Section):
     """What is recommended for suspicious pairs."""
 
-    budget: float = Field(0.04, gt=0, lt=0.5, description="Share of each axis that is dropped; the next as many are `review`.")
+    budget: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="Share of each axis that is dropped; the next as many are `review`. Not given: by gain where suspicion is a "
+        "probability, else 0.04.",
+    )
     allow_flip: bool = Field(False, description="Recommend `flip` in place of `drop`.")
+    false_edits: float = Field(
+        0.3, gt=0, lt=1, description="By gain: largest share of right labels to be expected among what is dropped or flipped."
+    )
+    cost_wrong: float = Field(1.0, gt=0, description="By gain: what a wrong label costs that stays.")
+    cost_lost: float = Field(1.0, gt=0, description="By gain: what a right label costs that is dropped.")
 
 
 class ReportSpec(Section):
@@ -352,7 +347,7 @@ PAPER_PRESET: dict[str, Any] = {
     },
     "salience": {"estimator": "paper", "candidates": 256, "min_rate": 0.0, "max_rate": 1.0},
     "contexts": {"per_latent": 10, "minimum": 4, "window": 128},
-    "labels": {"min_rating": 5, "keep": 32},
+    "labels": {"min_rating": 5, "keep": 32, "detection_floor": None, "repeats": 0.0},
     "suspicion": {"estimator": "paper", "signals": {"paper": 1.0}},
 }  # fmt: skip
 """METHOD §1 as a spec: merged under what the user gives when `preset: paper`."""

@@ -24,3 +24,12 @@ def held_out_groups(groups: Iterable[str], share: float, seed: int) -> frozenset
     half = len(keyed) // 2
     n = min(half, max(below, min(_LEAST, half)))
     return frozenset(group for _, group in keyed[:n])
+
+
+def selection_groups(groups: Iterable[str], seed: int) -> frozenset[str]:
+    """The half of the groups by which latents are chosen and tested; what is shown of them is estimated on the other half.
+
+    By hash, like the held-out groups, and independent of those: of n groups the n // 2 of lowest hash.
+    """
+    keyed = sorted((hashlib.sha256(f"{seed}/selection/{group}".encode()).digest()[:8], group) for group in set(groups))
+    return frozenset(group for _, group in keyed[: len(keyed) // 2])

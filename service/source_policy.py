@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from safer_engine.labellers.rubric import built_in_rubrics
-from safer_engine.spec import AuditSpec, ChatApiLabeller, DatasetSource, DatasetSpec, HubSource, LocalSource, RuntimeSpec
+from safer_engine.spec import AuditSpec, DatasetSource, DatasetSpec, HubSource, LocalSource, RuntimeSpec
+from safer_engine.spec_labels import ChatApiLabeller, LocalLmLabeller
 from safer_engine.train_spec import TrainSpec
 from service.errors import SourceNotAllowed
 from service.infra.settings import Settings
@@ -34,7 +35,7 @@ class Place:
     """Something outside a spec that it names.
 
     Attributes:
-        role: `model`, `adapter`, `base`, `dataset`, `evaluation` or `corpus`.
+        role: `model`, `adapter`, `base`, `dataset`, `evaluation`, `corpus` or `labeller`.
         field: dotted path in the spec.
         name: as the spec says it; `hub:` is put before the id of something on a hub.
     """
@@ -51,6 +52,8 @@ def check_audit(spec: AuditSpec, settings: Settings) -> None:
     rubric, labeller = spec.labels.rubric, spec.labels.labeller
     if rubric not in built_in_rubrics() and not _allowed(rubric, settings):
         raise SourceNotAllowed(f"labels.rubric: {rubric!r} is not built in", f"use one of {', '.join(built_in_rubrics())}")
+    if isinstance(spec.labels.corrections, str):
+        raise SourceNotAllowed("labels.corrections: a path says nothing to a service", "give the entries themselves in the spec")
     if isinstance(labeller, ChatApiLabeller):
         _check_labeller(labeller, settings)
 
@@ -70,6 +73,8 @@ def places_of(spec: AuditSpec | TrainSpec) -> tuple[Place, ...]:
         found.append(_model("model", "model.path", spec.model.path))
         if spec.model.adapter is not None:
             found.append(_model("adapter", "model.adapter", spec.model.adapter))
+        if isinstance(spec.labels.labeller, LocalLmLabeller):
+            found.append(_model("labeller", "labels.labeller.path", spec.labels.labeller.path))
         if spec.sae.pretrain is not None:
             found.append(_source("corpus", "sae.pretrain.corpus", spec.sae.pretrain.corpus))
     sections: tuple[tuple[str, DatasetSpec | None], ...] = (("dataset", spec.dataset), ("evaluation", spec.evaluation))

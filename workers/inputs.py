@@ -15,9 +15,11 @@ from pathlib import Path
 from safer_engine.errors import DatasetRefused, InputRefused, ModelRefused
 from safer_engine.sources.corpora import resolve_corpus
 from safer_engine.sources.datasets import resolve_dataset
+from safer_engine.sources.labeller_models import resolve_labeller
 from safer_engine.sources.models import resolve_base, resolve_model
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec import AuditSpec, DatasetSource, DatasetSpec, HubSource, LocalSource, ModelSpec, RuntimeSpec
+from safer_engine.spec_labels import Labeller, LocalLmLabeller
 from safer_engine.stage import INPUT_ROLES
 from safer_engine.train_spec import TrainSpec
 from safer_engine.training import TrainSources
@@ -91,7 +93,9 @@ class InputFinder:
                 sets[role] = self._dataset(role, section, pins)
         if "corpus" in roles and pretrain is not None:
             sets["corpus"] = self._corpus(pretrain.corpus, pins)
-        digests = {role: found.digest for role, found in sets.items()} | ({"model": model.digest} if model else {})
+        labeller = self._labeller(spec.labels.labeller, pins) if "labeller" in roles else None
+        models = {"model": model, "labeller": labeller}
+        digests = {role: found.digest for role, found in (sets | models).items() if found is not None}
         recorded = pinned_inputs(spec, {"labels": "", **digests, **pins})
         return ResolvedInputs(
             model=model or recorded.model,
@@ -99,6 +103,7 @@ class InputFinder:
             evaluation=sets.get("evaluation", recorded.evaluation),
             corpus=sets.get("corpus", recorded.corpus),
             extra=recorded.extra,
+            labeller=labeller or recorded.labeller,
         )
 
     def training(self, spec: TrainSpec, pins: Mapping[str, str]) -> TrainSources:
@@ -134,6 +139,13 @@ class InputFinder:
             paths["adapter"] = self._locate(spec.adapter, "adapter", pins)
         found = resolve_model(spec.model_copy(update=paths), runtime, self._digests)
         return self._checked_model(found, "model", spec.path, pins)
+
+    def _labeller(self, spec: Labeller, pins: Mapping[str, str]) -> ResolvedModel | None:
+        if not isinstance(spec, LocalLmLabeller):
+            return None
+        located = spec.model_copy(update={"path": self._locate(spec.path, "labeller", pins)})
+        found = resolve_labeller(located, self._digests)
+        return None if found is None else self._checked_model(found, "labeller", spec.path, pins)
 
     def _checked_model(self, found: ResolvedModel, role: str, origin: str, pins: Mapping[str, str]) -> ResolvedModel:
         self.names.add(found.path, origin)

@@ -18,6 +18,7 @@ from safer_engine.errors import ArtifactError, DamagedArtifact, SaferError
 from safer_engine.pipeline import STAGES, AuditRequest, Found, stage_key
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec import AuditSpec
+from safer_engine.spec_labels import LocalLmLabeller
 from safer_engine.stage import Inputs, PartedStage, Stage
 from safer_engine.store import ArtifactStore
 from safer_engine.train_spec import TrainSpec
@@ -133,13 +134,14 @@ def audit_spec(order: Order) -> AuditSpec:
 
 def pinned_inputs(spec: AuditSpec, pins: Mapping[str, str]) -> ResolvedInputs:
     """The inputs of an audit as far as `prepare` recorded them: digests and names; none of them can be opened."""
-    pretrain = spec.sae.pretrain
+    pretrain, labeller = spec.sae.pretrain, spec.labels.labeller
     return ResolvedInputs(
         model=pinned_model(spec.model.path, "model", pins),
         dataset=pinned_dataset(source_name(spec.dataset.source), "dataset", pins),
         evaluation=pinned_dataset(source_name(spec.evaluation.source), "evaluation", pins) if spec.evaluation else None,
         corpus=pinned_dataset(source_name(pretrain.corpus), "corpus", pins) if pretrain else None,
         extra={"labels": pins["labels"]},
+        labeller=pinned_model(labeller.path, "labeller", pins) if isinstance(labeller, LocalLmLabeller) else None,
     )
 
 

@@ -14,13 +14,14 @@ from typing import Any, Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT
 from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
-from safer_engine.labellers.rubric import load_rubric, rubric_digest
+from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
+from safer_engine.labellers.rubric import load_rubric
 from safer_engine.machine import measured, provenance, resolve_device, resolve_spec
 from safer_engine.pipeline import AuditRequest, content_digest, mending, run_part, run_stage, stage_key
 from safer_engine.preflight import check_evaluation
 from safer_engine.refusals import refuse_early
 from safer_engine.spec import AuditSpec, RuntimeSpec
-from safer_engine.stage import opened_by
+from safer_engine.stage import INPUT_ROLES, opened_by
 from safer_engine.store import LocalArtifactStore, ManifestDraft, StoredArtifact, WorkArea
 from safer_engine.train_spec import TrainSpec
 from safer_engine.training import MODEL, train_model
@@ -93,14 +94,14 @@ class _Bench:
         spec = AuditSpec.model_validate(self.order.spec)
         check_audit(spec, self.settings)
         spec = self._settled(spec)
-        load_rubric(spec.labels.rubric)
+        check_directions(load_corrections(spec.labels.corrections), load_rubric(spec.labels.rubric))
         sources = self.finder.audit(spec, {})
-        sources = replace(sources, extra={"labels": rubric_digest(spec.labels.rubric)})
+        sources = replace(sources, extra={"labels": label_files_digest(spec.labels)})
         request = AuditRequest(spec, sources)
         refuse_early(request, self.store)
         check_evaluation(request, self.store)
         pins = {"labels": sources.extra["labels"], "model.dtype": spec.model.dtype, "sae.dtype": spec.sae.dtype}
-        for role in ("model", "dataset", "evaluation", "corpus"):
+        for role in INPUT_ROLES:
             found = getattr(sources, role)
             if found is not None:
                 pins |= _pinned(role, found.digest, found.revision)

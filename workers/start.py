@@ -10,6 +10,7 @@ import time
 from types import FrameType
 
 from prometheus_client import CollectorRegistry, start_http_server
+from sqlalchemy import Engine
 
 from service.errors import Unavailable
 from service.infra.logs import configure_logging
@@ -26,6 +27,8 @@ _QUIET = {
 }
 _AT_ONCE = 16
 _LOOK_SECONDS = 2.0
+_START_SECONDS = 60.0
+"""So long a worker that stays waits for the database when it starts; then it ends, for whoever supervises it to see."""
 NOTHING_CAME = 75
 """Exit code of a worker that was to wait for one unit, in vain (EX_TEMPFAIL of sysexits.h: to be tried again)."""
 _LOG = logging.getLogger("workers")
@@ -42,7 +45,7 @@ def run(queues: str | None, *, once: bool, wait: float | None = None) -> int:
     configure_logging(settings)
     _environment(settings)
     engine = open_database(settings)
-    check_version(engine)
+    _await_database(engine, _START_SECONDS if not once else wait or 0.0)
     registry = CollectorRegistry()
     bench = open_bench(settings, engine, registry, () if once else settings.queues)
     nursery = Nursery(settings)
@@ -57,6 +60,21 @@ def run(queues: str | None, *, once: bool, wait: float | None = None) -> int:
 
     _LOG.info("worker %s serves %s", runner.owner, ", ".join(settings.queues))
     return serve(bench, runner)
+
+
+def _await_database(engine: Engine, seconds: float) -> None:
+    """Wait for a database that cannot be used yet. Raises Unavailable when it still cannot; SchemaMismatch at once."""
+    end, told = time.monotonic() + seconds, False
+    while True:
+        try:
+            return check_version(engine)
+        except Unavailable as error:
+            if time.monotonic() >= end:
+                raise
+            if not told:
+                _LOG.warning("%s; waiting up to %.0f s for it", error.message, seconds)
+            told = True
+        time.sleep(_LOOK_SECONDS)
 
 
 def _environment(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """What every labeller takes and gives. A labeller says what a latent is about, from the contexts it fires in.
 
 Contexts are text out of a dataset: hostile until shown otherwise. A labeller that cannot answer says so in the status;
-only `labelled` has a rating, and nothing else can become a safety feature.
+only `labelled` and `unverified` have a rating, and only the former can become a safety feature.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Literal, Protocol
 
 from safer_engine.errors import LabellerError
 
-Status = Literal["labelled", "unparsed", "too_few_contexts", "error", "skipped"]
+Status = Literal["labelled", "unverified", "unparsed", "too_few_contexts", "error", "skipped"]
+RATED: frozenset[Status] = frozenset(("labelled", "unverified"))
 Progress = Callable[[int, int], None]
 
 
@@ -49,10 +50,12 @@ class LatentLabel:
     """What a labeller said of one latent.
 
     Attributes:
-        rating: 1 (unrelated to the rubric) … 5 (squarely about it); None unless `labelled`.
+        rating: 1 (unrelated to the rubric) … 5 (squarely about it); None unless `labelled` or `unverified`.
         explanation: one or two sentences; for other statuses why there is no rating.
         direction: one of the rubric's directions, or None where the labeller saw none.
         terms: words that mark the contexts.
+        kinds: categories of the rubric's terms that were counted in the contexts, where that is what the rating is made of.
+        by: the person whose correction this is; None for what a labeller says.
     """
 
     latent_id: int
@@ -61,9 +64,11 @@ class LatentLabel:
     explanation: str = ""
     direction: str | None = None
     terms: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    by: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.status == "labelled") != (self.rating is not None):
+        if (self.status in RATED) != (self.rating is not None):
             raise ValueError(f"latent {self.latent_id}: status {self.status} with rating {self.rating}")
 
 
@@ -81,12 +86,50 @@ class Labelling:
     cost: float = 0.0
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A label, and windows of which it is to tell those in which the latent fires.
+
+    Attributes:
+        windows: held out when the label was made; without activations, in an order that gives nothing away.
+    """
+
+    label: LatentLabel
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was said of a claim's windows.
+
+    Attributes:
+        fires: of each window; None where nothing was said.
+        problem: why, where that is so.
+    """
+
+    fires: tuple[bool | None, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What was said of all claims, in their order; `calls` and `cost` as in `Labelling`."""
+
+    claims: tuple[Judged, ...]
+    calls: int = 0
+    cost: float = 0.0
+
+
 class Labeller(Protocol):
     """One way to label. `name` is stored with each label."""
 
     @property
     def name(self) -> str:
         """Kind of labeller, and which model where there is one."""
+
+    @property
+    def reads_in_order(self) -> bool:
+        """Whether the order of the contexts can change a rating, so that a second reading in another order says something."""
 
     def label(self, candidates: Sequence[Candidate], background: Sequence[Window], progress: Progress) -> Labelling:
         """Label candidates, one label each, in their order.
@@ -98,6 +141,9 @@ class Labeller(Protocol):
         Raises:
             LabellerError: the labeller cannot work at all; finished answers are not lost.
         """
+
+    def detect(self, claims: Sequence[Claim], progress: Progress) -> Judgements:
+        """Say of each window whether the latent fires in it, from the label alone. Progress and errors as for `label`."""
 
 
 def label_all(

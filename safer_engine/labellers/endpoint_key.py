@@ -6,7 +6,7 @@ import os
 import re
 
 from safer_engine.errors import SpecError
-from safer_engine.spec import ChatApiLabeller
+from safer_engine.spec_labels import ChatApiLabeller
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safer_engine.labellers.base import Candidate, Labelling, LatentLabel, Progress, Window
+from safer_engine.labellers.base import Candidate, Claim, Judged, Judgements, Labelling, LatentLabel, Progress, Window
 from safer_engine.labellers.rubric import Rubric, TermCategory, word_at, words_of
 
 RADIUS = 10
@@ -29,6 +29,7 @@ _RATINGS = ((5, 0.75, 3.0), (4, 0.5, 2.0), (3, 0.3, 1.0))
 
 _PRIOR_WORDS = 100.0
 _MAX_TERMS = 8
+_MAX_KINDS = 3
 _MIN_WINDOWS_WITH_TERM = 2
 _MAX_WORD = 30
 _ENDINGS = frozenset(("ll", "re", "ve"))
@@ -54,6 +55,12 @@ class _Evidence:
     hits: tuple[tuple[Hit, ...], ...]
     distinctive: tuple[str, ...]
     focus: Counter[str]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Categories with a term in the most windows, the most frequent first."""
+        categories = Counter(name for window in self.hits for name in {hit.category.name for hit in window})
+        return tuple(name for name, _ in _most(categories)[:_MAX_KINDS])
 
     @property
     def main_focus(self) -> str | None:
@@ -101,6 +108,32 @@ class LexiconLabeller:
         """See `Labeller.name`."""
         return "lexicon"
 
+    @property
+    def reads_in_order(self) -> bool:
+        """See `Labeller.reads_in_order`: what is counted is the same in any order."""
+        return False
+
+    def detect(self, claims: Sequence[Claim], progress: Progress) -> Judgements:
+        """See `Labeller.detect`: a window is taken for one that fires where a word that the label tells of is near its focus.
+
+        Those are the rubric's terms of the kinds that the explanation names, and the words of the label. A label without
+        either says nothing of any window.
+        """
+        found = []
+        for done, claim in enumerate(claims):
+            progress(done, len(claims))
+            found.append(self._judge(claim))
+        return Judgements(tuple(found))
+
+    def _judge(self, claim: Claim) -> Judged:
+        counted = [category for category in self.rubric.categories if category.name in claim.label.kinds]
+        words = {word for term in claim.label.terms for word in words_of(term)}
+        if not counted and not words:
+            return Judged((None,) * len(claim.windows), "the label names no word to look for")
+        index = TermIndex(counted)
+        near = [near_words(window) for window in claim.windows]
+        return Judged(tuple(bool(index.find(each)) or not words.isdisjoint(each) for each in near))
+
     def label(self, candidates: Sequence[Candidate], background: Sequence[Window], progress: Progress) -> Labelling:
         """See `Labeller.label`."""
         by_chance = [self._index.find(near_words(window)) for window in background]
@@ -131,6 +164,7 @@ class LexiconLabeller:
             explanation=_explanation(found, chance),
             direction=_direction(hits) if rating >= _MIN_RATING_WITH_DIRECTION else None,
             terms=_terms(found),
+            kinds=found.kinds,
         )
 
 

@@ -27,7 +27,7 @@ from safer_engine.evaluation_pairs import NO_EVALUATION
 from safer_engine.pipeline import STAGES
 from safer_engine.report.build_data import dataset_section, evaluation_section, reward_model_section
 from safer_engine.report.build_edits import edits_section
-from safer_engine.report.build_features import features_section, sae_section, with_effects
+from safer_engine.report.build_features import features_section, labels_section, sae_section, with_effects
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.nodes import Node
 from safer_engine.report.provenance import InputRecord, PlannedCost, Progress, Provenance, StageCost, StageRecord, Timing
@@ -120,11 +120,13 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
     if evaluation is not None:
         sections["evaluation"] = evaluation_section(evaluation, spec)
     if sae is not None:
-        sections["sae"] = sae_section(sae, latents)
+        sections["sae"] = sae_section(sae, latents, text=spec.report.text)
     if latents is not None:
         causal = reader.get(CausalEffects)
         features = features_section(latents, labels, spec.report)
         sections["features"] = list(features if causal is None else with_effects(features, causal))
+    if labels is not None:
+        sections["labels"] = labels_section(labels)
     return sections
 
 
@@ -134,6 +136,7 @@ _DEPENDS: dict[str, tuple[type[Artifact], ...]] = {
     "evaluation": (EvaluationSet,),
     "sae": (SparseAutoencoder,),
     "features": (Latents,),
+    "labels": (Labels,),
     "edits": (PairSet, PairScores),
     "verification": (Verification,),
     "verdict": (),

@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 from safer_engine.artifacts import Edits, PairScores, PairSet
+from safer_engine.report.build_doubts import axis_doubts, doubtful_share, suspicion_kind
 from safer_engine.report.columns import clipped, finite, maybe_finite, scalars, tally
 from safer_engine.report.model import AxisEdits, EditsReport, Evidence, SuspiciousPair
 from safer_engine.spec import ReportSpec
@@ -27,7 +28,9 @@ def edits_section(pairs: PairSet, scores: PairScores, edits: Edits | None, shown
     not_scored = tally(line["reason"] for line in lines if line["status"] == "not_scored")
     return EditsReport(
         estimator=scores.meta["estimator"],
-        suspicion_kind=ranked[0]["suspicion_kind"] if ranked else "rank",
+        suspicion_kind=suspicion_kind(scores),
+        axes=axis_doubts(scores, actions),
+        doubtful_share=doubtful_share(scores),
         signals=_weights(scores.meta["signals"]),
         left_out={name: str(reason) for name, reason in scores.meta.get("left_out", {}).items()},
         budget=None if edits is None else edits.meta.get("budget"),

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from safer_engine.artifacts import CausalEffects, Labels, Latents, SparseAutoencoder
+from safer_engine.label_tables import sae_digest
 from safer_engine.report.columns import EXPLANATION_LIMIT, PHRASE_LIMIT, Floats, clipped, finite, histogram, maybe_finite, scalars
 from safer_engine.report.model import Context, Curve, Feature, LatentsReport, Overview, SaeReport, SubsetSalience
+from safer_engine.report.model_labels import LabelAgreement, LabelCost, LabelDetection, LabelsReport
+from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
 from safer_engine.spec import ReportSpec
 
 _CURVE_POINTS = 240
@@ -18,7 +21,7 @@ _LOWEST_RATE = 1e-6
 _NAMED = ("kind", "d_in", "d_sae", "k")
 
 
-def sae_section(sae: SparseAutoencoder, latents: Latents | None) -> SaeReport:
+def sae_section(sae: SparseAutoencoder, latents: Latents | None, *, text: bool = True) -> SaeReport:
     """What the SAE is, how faithful it is, and all its latents at once."""
     facts, metrics = sae.json("sae.json"), sae.json("metrics.json")
     return SaeReport(
@@ -37,8 +40,9 @@ def sae_section(sae: SparseAutoencoder, latents: Latents | None) -> SaeReport:
         density=_density(metrics.get("density")),
         recovered=_recovered(metrics.get("recovered")),
         interpretable=metrics.get("interpretable"),
+        digest=sae_digest(sae),
         curve=_curve(sae),
-        latents=None if latents is None else _latents(latents),
+        latents=None if latents is None else _latents(latents, text),
     )
 
 
@@ -76,7 +80,7 @@ def _curve(sae: SparseAutoencoder) -> Curve | None:
     )
 
 
-def _latents(latents: Latents) -> LatentsReport:
+def _latents(latents: Latents, text: bool) -> LatentsReport:
     table, meta = latents.latents, latents.meta
     rates = np.asarray(table.column("firing_rate").to_pylist(), dtype=np.float64)
     salience = np.asarray(table.column("salience").to_pylist(), dtype=np.float64)
@@ -86,7 +90,14 @@ def _latents(latents: Latents) -> LatentsReport:
         n_ranked=meta["n_ranked"],
         n_candidates=meta["n_candidates"],
         overview=_overview(rates, salience),
+        tests=SalienceTests.model_validate(meta["tests"]) if meta.get("tests") else None,
+        clusters=[_cluster(one, text) for one in meta.get("clusters", [])],
     )
+
+
+def _cluster(found: dict[str, Any], text: bool) -> PromptCluster:
+    terms = [term[:PHRASE_LIMIT] for term in found["terms"]] if text else []
+    return PromptCluster(cluster=found["cluster"], n_groups=found["n_groups"], terms=terms)
 
 
 def _overview(rates: Floats, salience: Floats) -> Overview:
@@ -130,14 +141,47 @@ def features_section(latents: Latents, labels: Labels | None, shown: ReportSpec)
     labelled = {row["latent_id"]: row for row in labels.labels.to_pylist()} if labels is not None else {}
     rows.sort(key=lambda row: _order(row, labelled.get(row["latent_id"])))
     in_full = {row["latent_id"] for row in rows[: shown.features]}
-    subsets = _subsets(latents)
+    subsets, clusters = _subsets(latents), _clusters(latents)
     contexts = _contexts(latents, in_full) if shown.text else {}
     return [
         _feature(row, labelled.get(row["latent_id"]), shown.text).model_copy(
-            update={"subsets": subsets.get(row["latent_id"], []), "contexts": contexts.get(row["latent_id"], [])}
+            update={
+                "subsets": subsets.get(row["latent_id"], []),
+                "clusters": clusters.get(row["latent_id"], []),
+                "contexts": contexts.get(row["latent_id"], []),
+            }
         )
         for row in rows
     ]
+
+
+def labels_section(labels: Labels) -> LabelsReport:
+    """Who labelled, and how the labels were checked."""
+    meta = labels.meta
+    return LabelsReport(
+        labeller=meta["labeller"],
+        rubric=meta["rubric"],
+        statuses=meta["counts"],
+        n_safety_features=meta["n_safety_features"],
+        min_rating=meta["min_rating"],
+        detection_floor=meta["detection_floor"],
+        agreement=None if meta["agreement"] is None else LabelAgreement.model_validate(meta["agreement"]),
+        no_agreement=meta["no_agreement"],
+        n_again_unrated=meta["n_again_unrated"],
+        n_corrected=meta["n_corrected"],
+        n_corrections_unused=meta["n_corrections_of_others"] + meta["n_corrections_not_candidates"],
+        spent={name: LabelCost.model_validate(spent) for name, spent in meta["spent"].items()},
+    )
+
+
+def _detection(label: dict[str, Any]) -> LabelDetection | None:
+    score = maybe_finite(label.get("detection"), "a detection score")
+    if score is None:
+        return None
+    lo, hi, recall, specificity = (
+        finite(label[f"detection_{part}"], "a detection score") for part in ("lo", "hi", "recall", "specificity")
+    )
+    return LabelDetection(score=score, lo=lo, hi=hi, recall=recall, specificity=specificity, n=label["detection_n"])
 
 
 def _order(row: dict[str, Any], label: dict[str, Any] | None) -> tuple[int, int, int]:
@@ -160,6 +204,11 @@ def _feature(row: dict[str, Any], label: dict[str, Any] | None, text: bool) -> F
         direction=known.get("direction") if text else None,
         terms=[clipped(term, PHRASE_LIMIT) for term in (known.get("terms") or [])[:12]] if text else [],
         labeller=known.get("labeller"),
+        detection=_detection(known),
+        detection_problem=(known.get("detection_problem") or "")[:PHRASE_LIMIT] or None,
+        rating_again=known.get("rating_again"),
+        status_again=known.get("status_again"),
+        corrected_by=known.get("corrected_by"),
         fires_on="chosen" if salience >= 0 else "rejected",
         axis=row.get("axis"),
         salience=salience,
@@ -169,7 +218,20 @@ def _feature(row: dict[str, Any], label: dict[str, Any] | None, text: bool) -> F
         salience_paper=maybe_finite(row["salience_paper"], "a salience"),
         firing_rate=finite(row["firing_rate"], "a firing rate"),
         responses=row["responses"],
+        **_tested(row),
     )
+
+
+_FIGURES = (
+    "p", "q", "q_by", "p_max_t", "salience_selection", "salience_equal_length", "equal_length_lo", "equal_length_hi"
+)  # fmt: skip
+_FLAGS = ("discovery", "replicated", "length_bound", "mixed")
+
+
+def _tested(row: dict[str, Any]) -> dict[str, Any]:
+    """What tests say of a latent; nothing where its artifact has no tests."""
+    figures = {name: maybe_finite(row.get(name), f"{name} of latent {row['latent_id']}") for name in _FIGURES}
+    return {**figures, **{name: row.get(name) for name in _FLAGS}}
 
 
 def _subsets(latents: Latents) -> dict[int, list[SubsetSalience]]:
@@ -182,6 +244,16 @@ def _subsets(latents: Latents) -> dict[int, list[SubsetSalience]]:
                 found[row["latent_id"]].append(
                     SubsetSalience(axis=row["axis"], subset=row["subset"], n_groups=row["n_groups"], salience=salience, t=t)
                 )
+    return found
+
+
+def _clusters(latents: Latents) -> dict[int, list[ClusterSalience]]:
+    found: dict[int, list[ClusterSalience]] = defaultdict(list)
+    if latents.has("clusters.arrow"):
+        for row in latents.table("clusters.arrow").to_pylist():
+            salience, t = finite(row["salience"], "a salience"), maybe_finite(row["t"], "a t statistic")
+            one = ClusterSalience(cluster=row["cluster"], n_groups=row["n_groups"], salience=salience, t=t)
+            found[row["latent_id"]].append(one)
     return found
 
 

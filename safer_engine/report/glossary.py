@@ -13,9 +13,20 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Pair accuracy", "Share of pairs with a reward margin above zero. Equal rewards are not counted as right."),
     ("Latent", "One unit of the sparse autoencoder, not interpreted. A feature is a latent with a label."),
     ("Safety feature", "A feature that the labeller rated as relevant to the rubric, at or above the spec's rating."),
+    ("Detection", "How well a label tells, in contexts held out when it was made, where its latent fires; 0.5 is guessing."),
     (
         "Salience",
         "How much more a latent fires on chosen (+) than on rejected (−) responses, between −1 and 1, with its interval.",
+    ),
+    (
+        "Discovery, q",
+        "A latent whose salience chance hardly explains: q is the share of false ones to expect among those of its q or less. "
+        "Tested on one half of the groups; its salience is that of the other half. Found again: significant there too.",
+    ),
+    (
+        "Length-bound, mixed",
+        "Length-bound: its salience goes with a difference of length, and is not there at equal length. Mixed: its sign differs "
+        "between parts of the data.",
     ),
     ("FVU, variance explained", "Fraction of the activations' variance that the autoencoder does not explain; one minus it."),
     ("L0", "Mean number of latents active at a position."),

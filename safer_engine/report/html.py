@@ -18,13 +18,15 @@ from markupsafe import Markup
 
 from safer_engine.errors import ResourceError
 from safer_engine.report import plots, summary, text
+from safer_engine.report.build_doubts import SHOWN_BUDGETS
+from safer_engine.report.doubt_text import expected_at, how_chosen, sae_adds, sides
 from safer_engine.report.glossary import GLOSSARY
 from safer_engine.report.harsh import mild_name, veiled_words
+from safer_engine.report.label_words import about_labels, detection_words
 from safer_engine.report.model import (
     AxisEdits,
     Context,
     Evaluation,
-    Evidence,
     Feature,
     Health,
     Length,
@@ -33,7 +35,6 @@ from safer_engine.report.model import (
     ReportDocument,
     SaeReport,
     Score,
-    SuspiciousPair,
 )
 from safer_engine.report.plots import Bar
 from safer_engine.report.provenance import NO_PLAN
@@ -56,8 +57,8 @@ _CONTENTS = (
     ("glossary", "Words"),
 )
 _CANDIDATE_COLUMNS = (
-    ("Latent", True), ("About", False), ("Rating", True), ("Status", False), ("Salience", True), ("t", True),
-    ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
+    ("Latent", True), ("About", False), ("Rating", True), ("Detection", True), ("Status", False), ("Salience", True), ("t", True),
+    ("q", True), ("At equal length", True), ("Marks", False), ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
 )  # fmt: skip
 _STYLES = ("concise", "detailed plain", "detailed markdown")
 _DATA_FACTS = {"groups": "grouping", "n_rows": "input rows", "sides_truncated": "texts truncated"}
@@ -152,6 +153,7 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
     wanted = int(report.spec["report"]["features"])
     cards = features[: min(wanted, limits.cards)]
     first = sum(bool(feature.safety_feature) for feature in cards) or _FIRST_CARDS
+    latents = report.sae.latents if report.sae is not None else None
     return {
         "cards": cards[:first],
         "more_cards": cards[first:],
@@ -159,9 +161,13 @@ def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "labelled": any(feature.safety_feature is not None for feature in features),
         "listed": features[: limits.rows],
         "candidate_columns": _CANDIDATE_COLUMNS,
-        "salience_reach": max([0.05, *(abs(part.salience) for feature in cards for part in feature.subsets)]),
+        "salience_reach": max([0.05, *(abs(s) for card in cards for s in card.saliences)]),
+        "latents_tested": latents is not None and latents.tests is not None,
+        "cluster_names": {c.cluster: ", ".join(f"“{t}”" for t in c.terms) for c in (latents.clusters if latents else [])},
         "tokens": token_markup,
         "words_of": veiled_words,
+        "detection_words": detection_words,
+        "about_labels": "" if report.labels is None else about_labels(report.labels),
     }
 
 
@@ -179,20 +185,15 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "pair_filters": [(field, values) for field, values in filters if len(values) > 1],
         "edits_slices": _slices(edits.by_axis) if edits is not None else [],
         "names": {feature.latent_id: mild_name(feature) for feature in report.features or []},
-        "sides": _sides,
+        "sides": sides,
         "undoubted": lambda pair: summary.undoubted(pair, edits.budget if edits is not None else None),
+        "doubt_budgets": SHOWN_BUDGETS,
+        "expected_at": expected_at,
+        "how_chosen": how_chosen,
+        "sae_adds": sae_adds,
         "agreeing": lambda votes: sum(vote > 0 for vote in votes),
         "has_text": any(pair.prompt is not None for pair in pairs) or any(f.contexts for f in report.features or []),
     }
-
-
-def _sides(pair: SuspiciousPair) -> list[tuple[str, str, list[Evidence]]]:
-    """Latents for the label and latents against it, each side's strongest first."""
-    ranked = sorted(pair.evidence, key=lambda part: -abs(part.contribution))
-    return [
-        ("Latents for the label", "for", [part for part in ranked if part.contribution > 0]),
-        ("Latents against the label", "against", [part for part in ranked if part.contribution < 0]),
-    ]
 
 
 def _figure_context(report: ReportDocument) -> dict[str, Any]:

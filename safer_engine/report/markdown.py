@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from safer_engine.report import summary, text
+from safer_engine.report.label_words import about_labels, detection_words
 from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument
 from safer_engine.report.provenance import NO_PLAN, PlannedCost
 
@@ -71,27 +72,32 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+_CAUSAL = ("ablated: change of margin", "verified")
+
+
 def _features(report: ReportDocument) -> list[str]:
     if report.features is None:
         return ["## Features", _absent(report, "features")]
     shown = [f for f in report.features if f.safety_feature] or report.features
-    head = (
-        "latent",
-        "about",
-        "rating",
-        "fires on",
-        "salience",
-        "95 % interval",
-        "fires at",
-        "ablated: change of margin",
-        "verified",
-    )
+    head = ("latent", "about", "rating", "detection", "fires on", "salience", "95 % interval", "q", "marks", "fires at", *_CAUSAL)
     rest = len(report.features) - len(shown[:_FEATURES])
     return [
         "## Features",
         _table(head, [_feature_row(feature) for feature in shown[:_FEATURES]]),
         f"{text.count(rest)} more candidates are in features.parquet." if rest > 0 else "",
+        escaped(about_labels(report.labels)) if report.labels is not None else "",
     ]
+
+
+def _marks(feature: Feature) -> list[str]:
+    found = {
+        "discovery": feature.discovery,
+        "not significant": feature.discovery is False,
+        "found again": feature.replicated,
+        "length-bound": feature.length_bound,
+        "mixed sign": feature.mixed,
+    }
+    return [name for name, holds in found.items() if holds]
 
 
 def _feature_row(feature: Feature) -> tuple[str, ...]:
@@ -99,9 +105,12 @@ def _feature_row(feature: Feature) -> tuple[str, ...]:
         str(feature.latent_id),
         code(text.name_of(feature) or f"latent {feature.latent_id}"),
         str(feature.rating) if feature.rating is not None else text.NONE,
+        detection_words(feature) + (" unverified" if feature.status == "unverified" else ""),
         feature.fires_on,
         text.signed(feature.salience),
         text.interval(feature.salience_lo, feature.salience_hi),
+        text.number(feature.q),
+        ", ".join(_marks(feature)) or text.NONE,
         text.small_percent(feature.firing_rate),
         text.signed(feature.causal_effect, 4) + " " + text.interval(feature.causal_effect_lo, feature.causal_effect_hi)
         if feature.causal_effect is not None

@@ -11,12 +11,16 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from safer_engine.report.model_doubts import AxisDoubt
+from safer_engine.report.model_labels import LabelDetection, LabelsReport
+from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
 from safer_engine.report.nodes import Count, Facts, Node, Rate
 from safer_engine.report.provenance import Provenance
 
 SCHEMA_VERSION: Literal[1] = 1
 SECTIONS = ("dataset", "reward_model", "evaluation", "sae", "features", "edits", "verification", "verdict")
 """Top-level keys that are null while there is nothing to show."""
+_VERIFIED = "yes: the effect's interval leaves out 0 and its adjusted p is at most 0.05. Null: not ablated."
 
 
 class Text(Node):
@@ -193,6 +197,8 @@ class LatentsReport(Node):
     n_ranked: Count = Field(description="Latents whose firing rate is neither too small nor too large to rank.")
     n_candidates: Count = Field(description="Most salient latents, which went on to be labelled.")
     overview: Overview
+    tests: SalienceTests | None = Field(None, description="Null for the paper's estimator, which is not tested.")
+    clusters: list[PromptCluster] = Field(default_factory=list)
 
 
 class SaeReport(Node):
@@ -215,6 +221,7 @@ class SaeReport(Node):
         None, description="Reward recovered with `covered` and with `all` positions replaced by their reconstruction."
     )
     interpretable: bool | None = Field(None, description="Whether reward recovered is above the spec's floor.")
+    digest: str | None = Field(None, description="sha256 of its weights, `sae/sae.safetensors`: what corrections of labels name.")
     curve: Curve | None = None
     latents: LatentsReport | None = Field(None, description="Null until salience is computed.")
 
@@ -248,12 +255,19 @@ class Feature(Node):
     rank: int = Field(description="Among candidates, 1 = most salient.")
     safety_feature: bool | None = Field(description="Null while there are no labels.")
     safety_rank: int | None = None
-    status: str | None = Field(None, description="Outcome of labelling: labelled, unparsed, too_few_contexts, error, skipped.")
+    status: str | None = Field(
+        None, description="Outcome of labelling: labelled, unverified, unparsed, too_few_contexts, error, skipped."
+    )
     rating: int | None = Field(None, description="Relevance to the rubric, 1–5.")
     explanation: Text | None = None
     direction: str | None = None
     terms: list[Text] = Field(default_factory=list)
     labeller: str | None = None
+    detection: LabelDetection | None = Field(None, description="How well the label tells where the latent fires.")
+    detection_problem: str | None = Field(None, description="Why there is none, or why some windows were not judged.")
+    rating_again: int | None = Field(None, description="Of a second reading, with the contexts in another order.")
+    status_again: str | None = None
+    corrected_by: str | None = Field(None, description="The person whose correction this label is.")
     fires_on: Literal["chosen", "rejected"] = Field(description="The side it fires more on: the sign of its salience.")
     axis: str | None = Field(None, description="Axis that the salience is of; null: all pairs.")
     salience: float = Field(description="In [−1, 1]; positive: fires more on chosen responses.")
@@ -261,6 +275,21 @@ class Feature(Node):
     salience_hi: float | None = None
     t: float | None = Field(None, description="Cluster-robust t statistic of the paired difference.")
     salience_paper: float | None = Field(None, description="The paper's contrast of sums.")
+    discovery: bool | None = Field(None, description="q is at most salience.fdr; null where it was not tested.")
+    p: float | None = Field(None, description="By sign flips in the half of the groups that chooses; `salience` is of the other.")
+    q: float | None = Field(None, description="By Benjamini and Hochberg over all tests.")
+    q_by: float | None = Field(None, description="By Benjamini and Yekutieli.")
+    p_max_t: float | None = Field(None, description="Adjusted for the largest of all latents.")
+    salience_selection: float | None = Field(None, description="In the half that chooses: ranked by it, and the larger for it.")
+    replicated: bool | None = Field(None, description="A discovery found again in the other half; null where it is none.")
+    salience_equal_length: float | None = Field(None, description="What is left where both responses are equally long.")
+    equal_length_lo: float | None = None
+    equal_length_hi: float | None = None
+    length_bound: bool | None = Field(
+        None, description="Length accounts for it: away from 0 as it stands, not at equal length, and the difference is sure."
+    )
+    mixed: bool | None = Field(None, description="Its sign differs, surely, between parts of the data (subsets or clusters).")
+    clusters: list[ClusterSalience] = Field(default_factory=list, description="Salience by cluster of prompts.")
     firing_rate: float
     responses: Count = Field(description="Responses it fires in.")
     subsets: list[SubsetSalience] = Field(default_factory=list)
@@ -269,9 +298,12 @@ class Feature(Node):
     causal_effect_lo: float | None = None
     causal_effect_hi: float | None = None
     causal_p: float | None = Field(None, description="Adjusted p against latents that fire alike.")
-    causal_verified: Literal["yes", "no", "not measured"] | None = Field(
-        None, description="yes: the effect's interval leaves out 0 and its adjusted p is at most 0.05. Null: not ablated."
-    )
+    causal_verified: Literal["yes", "no", "not measured"] | None = Field(None, description=_VERIFIED)
+
+    @property
+    def saliences(self) -> list[float]:
+        """By subset and by cluster of prompts."""
+        return [*(part.salience for part in self.subsets), *(part.salience for part in self.clusters)]
 
 
 class Evidence(Node):
@@ -317,10 +349,14 @@ class EditsReport(Node):
     """Suspicion, and what is recommended for it."""
 
     estimator: str
-    suspicion_kind: str
+    suspicion_kind: str = Field(description="probability | rank; `mixed` where axes differ (see `axes`).")
+    axes: list[AxisDoubt] = Field(default_factory=list)
+    doubtful_share: Rate | None = Field(None, description="Estimated share of wrong labels; null unless every axis has one.")
     signals: Facts = Field(description="Fused signals and their weights.")
     left_out: dict[str, str] = Field(default_factory=dict, description="Signals that could not be computed, and why.")
-    budget: float | None = Field(None, description="Share of each axis that is recommended for dropping.")
+    budget: float | None = Field(
+        None, description="Share of each axis that is dropped; null: by gain, where suspicion is a probability."
+    )
     actions: dict[str, Count] | None = Field(None, description="Input rows by recommended action.")
     not_scored: dict[str, Count] | None = Field(None, description="Input rows without a score, by reason.")
     by_axis: list[AxisEdits] = Field(default_factory=list)
@@ -342,6 +378,7 @@ class ReportDocument(Node):
     evaluation: Evaluation | None
     sae: SaeReport | None
     features: list[Feature] | None
+    labels: LabelsReport | None = Field(None, description="Who labelled the candidates, and how the labels were checked.")
     edits: EditsReport | None
     verification: None = Field(description="Retraining arms and their effects.")
     verdict: None = Field(description="pass, fail or inconclusive, by a named policy.")

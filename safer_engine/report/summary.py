@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safer_engine.pair_tables import unusable
+from safer_engine.report.doubt_text import estimated, not_told
 from safer_engine.report.harsh import mild_name
+from safer_engine.report.label_words import label_cautions
 from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.text import (
     NARROW_SPACE,
@@ -22,6 +24,7 @@ from safer_engine.report.text import (
     visible,
     words,
 )
+from safer_engine.science.edits import RANK_BUDGET
 from safer_engine.spec_layers import preset_departures
 
 _DEPARTURES = 8
@@ -202,7 +205,7 @@ def _say_edits(report: ReportDocument) -> str:
     removed, reviewed = _removed(edits), edits.actions.get("review", 0)
     share = f" ({small_percent(removed / edits.n_scored)})" if edits.n_scored else ""
     verb = "flipping" if edits.actions.get("flip") else "dropping"
-    text = f"{_are(removed, 'pair', share)} recommended for {verb} and {count(reviewed)} for review"
+    text = f"{estimated(edits.axes)}{_are(removed, 'pair', share)} recommended for {verb} and {count(reviewed)} for review"
     return f"{text}; no retraining has tested that." if report.verification is None else f"{text}."
 
 
@@ -221,8 +224,9 @@ def _undoubted_share(edits: EditsReport) -> str:
 
 def undoubted(pair: SuspiciousPair, budget: float | None) -> str:
     """Why a pair is listed though no signal speaks against its label."""
-    if pair.action in ("drop", "flip") and budget is not None:
-        why = f"it is here because the budget takes the top {fact(100 * budget)}{NARROW_SPACE}% of its axis"
+    if pair.action in ("drop", "flip") and (budget is not None or pair.suspicion_kind == "rank"):
+        share = RANK_BUDGET if budget is None else budget
+        why = f"it is here because the budget takes the top {fact(100 * share)}{NARROW_SPACE}% of its axis"
     elif pair.both_orders and pair.action == "review":
         why = "it is for review because it also occurs the other way round"
     else:
@@ -328,6 +332,9 @@ def _about_sae(report: ReportDocument) -> list[Caution]:
         )
     if sae.dead_share > _MANY_DEAD:
         found.append(_care(f"{percent(sae.dead_share, 0)} of latents are dead: they did not fire at the end of training."))
+    chance = sum(f.safety_feature is True and f.discovery is False for f in report.features or [])
+    if chance:
+        found.append(_care(f"{_are(chance, 'safety feature')} not significant: chance may explain how differently they fire."))
     if report.features and report.provenance.not_computed.get("features[].causal_effect"):
         found.append(_care("Features are correlational: salience says how they fire, not that they move the reward."))
     return found
@@ -345,7 +352,7 @@ def _about_labels(report: ReportDocument) -> list[Caution]:
         found.append(_care(f"{count(failed)} of {count(len(features))} candidates have no label: unparsed, failed or skipped."))
     if any(f.labeller == "lexicon" for f in features):
         found.append(_care("Labels come from a word list, not from a reader: check the contexts before you trust a name."))
-    return found
+    return [*found, *map(_care, label_cautions(report))]
 
 
 def _about_edits(report: ReportDocument) -> list[Caution]:
@@ -355,10 +362,7 @@ def _about_edits(report: ReportDocument) -> list[Caution]:
     found = [_care(f"Signal {visible(name)} is left out: {visible(reason)}") for name, reason in edits.left_out.items()]
     if edits.n_scored == 0:
         found.append(Caution("stop", _nothing_scored(report)))
-    elif edits.suspicion_kind == "rank":
-        found.append(
-            _care("Suspicion is a rank within its axis, not a probability: the budget decides how many pairs are recommended.")
-        )
+    found += [_care(not_told(axis)) for axis in edits.axes if axis.kind == "rank"]
     rank_alone = _undoubted_share(edits)
     return [*found, _care(rank_alone)] if rank_alone else found
 
@@ -369,7 +373,8 @@ def _nothing_scored(report: ReportDocument) -> str:
     if report.spec["suspicion"]["estimator"] == "paper" and not any(f.safety_feature for f in report.features or []):
         return (
             "No pair has a suspicion: the paper's pair score is made of safety features, and no latent was rated "
-            f"{labels['min_rating']} or higher. Use a chat_api labeller (labels.labeller.kind), or lower labels.min_rating."
+            f"{labels['min_rating']} or higher with a label that holds. Use a labeller that asks a model (labels.labeller), or "
+            "lower labels.min_rating or labels.detection_floor."
         )
     return "No pair has a suspicion: see which signals are left out and why, and give the audit more pairs or other signals."
 

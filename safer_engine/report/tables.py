@@ -13,7 +13,11 @@ from safer_engine.report.columns import by_id, finite
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_OF_LABELS = ("status", "rating", "explanation", "direction", "terms", "labeller", "safety_feature")
+_OF_LABELS = (
+    "status", "rating", "explanation", "direction", "terms", "labeller", "safety_feature", "detection", "detection_lo",
+    "detection_hi", "detection_recall", "detection_specificity", "detection_n", "detection_problem", "rating_again",
+    "status_again", "corrected_by",
+)  # fmt: skip
 _TEXTS = ("explanation", "direction", "terms")
 
 
@@ -44,7 +48,8 @@ def features_table(latents: Latents, labels: Labels | None, *, text: bool) -> pa
     table = table.filter(pc.field("candidate")).drop_columns(["candidate"]).sort_by([("rank", "ascending")])
     if labels is None:
         return table
-    wanted = [name for name in _OF_LABELS if text or name not in _TEXTS]
+    known = labels.labels.column_names
+    wanted = [name for name in _OF_LABELS if name in known and (text or name not in _TEXTS)]
     labelled = labels.labels.select(["latent_id", *wanted, "rank"]).rename_columns(["latent_id", *wanted, "safety_rank"])
     return _joined(table, labelled)
 

@@ -67,7 +67,7 @@ def name_of(feature: Feature, limit: int = 72) -> str:
     Never a sentence cut in the middle: an explanation that is too long gives its first sentence, if that is short enough.
     Empty where there is no name, and where the labeller gave no rating: its explanation then says why there is none.
     """
-    if feature.status not in (None, "labelled"):
+    if feature.status not in (None, "labelled", "unverified"):
         return ""
     whole = plain(feature.explanation, _LONGEST)
     if whole and len(whole) <= limit and not whole.endswith("…"):

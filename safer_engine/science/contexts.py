@@ -65,20 +65,56 @@ def shard_contexts(shard: ShardActs, keep: int, groups_P: Ints) -> TopContexts:
     Args:
         groups_P: group of every pair of the data set, as integers.
     """
-    found = TopContexts(shard.latents_N, shard.peaks_N, shard.responses_N, shard.peak_positions_N)
-    return merge_contexts([found], keep, groups_P)
+    return merge_contexts([peaks_of(shard)], keep, groups_P)
+
+
+def peaks_of(shard: ShardActs) -> TopContexts:
+    """The peak of each latent in each response of a shard in which it fires, in no order that counts."""
+    return TopContexts(shard.latents_N, shard.peaks_N, shard.responses_N, shard.peak_positions_N)
 
 
 def merge_contexts(parts: Sequence[TopContexts], keep: int, groups_P: Ints) -> TopContexts:
     """The `keep` strongest contexts of each latent over several parts (at least one), each from another group."""
-    together = TopContexts(
+    together = _joined(parts)
+    order = np.lexsort((together.positions_N, together.responses_N, -together.activations_N, together.latents_N))
+    return _first_of_groups(together.take(order), keep, groups_P)
+
+
+def sample_contexts(parts: Sequence[TopContexts], keep: int, groups_P: Ints, seed: int) -> TopContexts:
+    """`keep` contexts of each latent over several parts (at least one), drawn in proportion to their activation.
+
+    Drawn without replacement, each from another group, in the order of −ln(u) / activation with u in (0, 1) a hash of the
+    seed, the latent and the response (Efraimidis & Spirakis 2006): the draw does not depend on how the parts were made, and
+    the first of a sample, or those of it outside some groups, are a sample of the same kind.
+
+    Returns:
+        Sorted by latent, then in the order drawn; `ranks_N` counts it.
+    """
+    together = _joined(parts)
+    keys = -np.log(_uniform(seed, together)) / together.activations_N.astype(np.float64)
+    order = np.lexsort((together.positions_N, together.responses_N, keys, together.latents_N))
+    return _first_of_groups(together.take(order), keep, groups_P)
+
+
+def without_groups_of(contexts: TopContexts, other: TopContexts, keep: int, groups_P: Ints) -> TopContexts:
+    """The first `keep` contexts of each latent whose groups none of the latent's `other` contexts is from."""
+    n_groups = int(groups_P.max(initial=0)) + 1
+    mine, theirs = (part.latents_N.astype(np.int64) * n_groups + groups_P[part.responses_N // 2] for part in (contexts, other))
+    left = contexts.take(np.flatnonzero(~np.isin(mine, theirs)))
+    return left.take(np.flatnonzero(left.ranks_N < keep))
+
+
+def _joined(parts: Sequence[TopContexts]) -> TopContexts:
+    return TopContexts(
         np.concatenate([part.latents_N for part in parts]),
         np.concatenate([part.activations_N for part in parts]),
         np.concatenate([part.responses_N for part in parts]),
         np.concatenate([part.positions_N for part in parts]),
     )
-    order = np.lexsort((together.positions_N, together.responses_N, -together.activations_N, together.latents_N))
-    ordered = together.take(order)
+
+
+def _first_of_groups(ordered: TopContexts, keep: int, groups_P: Ints) -> TopContexts:
+    """The first `keep` contexts of each latent, each the first of its group."""
     groups = groups_P[ordered.responses_N // 2]
     n_groups = int(groups_P.max(initial=0)) + 1
     first = np.unique(ordered.latents_N.astype(np.int64) * n_groups + groups, return_index=True)[1]
@@ -90,8 +126,14 @@ def span_round(position: int, length: int, window: int) -> Span:
     """The `window` tokens round a position, as near to centred as the sequence allows (all of a shorter sequence)."""
     if not 0 <= position < length:
         raise NumericalError(f"position {position} is outside a sequence of {length} tokens")
-    start = max(0, min(position - window // 2, length - window))
-    return Span(start, min(length, start + window), position - start)
+    starts, stops = spans_round(np.asarray([position]), length, window)
+    return Span(int(starts[0]), int(stops[0]), position - int(starts[0]))
+
+
+def spans_round(positions_N: Ints, length: int, window: int) -> tuple[Ints, Ints]:
+    """First token of the span round each position of one sequence, and the one after its last (see `span_round`)."""
+    starts = np.clip(positions_N - window // 2, 0, max(0, length - window))
+    return starts, np.minimum(length, starts + window)
 
 
 def token_texts(text: str, offsets: Sequence[int] | NDArray[np.integer], start: int, stop: int) -> list[str]:
@@ -138,6 +180,21 @@ def window_activations(
         window[rows.position_B[member] - span.start] = np.where(latents_BK[at] == latent, values_BK[at], 0).sum(axis=1)
         found.append(window)
     return found
+
+
+def _uniform(seed: int, contexts: TopContexts) -> NDArray[np.float64]:
+    """A figure in (0, 1) for each latent and response (splitmix64 over both and the seed)."""
+    mixed = _mixed(np.full(len(contexts.latents_N), seed, dtype=np.uint64))
+    for part in (contexts.latents_N, contexts.responses_N):
+        mixed = _mixed(mixed ^ part.astype(np.uint64))
+    return np.asarray(((mixed >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = values + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)))
 
 
 def _places(sorted_latents: NDArray[np.int32]) -> Ints:

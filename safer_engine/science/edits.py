@@ -1,4 +1,11 @@
-"""What to do with each row: the most doubtful ones of every axis, up to a budget.
+"""What to do with each row: where suspicion is a probability, the edits that are worth more than they cost; else a budget.
+
+An edit of a pair whose label is wrong with probability p gains, in units of one wrong label,
+
+    drop: p · cost_wrong − (1 − p) · cost_lost      flip: p − (1 − p) = 2 p − 1
+
+and what is edited is the largest set, most doubtful first, of which no more than `false_edits` is expected to have been right:
+the mean of 1 − p over the set. What is left above the share of wrong labels that its subset starts from is for a person to see.
 
 Removal is the default: flipping is recommended only where it was asked for (published comparisons of cleaning methods find
 removal the better of the two, arXiv 2509.23564).
@@ -18,6 +25,8 @@ ACTIONS: tuple[Action, ...] = ("keep", "review", "drop", "flip")
 BOTH_ORDERS = "both_orders"
 """Reason of a `review` by rule: the same two responses are also in the data the other way round."""
 MAX_BUDGET = 0.5
+RANK_BUDGET = 0.04
+"""Share of an axis that is dropped where suspicion is a rank and nobody gave a budget."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Candidate:
         suspicion: in [0, 1], higher = more doubtful; None without a value.
         both_orders: the row is a matter for a person, whatever its suspicion.
         several: the row holds several pairs, so that it cannot be flipped.
+        base: where suspicion is a probability: the share of wrong labels it starts from; None: it is a rank.
     """
 
     pair_id: str
@@ -39,26 +49,44 @@ class Candidate:
     suspicion: float | None
     both_orders: bool = False
     several: bool = False
+    base: float | None = None
 
 
-def recommend(rows: Sequence[Candidate], budget: float, *, allow_flip: bool = False) -> list[Action]:
+@dataclass(frozen=True)
+class EditRules:
+    """How edits are chosen.
+
+    Attributes:
+        budget: share of the scored rows of each axis, in (0, 0.5); None: by probability where there is one, else `RANK_BUDGET`.
+        allow_flip: whether `flip` may be recommended.
+        false_edits: largest expected share of right labels among the edited, in (0, 1).
+        cost_wrong, cost_lost: of a wrong label that stays, and of a right one that is dropped; > 0.
+    """
+
+    budget: float | None = None
+    allow_flip: bool = False
+    false_edits: float = 0.3
+    cost_wrong: float = 1.0
+    cost_lost: float = 1.0
+
+
+def recommend(rows: Sequence[Candidate], rules: EditRules) -> list[Action]:
     """An action per row.
 
-    In each axis with n scored rows the ⌊budget · n⌋ rows of highest suspicion become `drop` (`flip` where that is allowed and
-    the row holds one pair), the next as many `review`. Rows in both orders become `review` by rule and take no place of the
-    budget. Everything else, rows without a suspicion among it, is kept. Equal suspicions are ordered by pair id.
-
-    Args:
-        budget: share of the scored rows of each axis, in (0, 0.5).
+    With a budget: in each axis with n scored rows the ⌊budget · n⌋ rows of highest suspicion become `drop` (`flip` where that is
+    allowed and the row holds one pair), the next as many `review`. Without one, axes whose suspicion is a probability are edited
+    by gain (see the module). Rows in both orders become `review` by rule and take no place. Everything else, rows without a
+    suspicion among it, is kept. Equal suspicions are ordered by pair id.
 
     Raises:
         SpecError: the budget is out of range.
         NumericalError: a suspicion is not a number in [0, 1].
     """
-    check_budget(budget)
+    if rules.budget is not None:
+        check_budget(rules.budget)
     actions: list[Action] = ["keep"] * len(rows)
     sizes: dict[str, int] = {}
-    ranked: dict[str, list[tuple[float, str, int]]] = {}
+    ranked: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         if not row.scored:
             continue
@@ -68,14 +96,47 @@ def recommend(rows: Sequence[Candidate], budget: float, *, allow_flip: bool = Fa
         elif row.suspicion is not None:
             if not 0.0 <= row.suspicion <= 1.0:
                 raise NumericalError(f"suspicion of {row.pair_id} is {row.suspicion}, not in [0, 1]")
-            ranked.setdefault(row.axis, []).append((-row.suspicion, row.pair_id, index))
-    for axis, entries in ranked.items():
-        entries.sort()
-        cut = budget_count(budget, sizes[axis])
-        for place, (_, _, index) in enumerate(entries[: 2 * cut]):
-            strongest: Action = "flip" if allow_flip and not rows[index].several else "drop"
-            actions[index] = strongest if place < cut else "review"
+            ranked.setdefault(row.axis, []).append(index)
+    for axis, found in ranked.items():
+        found.sort(key=lambda index: (-_suspicion(rows[index]), rows[index].pair_id))
+        if rules.budget is None and all(rows[index].base is not None for index in found):
+            _by_gain(rows, found, rules, actions)
+        else:
+            cut = budget_count(RANK_BUDGET if rules.budget is None else rules.budget, sizes[axis])
+            for place, index in enumerate(found[: 2 * cut]):
+                actions[index] = _removal(rows[index], rules) if place < cut else "review"
     return actions
+
+
+def _suspicion(row: Candidate) -> float:
+    assert row.suspicion is not None
+    return row.suspicion
+
+
+def _removal(row: Candidate, rules: EditRules) -> Action:
+    return "flip" if rules.allow_flip and not row.several else "drop"
+
+
+def _by_gain(rows: Sequence[Candidate], found: Sequence[int], rules: EditRules, actions: list[Action]) -> None:
+    """Actions of one axis, most doubtful first; `actions` is filled in."""
+    right, n_edited = 0.0, 0
+    edited: list[tuple[int, Action]] = []
+    for index in found:
+        p = _suspicion(rows[index])
+        drop, flip = p * rules.cost_wrong - (1 - p) * rules.cost_lost, 2 * p - 1
+        may_flip = _removal(rows[index], rules) == "flip" and flip >= drop
+        if max(drop, flip if may_flip else drop) <= 0:
+            break
+        right += 1 - p
+        edited.append((index, "flip" if may_flip else "drop"))
+        if right <= rules.false_edits * len(edited):
+            n_edited = len(edited)
+    for index, action in edited[:n_edited]:
+        actions[index] = action
+    for index in found[n_edited:]:
+        base = rows[index].base
+        if base is not None and _suspicion(rows[index]) > base:
+            actions[index] = "review"
 
 
 def budget_count(budget: float, n_rows: int) -> int:

@@ -153,6 +153,7 @@ class LatentDelta:
     """`latent_delta` of the pairs that are asked for, so that memory is bounded by them."""
 
     sums: LatentSums
+    root: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,7 +163,7 @@ class LatentDelta:
     def __getitem__(self, rows: Ints | slice) -> Any:
         """CSR float32. Raises NumericalError where a value is not finite."""
         wanted = np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows
-        found = latent_delta(self.sums.take(wanted))
+        found = latent_delta(self.sums.take(wanted), root=self.root)
         require_finite(found, "Δ")
         return found
 

@@ -6,7 +6,7 @@ Axes are handled separately: signals are fitted and ranked within an axis, so su
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,15 @@ from safer_engine.science.evidence import Evidence, no_evidence, scatter, top_co
 from safer_engine.science.folds import group_folds
 from safer_engine.science.pair_deltas import LatentDelta, LatentSums, latent_delta, matrix_of
 from safer_engine.science.probes import probe_doubt
-from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter, unit_ranks
+from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter
+from safer_engine.science.suspicion import (
+    AxisDoubt,
+    AxisPairs,
+    AxisSuspicion,
+    axis_suspicion,
+    dense_in_place,
+    sae_contribution,
+)
 
 PAPER_KEEP = 32
 """Latents the paper keeps (arXiv 2507.00665, METHOD §1)."""
@@ -122,8 +130,10 @@ class ScoringParams:
 
     Attributes:
         weights: fused signals and their weights, ≥ 0.
-        seed: of folds and of drawn references.
+        seed: of folds, of drawn references and of resamples.
         evidence: latents listed per pair.
+        labels_seen: whether the reward model was trained on these labels: what the SAE adds decides something only if not.
+        resamples: of groups, for the interval of the estimated share of wrong labels.
     """
 
     weights: Mapping[str, float]
@@ -133,6 +143,8 @@ class ScoringParams:
     neighbours: int = 20
     seed: int = 0
     evidence: int = 8
+    resamples: int = 200
+    labels_seen: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,20 +152,24 @@ class PairScoring:
     """Suspicion of all pairs; NaN marks "no value".
 
     Attributes:
-        suspicion_P: in [0, 1], higher = more doubtful.
+        suspicion_P: in [0, 1], higher = more doubtful: a probability or a rank, as `doubts` says of the pair's axis.
+        base_P: the share of wrong labels a probability starts from; NaN under a rank.
         signals: each signal's values (higher = more doubtful), by name.
         pair_score_P: the paper's score, None without labelled safety features.
         evidence: latents that speak for (+) and against (−) the label.
         left_out: signal, or `signal@axis` → why it has no value.
         folds: axis → folds used (0: not cross-fitted).
+        doubts: axis → how its suspicion was made.
     """
 
     suspicion_P: Floats
+    base_P: Floats
     signals: dict[str, Floats]
     pair_score_P: Floats | None
     evidence: Evidence
     left_out: dict[str, str] = field(default_factory=dict)
     folds: dict[str, int] = field(default_factory=dict)
+    doubts: dict[str, AxisDoubt] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,12 +179,11 @@ class _AxisSignal:
 
 
 def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
-    """Suspicion of every pair: within each axis the weighted mean of the signals' ranks, a figure in [0, 1].
+    """Suspicion of every pair, within each axis (`science.suspicion`): a probability where the signals can tell one, else a rank.
 
-    A rank is 0 for the least and 1 for the most doubtful pair of the axis. The mean of ranks is a rank statistic, not a
-    probability: 0.9 says that a pair lies high on the fused lists. Under estimator `paper` the only signal is minus the paper's
-    pair score, not cross-fitted, as the paper does. Signals whose inputs are missing are left out and named; where none is left,
-    suspicion is NaN.
+    A rank is 0 for the least and 1 for the most doubtful pair of the axis: 0.9 says that a pair lies high on the fused lists.
+    Under estimator `paper` the only signal is minus the paper's pair score, not cross-fitted, as the paper does. Signals whose
+    inputs are missing are left out and named; where none is left, suspicion is NaN.
     """
     if params.estimator == "paper":
         params = ScoringParams({"paper": 1.0}, "paper", evidence=params.evidence)
@@ -176,7 +191,9 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
     left_out = {name: reason for name in params.weights if (reason := missing_input(name, inputs))}
     names = [name for name in params.weights if name not in left_out]
     signals = {name: np.full(n_pairs, np.nan) for name in names}
-    suspicion, evidence, folds_of = np.full(n_pairs, np.nan), [], {}
+    suspicion, base, evidence = np.full(n_pairs, np.nan), np.full(n_pairs, np.nan), []
+    folds_of: dict[str, int] = {}
+    doubts: dict[str, AxisDoubt] = {}
     for axis in np.unique(inputs.axes_P):
         rows = np.flatnonzero(inputs.axes_P == axis)
         part = inputs.take(rows)
@@ -192,27 +209,36 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
             signals[name][rows] = signal.doubt_P
             if signal.evidence is not None:
                 evidence.append((rows, signal.evidence))
-        suspicion[rows] = fuse_ranks({name: signal.doubt_P for name, signal in found.items()}, params.weights, len(rows))
+        rng = np.random.default_rng([params.seed, len(doubts)])
+        values = {name: signal.doubt_P for name, signal in found.items()}
+        made = _suspicion(values, part, folds_P, params, rng)
+        suspicion[rows], base[rows], doubts[str(axis)] = made.suspicion_P, made.base_P, made.doubt
     return PairScoring(
         suspicion_P=suspicion,
+        base_P=base,
         signals=signals,
         pair_score_P=_paper_score(inputs),
         evidence=scatter(evidence, n_pairs) if evidence else no_evidence(n_pairs),
         left_out=left_out,
         folds=folds_of,
+        doubts=doubts,
     )
 
 
-def fuse_ranks(doubts: Mapping[str, Floats], weights: Mapping[str, float], n_pairs: int) -> Floats:
-    """Σ weight · rank / Σ weight over the pairs of one axis, in [0, 1]; NaN where no signal has a weight above 0."""
-    total = sum(weights[name] for name in doubts)
-    if total <= 0:
-        return np.full(n_pairs, np.nan)
-    mean = np.zeros(n_pairs)
-    for name in sorted(doubts):
-        if weights[name] > 0:
-            mean += weights[name] / total * unit_ranks(doubts[name])
-    return np.clip(mean, 0.0, 1.0)
+def _suspicion(
+    values: dict[str, Floats], part: SignalInputs, folds_P: Ints | None, params: ScoringParams, rng: np.random.Generator
+) -> AxisSuspicion:
+    """Suspicion of an axis; where the SAE can fairly be seen to add nothing, of the dense probe in its place."""
+    pairs, adds, weights = AxisPairs(part.groups_P, part.subsets_P), None, params.weights
+    dense = None if folds_P is None else _activation_signal("dense", part, folds_P, params)
+    if folds_P is not None and dense is not None:
+        every, fair = {**values, "dense": dense.doubt_P}, not params.labels_seen
+        adds = sae_contribution(every, weights, pairs, folds_P, (params.resamples, rng), fair=fair)
+        if adds is not None and fair and adds.bits <= 0:
+            weights = dense_in_place({name: weights[name] for name in values})
+            values = {name: every[name] for name in weights}
+    made = axis_suspicion(values, weights, pairs, params.resamples, rng)
+    return replace(made, doubt=replace(made.doubt, sae=adds, sae_left_out=weights is not params.weights))
 
 
 def missing_input(name: str, inputs: SignalInputs) -> str | None:
@@ -265,9 +291,9 @@ def _latent_signal(
         return _AxisSignal(-cross_fitted_paper(latents, folds_P=folds_P, keep=len(kept), eligible=pool))
     if name == "knn":
         rng, neighbours = np.random.default_rng(params.seed), params.neighbours
-        return _AxisSignal(knn_doubt(latent_delta(latents), groups_P=part.groups_P, neighbours=neighbours, rng=rng))
+        return _AxisSignal(knn_doubt(latent_delta(latents, root=True), groups_P=part.groups_P, neighbours=neighbours, rng=rng))
     if name == "latents":
-        delta_PS = LatentDelta(latents)
+        delta_PS = LatentDelta(latents, root=True)
         found = matched_filter(delta_PS, folds_P=folds_P, subsets_P=part.subsets_P, shrinkage=params.shrinkage)
         return _AxisSignal(found.doubt_P, top_contributions(delta_PS, found.weights_CS, found.cell_P, params.evidence))
     return None

@@ -10,7 +10,7 @@ then s is the paper's contrast of sums, which does not depend on how pairs are g
 
 t = mean of (v+_g − v−_g) over its standard error over groups. The interval is the delta method's on s (C included, which
 moves with the data too) at Student's quantile for G − 1 degrees of freedom. Neither corrects for having looked at many
-latents. Positive: fires more on chosen responses.
+latents; `science.sign_flips` does. Positive: fires more on chosen responses.
 """
 
 from __future__ import annotations
@@ -115,10 +115,15 @@ def salience(
 
 @dataclass(frozen=True)
 class AxisSalience:
-    """Salience of one axis of the data; `axis` is None over all pairs."""
+    """Salience of one axis of the data; `axis` is None over all pairs.
+
+    Attributes:
+        tier_S: within the axis latents of tier 0 go on before those of tier 1, and so on; one tier when None.
+    """
 
     axis: str | None
     salience: Salience
+    tier_S: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,13 @@ class Headline:
     ranked: Ints
 
 
-def headline(overall: Salience, axes: Sequence[AxisSalience], eligible_S: NDArray[np.bool_], candidates: int) -> Headline:
+def headline(
+    overall: Salience | AxisSalience,
+    axes: Sequence[AxisSalience],
+    eligible_S: NDArray[np.bool_],
+    candidates: int,
+    min_groups: int = MIN_AXIS_GROUPS,
+) -> Headline:
     """Rank the eligible latents: axes take turns, each with its largest |salience|; a latent is shown in the axis that took it.
 
     Axes ask different questions of a response, and a latent that answers one of them would be diluted by the pairs of
@@ -144,26 +155,28 @@ def headline(overall: Salience, axes: Sequence[AxisSalience], eligible_S: NDArra
     chance. So each axis has about as many of the `candidates` places as its share of the groups (Sainte-Laguë's
     apportionment: the next place goes to the largest groups / (2 · places so far + 1), the earlier axis among equals;
     any first part of the list is apportioned too), and fills them by plain |salience|. A small axis can so add few latents
-    by chance and displace as few.
+    by chance and displace as few. Tiers go before |salience|.
 
     Latents that no axis took are shown in the axis of their largest |salience| · t² / (1 + t²), which shrinks a figure by its own
     noise, and are ranked by it after the candidates. Being the larger of several, a figure leans outwards; its interval does
-    not allow for that. Without an axis of `MIN_AXIS_GROUPS` groups, or where there is only one axis, all pairs count
+    not allow for that. Without an axis of `min_groups` groups, or where there is only one axis, all pairs count
     together, ranked by |salience|.
     """
-    large = [one for one in axes if one.salience.n_groups >= MIN_AXIS_GROUPS]
+    whole = overall if isinstance(overall, AxisSalience) else AxisSalience(None, overall)
+    large = [one for one in axes if one.salience.n_groups >= min_groups]
     if len(axes) < 2 or not large:
-        return Headline(overall, (None,) * len(overall.salience_S), rank_latents(overall.salience_S, eligible_S))
+        ranked = rank_latents(whole.salience.salience_S, eligible_S, whole.tier_S)
+        return Headline(whole.salience, (None,) * len(eligible_S), ranked)
     shrunk_AS = np.stack([_shrunk(one.salience) for one in large])
-    axis_S = np.argmax(shrunk_AS, axis=0)
-    taken = _in_turns([one.salience for one in large], eligible_S, candidates)
+    axis_S = np.argmax(np.stack([_first_tier(one) for one in large]) + shrunk_AS, axis=0)
+    taken = _in_turns(large, eligible_S, candidates)
     for latent, axis in taken:
         axis_S[latent] = axis
     first = np.array([latent for latent, _ in taken], dtype=np.int64)
     others_S = eligible_S.copy()
     others_S[first] = False
     ranked = np.concatenate([first, rank_latents(shrunk_AS.max(axis=0), others_S)])
-    return Headline(_picked(overall, large, axis_S), tuple(large[axis].axis for axis in axis_S), ranked)
+    return Headline(picked(whole.salience, large, axis_S), tuple(large[axis].axis for axis in axis_S), ranked)
 
 
 def _shrunk(found: Salience) -> Floats:
@@ -172,21 +185,26 @@ def _shrunk(found: Salience) -> Floats:
     return np.asarray(np.abs(found.salience_S) * trust_S)
 
 
-def _in_turns(axes: Sequence[Salience], eligible_S: NDArray[np.bool_], places: int) -> list[tuple[int, int]]:
+def _first_tier(one: AxisSalience) -> Floats:
+    """2 for latents of the axis's first tier, where it has tiers, else 0: more than any shrunk |salience|."""
+    return np.zeros(len(one.salience.salience_S)) if one.tier_S is None else 2.0 * (one.tier_S == 0)
+
+
+def _in_turns(axes: Sequence[AxisSalience], eligible_S: NDArray[np.bool_], places: int) -> list[tuple[int, int]]:
     """The first `places` latents as (latent, index of the axis that took it), in turn by Sainte-Laguë; see `headline`."""
-    orders = [iter(rank_latents(one.salience_S, eligible_S).tolist()) for one in axes]
+    orders = [iter(rank_latents(one.salience.salience_S, eligible_S, one.tier_S).tolist()) for one in axes]
     given = [0] * len(axes)
     taken: dict[int, int] = {}
     for _ in range(min(places, int(eligible_S.sum()))):
-        axis = max(range(len(axes)), key=lambda index: axes[index].n_groups / (2 * given[index] + 1))
+        axis = max(range(len(axes)), key=lambda index: axes[index].salience.n_groups / (2 * given[index] + 1))
         latent = next(latent for latent in orders[axis] if latent not in taken)
         taken[latent] = axis
         given[axis] += 1
     return list(taken.items())
 
 
-def _picked(overall: Salience, axes: Sequence[AxisSalience], axis_S: Ints) -> Salience:
-    """Each latent's figures within its axis."""
+def picked(overall: Salience, axes: Sequence[AxisSalience], axis_S: Ints) -> Salience:
+    """Each latent's figures within its axis, an index into `axes`; counts are those of `overall`."""
     columns = np.arange(len(axis_S))
 
     def pick(name: str) -> Floats:
@@ -208,13 +226,34 @@ def _picked(overall: Salience, axes: Sequence[AxisSalience], axis_S: Ints) -> Sa
 def group_moments(acts: ResponseActs, groups_P: Ints, estimator: Estimator, pairs: Ints | None = None) -> Moments:
     """Pass once over the pairs, group by group, and add up what `contrast` needs; memory bounded by a chunk."""
     chosen = np.arange(len(groups_P), dtype=np.int64) if pairs is None else np.asarray(pairs, dtype=np.int64)
-    usable = chosen[(acts.n_positions_P2[chosen] > 0).all(axis=1)] if estimator == "paired_mean" else chosen
+    usable = usable_pairs(acts, estimator, chosen)
     if len(usable) == 0:
         raise NumericalError("no pair has a counted position on both sides", "check hook.positions and hook.region")
-    total = _MomentSums(acts.d_sae)
-    for chunk in _group_chunks(usable, groups_P):
-        total.add(*_group_values(acts, chunk, groups_P[chunk], estimator))
+    total = MomentSums(acts.d_sae)
+    for block in group_blocks(acts, groups_P, estimator, usable):
+        total.add(block.plus_GS, block.minus_GS)
     return total.moments(len(chosen) - len(usable))
+
+
+def usable_pairs(acts: ResponseActs, estimator: Estimator, pairs: Ints) -> Ints:
+    """Those of the pairs that the estimator can use: per-response means need a counted position on both sides."""
+    return pairs[(acts.n_positions_P2[pairs] > 0).all(axis=1)] if estimator == "paired_mean" else pairs
+
+
+@dataclass(frozen=True)
+class GroupBlock:
+    """v+ and v− of some groups, sparse float64 [groups, S]; `groups_G` are their integers, ascending."""
+
+    groups_G: Ints
+    plus_GS: Any
+    minus_GS: Any
+
+
+def group_blocks(acts: ResponseActs, groups_P: Ints, estimator: Estimator, usable: Ints) -> Iterator[GroupBlock]:
+    """Every group of the usable pairs, some whole groups at a time, so that memory is bounded by a block."""
+    for chunk in _group_chunks(usable, groups_P):
+        plus_GS, minus_GS = _group_values(acts, chunk, groups_P[chunk], estimator)
+        yield GroupBlock(np.unique(groups_P[chunk]), plus_GS, minus_GS)
 
 
 def contrast(moments: Moments, estimator: Estimator, level: float = 0.95) -> Salience:
@@ -241,13 +280,14 @@ def contrast(moments: Moments, estimator: Estimator, level: float = 0.95) -> Sal
     )
 
 
-def rank_latents(salience_S: Floats, eligible_S: NDArray[np.bool_]) -> Ints:
-    """Eligible latents by falling |salience|, the lower id first among equals.
+def rank_latents(salience_S: Floats, eligible_S: NDArray[np.bool_], tier_S: Ints | None = None) -> Ints:
+    """Eligible latents by tier, then by falling |salience|, the lower id first among equals.
 
     Eligibility must not look at which side a latent fires on: what is ranked is chosen blind to the labels.
     """
     latents = np.flatnonzero(eligible_S)
-    return latents[np.lexsort((latents, -np.abs(salience_S[latents])))].astype(np.int64)
+    tiers = np.zeros(len(latents)) if tier_S is None else tier_S[latents]
+    return latents[np.lexsort((latents, -np.abs(salience_S[latents]), tiers))].astype(np.int64)
 
 
 def eligible_latents(firings_S: Ints, n_positions: int, min_rate: float, max_rate: float) -> NDArray[np.bool_]:
@@ -280,7 +320,7 @@ def _studentised(mean_S: Floats, uu_S: Floats, n: int) -> Floats:
     return np.where(uu_S == 0, 0.0, t_S)
 
 
-class _MomentSums:
+class MomentSums:
     """Running sums over groups."""
 
     def __init__(self, d_sae: int) -> None:
@@ -290,10 +330,10 @@ class _MomentSums:
         self.cc = 0.0
         self.n_groups = 0
 
-    def add(self, plus_GS: Any, minus_GS: Any) -> None:
-        """Two sparse matrices [groups, S]."""
+    def add(self, plus_GS: Any, minus_GS: Any, c_G: Floats | None = None) -> None:
+        """Two sparse matrices [groups, S]; c of each group where they hold only some of the latents."""
         u_GS, w_GS = (plus_GS - minus_GS).tocsr(), (plus_GS + minus_GS).tocsr()
-        c_G = np.asarray(w_GS.sum(axis=1)).ravel() / self.d_sae
+        c_G = np.asarray(w_GS.sum(axis=1)).ravel() / self.d_sae if c_G is None else c_G
         squares_plus, squares_minus = self._column_sums(plus_GS, 2), self._column_sums(minus_GS, 2)
         added = {
             "plus": self._column_sums(plus_GS, 1),

@@ -86,7 +86,10 @@ def matched_filter(
         NumericalError: a value is not finite.
     """
     require_finite(delta_PS, "Δ")
-    subset_P, priors_N = _subset_codes(subsets_P, subset_prior)
+    subset_P, pooled = subset_codes(subsets_P)
+    priors_N = np.full(int(subset_P.max()) + 1, float(subset_prior))
+    if pooled is not None:
+        priors_N[pooled] = np.inf
     n_folds = int(folds_P.max()) + 1
     by_subset = [_moments(delta_PS, np.flatnonzero(subset_P == s), folds_P, n_folds) for s in range(len(priors_N))]
     axis = _Moments(*(np.sum([getattr(m, field) for m in by_subset], axis=0) for field in ("n_F", "sum_FS", "square_FS")))
@@ -115,13 +118,13 @@ def project(delta_PS: Delta, weights_CS: Floats, cell_P: Ints) -> Floats:
     return out
 
 
-def _subset_codes(subsets_P: NDArray[Any], prior: float) -> tuple[Ints, Floats]:
-    """A code per pair, and per code how many pairs' worth of the axis its direction gets (∞ for the pooled small subsets)."""
+def subset_codes(subsets_P: NDArray[Any]) -> tuple[Ints, int | None]:
+    """A code per pair, from 0, and the code that all subsets of fewer than `MIN_SUBSET` pairs share (None: there are none)."""
     _, code_P, size_N = np.unique(subsets_P, return_inverse=True, return_counts=True)
     small_N = size_N < MIN_SUBSET
-    renumbered = np.where(small_N, (~small_N).sum(), np.cumsum(~small_N) - 1)
-    priors = [prior] * int((~small_N).sum()) + [np.inf] * bool(small_N.any())
-    return np.asarray(renumbered[code_P], dtype=np.int64), np.asarray(priors)
+    n_large = int((~small_N).sum())
+    renumbered = np.where(small_N, n_large, np.cumsum(~small_N) - 1)
+    return np.asarray(renumbered[code_P], dtype=np.int64), n_large if small_N.any() else None
 
 
 def _moments(delta_PS: Delta, rows: Ints, folds_P: Ints, n_folds: int) -> _Moments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,9 @@ class ResolvedInputs:
     corpus: ResolvedDataset | None = None
     """The text corpus of `sae.pretrain`."""
     extra: dict[str, str] = field(default_factory=dict)
-    """Digests of further files by spec section (a rubric file)."""
+    """Digests of further files by spec section: of `labels`, the rubric's and the corrections (`label_files_digest`)."""
+    labeller: ResolvedModel | None = None
+    """The language model of a `local_lm` labeller."""
 
     def digest(self, section: str) -> str | None:
         """Content digest of what a spec section names outside itself, if anything."""
@@ -65,4 +68,7 @@ class ResolvedInputs:
             return self.evaluation.digest if self.evaluation else None
         if section == "sae":
             return self.corpus.digest if self.corpus else None
-        return self.extra.get(section)
+        files = self.extra.get(section)
+        if section == "labels" and self.labeller is not None:
+            return hashlib.sha256(f"{files} {self.labeller.digest}".encode()).hexdigest()
+        return files

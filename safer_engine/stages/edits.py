@@ -15,7 +15,7 @@ class EditsStage:
     """See `Edits` for what is written."""
 
     name: ClassVar[str] = "edits"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, PairScores)
     produces: ClassVar[type[Artifact]] = Edits
@@ -34,8 +34,7 @@ class EditsStage:
             by_axis.setdefault(str(line["axis"]), Counter())[line["action"]] += 1
         return Draft(
             {
-                "budget": ctx.spec.edits.budget,
-                "allow_flip": ctx.spec.edits.allow_flip,
+                **ctx.spec.edits.model_dump(),
                 "n_rows": len(lines),
                 "actions": dict(Counter(line["action"] for line in lines)),
                 "statuses": dict(Counter(line["status"] for line in lines)),

@@ -18,7 +18,7 @@ class LatentsStage:
     """Encodes each activation shard once (a finished shard is kept across restarts), then ranks and cuts out contexts."""
 
     name: ClassVar[str] = "latents"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, SparseAutoencoder)
     produces: ClassVar[type[Artifact]] = Latents
@@ -27,13 +27,14 @@ class LatentsStage:
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`."""
-        from safer_engine import latent_files, latent_tables
+        from safer_engine import latent_files, latent_tables, latent_tests
+        from safer_engine.held_out_tables import held_out_windows
         from safer_engine.payload_files import write_table
         from safer_engine.science.contexts import merge_contexts
         from safer_engine.science.latent_acts import add_totals
 
         pairs, activations = inputs.get(PairSet), inputs.get(Activations)
-        strata = latent_tables.Strata.of(pairs.pairs)
+        strata = latent_tables.Strata.of(pairs.pairs, ctx.seed("halves"))
         sae = load_sae(inputs.get(SparseAutoencoder), ctx.runtime.device)
         job = latent_files.ShardJob(ctx, activations, sae, strata.groups_P)
         fragments = job.fragments()
@@ -41,7 +42,10 @@ class LatentsStage:
             latent_files.write_acts(path, fragments, pairs.pairs.num_rows)
         acts = latent_files.open_acts(ctx.work.path("acts.safetensors"), sae.shape.d_sae)
         totals = add_totals([fragment.totals for fragment in fragments])
-        ranking = latent_tables.rank(acts, totals, strata, ctx.spec.salience)
+        spec = ctx.spec.salience
+        ranking = latent_tables.rank(acts, totals, strata, spec, ctx.seed("flips"))
+        shown = latent_tables.shown_half(strata, ranking, pairs.pairs, spec.clusters)
+        evidence = None if ranking.tests is None else latent_tests.candidate_evidence(acts, shown, "paired_mean")
         parts = [fragment.contexts for fragment in fragments]
         found = merge_contexts(parts, ctx.spec.contexts.per_latent, strata.groups_P)
         contexts = found.of(ranking.candidates)
@@ -49,16 +53,18 @@ class LatentsStage:
         windows = job.windows(fragments, contexts, spans)
         region, window = ctx.spec.hook.region, ctx.spec.contexts.window
         tables: dict[str, Any] = {
-            "latents.arrow": latent_tables.latents_table(totals, ranking),
+            "latents.arrow": latent_tables.latents_table(totals, ranking, evidence),
             "axes.arrow": ranking.axes,
             "subsets.arrow": ranking.subsets,
+            "clusters.arrow": latent_tests.clusters_table(evidence),
             "contexts.arrow": latent_tables.contexts_table(pairs.pairs, contexts, spans, windows),
             "background.arrow": latent_tables.background_table(pairs.pairs, region, window, _BACKGROUND, ctx.seed("background")),
+            "checks.arrow": held_out_windows(job, fragments, pairs.pairs, contexts),
         }
         for name, table in tables.items():
             with ctx.work.publish(name) as path:
                 write_table(path, table)
-        return Draft(latent_tables.facts(ctx.spec.salience, totals, ranking))
+        return Draft(latent_tables.facts(spec, totals, ranking, evidence))
 
 
 def load_sae(stored: SparseAutoencoder, device: str) -> Sae:

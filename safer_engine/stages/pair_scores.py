@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import ClassVar, Literal
 
 from safer_engine.artifacts import Activations, Artifact, Labels, Latents, PairScores, PairSet
@@ -13,7 +14,7 @@ class PairScoresStage:
     """See `PairScores` for what is written."""
 
     name: ClassVar[str] = "pair_scores"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, Latents, Labels)
     produces: ClassVar[type[Artifact]] = PairScores
@@ -35,7 +36,7 @@ class PairScoresStage:
             inputs.get(Activations),
             inputs.maybe(Latents),
             inputs.maybe(Labels),
-            signals=wanted,
+            signals={*wanted, "dense"} if {"latents", "knn"} & set(wanted) else wanted,
             progress=lambda done, total: ctx.progress(done, total, "shards"),
         )
         params = ScoringParams(
@@ -45,6 +46,7 @@ class PairScoresStage:
             shrinkage=spec.shrinkage,
             neighbours=spec.neighbours,
             seed=ctx.seed("folds"),
+            labels_seen=spec.labels_seen,
         )
         scoring = score_pairs(data, params)
         for name, reason in scoring.left_out.items():
@@ -58,6 +60,7 @@ class PairScoresStage:
                 "signals": {name: {"weight": weight, "used": name in scoring.signals} for name, weight in wanted.items()},
                 "left_out": scoring.left_out,
                 "folds": scoring.folds,
+                "doubts": {axis: asdict(doubt) for axis, doubt in scoring.doubts.items()},
                 "n_pairs": table.num_rows,
                 "n_without_suspicion": int(np.isnan(scoring.suspicion_P).sum()),
             }

@@ -18,6 +18,9 @@ from tests.helpers.servers import wait_until
 from tests.helpers.slurm import Slurm
 from tests.helpers.workplace import ROOT, Workplace, audit_of, material
 
+RESTART_SECONDS = 10
+"""slurmd refuses a job whose credential is no newer than its last end ("credential revoked"); Slurm itself waits two minutes."""
+
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 SLOW: dict[str, Any] = {"sae": {"kind": "topk", "max_steps": 6000, "min_steps": 6000, "batch": 256, "k": 8}}
 SMALL = ("--cpus-per-task=1", "--mem=500M")
@@ -68,7 +71,8 @@ def test_a_job_goes_on_where_the_time_of_another_was_up(slurm: Slurm, place: Wor
     scratch = place.settings.folder / "artifacts" / "work" / "default"
     assert [path for path in scratch.rglob("*") if "checkpoint" in path.name or path.suffix == ".safetensors"]
     done = steps(place, asked)
-    slurm.ask("scontrol", "update", f"JobId={first}", "StartTime=now")
+    until(slurm.idle, "the node is free", log)
+    slurm.ask("scontrol", "update", f"JobId={first}", f"StartTime=now+{RESTART_SECONDS}")
     until(lambda: not given_back(), "it goes on", log)
     until(lambda: steps(place, asked) > done, "it goes on where it was", log)
     slurm.ask("scancel", first)  # every process is told to stop

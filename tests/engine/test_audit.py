@@ -98,15 +98,17 @@ def test_an_audit_leaves_everything_a_team_reads(finished: tuple[safer_engine.Au
 
 def test_report_json_has_the_promised_keys_and_fits_its_schema(finished: tuple[safer_engine.AuditReport, Path]) -> None:
     report = json.loads((finished[1] / "out" / "report.json").read_text())
-    keys = "schema_version spec provenance dataset reward_model evaluation sae features edits verification verdict"
+    keys = "schema_version spec provenance dataset reward_model evaluation sae features labels edits verification verdict"
     assert list(report) == keys.split()
     jsonschema.validate(report, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     assert report["verification"] is None
     assert report["provenance"]["not_computed"]["verification"]
 
 
-def test_the_budget_is_cut_within_each_axis(finished: tuple[safer_engine.AuditReport, Path]) -> None:
-    edits = finished[0].edits
+def test_a_budget_is_cut_within_each_axis(
+    finished: tuple[safer_engine.AuditReport, Path], material: Path, tmp_path: Path
+) -> None:
+    edits = audit_of(material, finished[1] / "store", tmp_path / "out", edits={"budget": 0.04}).edits
     for axis, of_axis in edits.groupby("axis"):
         dropped = of_axis[of_axis["action"] == "drop"]
         assert abs(len(dropped) - 0.04 * len(of_axis)) <= 1, axis

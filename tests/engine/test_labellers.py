@@ -14,8 +14,8 @@ from safer_engine.labellers.chat_api import ChatApiLabeller, Patience
 from safer_engine.labellers.lexicon import LexiconLabeller, TermIndex, distinctive_words, focus_word, mean_weight, near_words
 from safer_engine.labellers.prompts import Unparsed, build_prompt, fence_for, parse_answer
 from safer_engine.labellers.rubric import Rubric, TermCategory, built_in_rubrics, load_rubric, rubric_digest, words_of
-from safer_engine.spec import ChatApiLabeller as ChatApiSpec
-from safer_engine.spec import LexiconLabeller as LexiconSpec
+from safer_engine.spec_labels import ChatApiLabeller as ChatApiSpec
+from safer_engine.spec_labels import LexiconLabeller as LexiconSpec
 from tests.helpers import chat_endpoint
 from tests.helpers.chat_endpoint import GOOD, ChatEndpoint, answer, raw, status
 

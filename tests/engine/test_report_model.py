@@ -13,7 +13,7 @@ from safer_engine.report.model import SECTIONS, Health, Histogram, ReportDocumen
 from tests.helpers import fake_artifacts
 
 TOP_LEVEL = [
-    "schema_version", "spec", "provenance", "dataset", "reward_model", "evaluation", "sae", "features", "edits",
+    "schema_version", "spec", "provenance", "dataset", "reward_model", "evaluation", "sae", "features", "labels", "edits",
     "verification", "verdict",
 ]  # fmt: skip
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"

@@ -40,6 +40,7 @@ def score_table(pair_ids: list[str], suspicion: list[float | None], axis: str = 
             "pair_score": pa.array([None] * n, pa.float64()),
             "suspicion": pa.array(suspicion, pa.float64()),
             "suspicion_kind": ["rank"] * n,
+            "suspicion_base": [None] * n,
             "signal_margin": pa.array([None if s is None else -s for s in suspicion], pa.float64()),
             "evidence": pa.array([[{"latent_id": 3, "contribution": -0.25}]] * n, pa.list_(item)),
         }

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import yaml
 
-from safer_engine.artifacts import Labels, Latents
+from safer_engine.artifacts import Labels, Latents, SparseAutoencoder
 from safer_engine.errors import LabellerError, SpecError
 from safer_engine.events import NullObserver
+from safer_engine.labellers.corrections import label_files_digest
 from safer_engine.labellers.rubric import load_rubric, rubric_digest
+from safer_engine.spec_labels import LabelSpec
 from safer_engine.stages.labels import LabelsStage
 from safer_engine.stages.latents import LatentsStage
 from tests.helpers.chat_endpoint import GOOD, ChatEndpoint, answer, status
@@ -16,6 +18,7 @@ from tests.helpers.latent_world import LatentWorld, draw_world
 
 KEY = "sk-test-51ab"
 CONTEXTS = {"per_latent": 8, "minimum": 4, "window": 16}
+UNCHECKED = {"detection_floor": None, "repeats": 0.0}
 
 
 @pytest.fixture
@@ -35,21 +38,21 @@ def rows_of(labels: Any) -> list[dict[str, Any]]:
 
 def chat(endpoint: ChatEndpoint, **changes: Any) -> dict[str, Any]:
     fields = {"kind": "chat_api", "base_url": endpoint.url, "model": "m", "api_key_env": "LABEL_KEY", "retries": 0}
-    return {"labeller": {**fields, **changes}}
+    return {"labeller": {**fields, **changes}, **UNCHECKED}
 
 
-def salience_order(world: LatentWorld) -> list[int]:
+def rank_order(world: LatentWorld) -> list[int]:
     latents = world.found[Latents]
     assert isinstance(latents, Latents)
     frame = latents.latents.to_pandas().query("candidate")
-    return list(frame.loc[frame.salience.abs().sort_values(ascending=False).index].latent_id)
+    return list(frame.sort_values("rank").latent_id)
 
 
 def test_the_offline_labeller_labels_every_candidate(world: LatentWorld) -> None:
-    world.spec_sections["labels"] = {"min_rating": 1, "keep": 4}
+    world.spec_sections["labels"] = {"min_rating": 1, "keep": 4, **UNCHECKED}
     labels = world.run(LabelsStage())
     rows = rows_of(labels)
-    assert [row["latent_id"] for row in rows] == salience_order(world)
+    assert [row["latent_id"] for row in rows] == rank_order(world)
     assert {row["labeller"] for row in rows} == {"lexicon"}
     assert {row["status"] for row in rows} == {"labelled"}
     assert labels.meta["counts"] == {"labelled": 10}
@@ -57,6 +60,8 @@ def test_the_offline_labeller_labels_every_candidate(world: LatentWorld) -> None
     assert (labels.meta["calls"], labels.meta["cost"]) == (0, 0.0)
     assert labels.labels.column_names == [
         "latent_id", "status", "rating", "explanation", "direction", "terms", "labeller", "safety_feature", "rank",
+        "detection", "detection_lo", "detection_hi", "detection_recall", "detection_specificity", "detection_n",
+        "detection_problem", "rating_again", "status_again", "corrected_by",
     ]  # fmt: skip
 
 
@@ -135,7 +140,9 @@ def test_a_rubric_file_is_used_and_its_change_is_noticed(world: LatentWorld, tmp
 
 def test_contexts_on_a_theme_are_found_by_the_offline_labeller(tmp_path: Path) -> None:
     """A latent made to fire on “ bomb” alone is the one that is labelled as harmful."""
-    world = draw_world(tmp_path, n_pairs=60, contexts=CONTEXTS, salience={"candidates": 40, "max_rate": 1.0})
+    world = draw_world(
+        tmp_path, n_pairs=60, contexts={**CONTEXTS, "held_out_window": 6}, salience={"candidates": 40, "max_rate": 1.0}
+    )
     weight = world.sae.W_enc_DS
     weight[:, 7] = 0
     weight[0, 7] = 50.0
@@ -151,5 +158,49 @@ def test_contexts_on_a_theme_are_found_by_the_offline_labeller(tmp_path: Path) -
     assert focus == {" bomb"}
     row = next(row for row in rows_of(planted.run(LabelsStage())) if row["latent_id"] == 7)
     assert "“bomb” in 8 of 8" in row["explanation"]
+    assert (row["status"], row["detection_recall"], row["detection_problem"]) == ("labelled", 1.0, None)
+    assert row["detection"] > 0.9
+    assert row["detection_lo"] > 0.65
     assert "bomb" in row["terms"]
     assert row["direction"] == "harmful_content"
+
+
+def test_labels_that_do_not_tell_where_a_latent_fires_are_unverified(world: LatentWorld) -> None:
+    """Every latent is said to be about one thing, and every window to show it: no better than a guess."""
+    with ChatEndpoint() as endpoint:
+        every = json.dumps({"fires": list(range(1, 11))})
+        endpoint.script = [answer(json.dumps(GOOD))] * 10
+        endpoint.otherwise = answer(every)
+        world.spec_sections |= {"labels": {**chat(endpoint), "detection_floor": 0.6}}
+        labels = world.run(LabelsStage())
+        rows = rows_of(labels)
+        assert {row["status"] for row in rows} == {"unverified"}
+        assert {row["rating"] for row in rows} == {5}
+        assert not any(row["safety_feature"] for row in rows)
+        assert all(row["detection"] == 0.5 or row["detection_problem"] for row in rows)
+        assert labels.meta["spent"]["detection"]["calls"] == labels.meta["calls"] - 10 == len(endpoint.asked) - 10
+        assert not any("Refusals." in message["content"] for asked in endpoint.asked[:10] for message in asked.body["messages"])
+        assert all("Refusals." in asked.body["messages"][1]["content"] for asked in endpoint.asked[10:])
+
+
+def test_a_persons_word_stands_for_its_own_sae_alone(world: LatentWorld, tmp_path: Path) -> None:
+    sae = world.found[SparseAutoencoder]
+    assert isinstance(sae, SparseAutoencoder)
+    digest = sae.stored.manifest.files["sae.safetensors"].digest
+    first, second = rank_order(world)[:2]
+    said = {"rating": 5, "explanation": "Refusals to help.", "by": "Ana"}
+    entries = [{"sae": digest, "latent_id": first, **said}, {"sae": "0" * 64, "latent_id": second, **said}]
+    path = tmp_path / "corrections.yaml"
+    path.write_text(yaml.safe_dump({"corrections": entries}))
+    world.spec_sections["labels"] = {"corrections": str(path), "detection_floor": 1.0}
+    labels = world.run(LabelsStage(), extra={"labels": label_files_digest(world.spec.labels)})
+    rows = {row["latent_id"]: row for row in rows_of(labels)}
+    assert (rows[first]["status"], rows[first]["rating"], rows[first]["corrected_by"]) == ("labelled", 5, "Ana")
+    assert rows[first]["safety_feature"]
+    assert rows[second]["corrected_by"] is None
+    assert (labels.meta["n_corrected"], labels.meta["n_corrections_of_others"]) == (1, 1)
+    inline = {"corrections": entries, "detection_floor": 1.0}
+    assert label_files_digest(LabelSpec.model_validate(inline)) == label_files_digest(world.spec.labels)
+    entries[0]["rating"] = 1
+    changed = {"corrections": entries, "detection_floor": 1.0}
+    assert label_files_digest(LabelSpec.model_validate(changed)) != label_files_digest(world.spec.labels)

@@ -14,8 +14,11 @@ from safer_engine.artifacts import Activations, Latents, PairSet
 from safer_engine.errors import ArtifactError, Interrupted
 from safer_engine.events import NullObserver
 from safer_engine.latent_files import open_acts
+from safer_engine.latent_tests import selection_half
 from safer_engine.payload_files import TensorPieces, map_tensors, write_table, write_tensors
 from safer_engine.science.salience import salience
+from safer_engine.science.sign_flips import FlipSettings, Scope, flip_tests
+from safer_engine.stage import stage_seed
 from safer_engine.stages.latents import LatentsStage
 from tests.helpers.latent_world import LatentWorld, Side, draw_world
 
@@ -65,11 +68,24 @@ def test_activation_sums_are_those_of_the_responses(world: LatentWorld, latents:
             assert found["n_positions"][pair, number] == counted(sides[number]).sum()
 
 
+def chosen_half(world: LatentWorld) -> np.ndarray:
+    return selection_half(world.groups, stage_seed(0, "latents", "halves"))
+
+
+def test_halves_are_of_whole_groups_and_of_equal_size(world: LatentWorld) -> None:
+    half = chosen_half(world)
+    first, second = (set(np.array(world.groups)[one]) for one in (half, ~half))
+    assert not first & second
+    assert 0 <= len(second) - len(first) <= 1
+
+
 def test_the_table_has_one_row_per_latent(world: LatentWorld, latents: Latents) -> None:
     frame = latents.latents.to_pandas()
     assert frame.columns.tolist() == [
         "latent_id", "firing_rate", "responses", "energy", "a_chosen", "a_rejected", "salience", "salience_lo", "salience_hi",
-        "t", "salience_paper", "axis", "candidate", "rank",
+        "t", "salience_paper", "axis", "candidate", "rank", "salience_selection", "p", "q", "q_by", "p_max_t", "n_active",
+        "discovery", "replicated", "salience_equal_length", "equal_length_lo", "equal_length_hi", "equal_length_t",
+        "length_bound", "p_mixed", "mixed",
     ]  # fmt: skip
     assert frame.latent_id.tolist() == list(range(40))
     z = np.concatenate([dense(world, side) for pair in world.sides for side in pair])
@@ -79,7 +95,8 @@ def test_the_table_has_one_row_per_latent(world: LatentWorld, latents: Latents) 
     ranked = frame[frame["rank"].notna()].sort_values("rank")
     assert ranked["rank"].tolist() == list(range(1, len(ranked) + 1))
     for _, one in ranked[ranked.candidate].groupby("axis"):
-        assert one.salience.abs().is_monotonic_decreasing
+        for _, tier in one.groupby("discovery", dropna=False):
+            assert tier.salience_selection.abs().is_monotonic_decreasing
     assert ranked.candidate.tolist() == [True] * 12 + [False] * (len(ranked) - 12)
     assert ((frame.firing_rate > 0.001) & (frame.firing_rate < 0.9)).tolist() == frame["rank"].notna().tolist()
     assert latents.meta["n_candidates"] == 12
@@ -90,12 +107,16 @@ def test_the_table_has_one_row_per_latent(world: LatentWorld, latents: Latents) 
 def test_salience_is_that_of_the_axis_that_took_a_latent(world: LatentWorld, latents: Latents) -> None:
     acts = open_acts(latents.path("acts.safetensors"), 40)
     codes, axes = np.unique(world.groups, return_inverse=True)[1], np.array(world.axes)
-    found = {axis: salience(acts, codes, "paired_mean", np.flatnonzero(axes == axis)) for axis in ("chat", "safety")}
-    assert min(one.n_groups for one in found.values()) >= 20
+    chooses = chosen_half(world)
+    first, found = (
+        {axis: salience(acts, codes, "paired_mean", np.flatnonzero((axes == axis) & half)) for axis in ("chat", "safety")}
+        for half in (chooses, ~chooses)
+    )
+    assert min(one.n_groups for one in first.values()) >= 9
     frame = latents.latents.to_pandas()
     np.testing.assert_allclose(frame.salience, [found[axis].salience_S[latent] for latent, axis in enumerate(frame.axis)])
     assert set(frame.axis) == {"chat", "safety"}
-    taken, groups = frame[frame.candidate].axis.value_counts(), {axis: one.n_groups for axis, one in found.items()}
+    taken, groups = frame[frame.candidate].axis.value_counts(), {axis: one.n_groups for axis, one in first.items()}
     share = groups["chat"] / sum(groups.values())
     assert abs(taken["chat"] - 12 * share) < 1
     np.testing.assert_allclose(frame.t[frame.axis == "chat"], found["chat"].t_S[frame.axis == "chat"])
@@ -113,12 +134,57 @@ def test_axes_and_subsets_hold_every_candidate(world: LatentWorld, latents: Late
         assert set(part.latent_id) == candidates
     acts = open_acts(latents.path("acts.safetensors"), 40)
     codes = np.unique(world.groups, return_inverse=True)[1]
-    rows = np.flatnonzero(np.array(world.subsets) == "safety-1")
+    rows = np.flatnonzero((np.array(world.subsets) == "safety-1") & ~chosen_half(world))
     expected = salience(acts, codes, "paired_mean", rows)
     mine = subsets[subsets.subset == "safety-1"].set_index("latent_id")
     for latent in candidates:
         assert mine.loc[latent, "salience"] == pytest.approx(expected.salience_S[latent])
         assert mine.loc[latent, "n_groups"] == expected.n_groups
+
+
+def test_the_tests_of_a_latent_are_those_of_the_half_that_chooses(world: LatentWorld, latents: Latents) -> None:
+    acts, frame = open_acts(latents.path("acts.safetensors"), 40), latents.latents.to_pandas()
+    codes, axes = np.unique(world.groups, return_inverse=True)[1], np.array(world.axes)
+    scopes = [Scope(name, np.flatnonzero((axes == name) & chosen_half(world))) for name in ("chat", "safety")]
+    settings = FlipSettings(0.05, 8192, stage_seed(0, "latents", "flips"))
+    found = flip_tests(acts, codes, "paired_mean", scopes, frame["rank"].notna().to_numpy(), settings)
+    for one in found.scopes:
+        mine = (frame.axis == one.name).to_numpy()
+        np.testing.assert_allclose(frame.p[mine], one.p_S[mine])
+        np.testing.assert_allclose(frame.q[mine], one.q_S[mine])
+        np.testing.assert_allclose(frame.p_max_t[mine], one.p_max_t_S[mine])
+        assert frame.n_active[mine].tolist() == one.n_active_S[mine].tolist()
+    assert latents.meta["tests"]["n_tests"] == found.n_tests > 0
+    assert latents.meta["tests"]["n_discoveries"] == (frame.discovery == True).sum()  # noqa: E712 (null is neither)
+    assert frame.discovery.isna().tolist() == frame.p.isna().tolist()
+
+
+def test_candidates_have_a_salience_at_equal_length_and_in_every_cluster(world: LatentWorld, latents: Latents) -> None:
+    frame, clusters = latents.latents.to_pandas(), latents.table("clusters.arrow").to_pandas()
+    assert frame.salience_equal_length.notna().tolist() == frame.candidate.tolist()
+    assert set(clusters.latent_id) == set(frame[frame.candidate].latent_id)
+    named = {one["cluster"]: one for one in latents.meta["clusters"]}
+    assert sum(one["n_groups"] for one in named.values()) == len(set(world.groups))
+    sizes = frame[frame.candidate].axis.value_counts()
+    half, groups, axes = chosen_half(world), np.array(world.groups), np.array(world.axes)
+    for axis, part in clusters.groupby("axis"):
+        assert part.groupby("cluster").n_groups.first().sum() == len(set(groups[~half & (axes == axis)]))
+        assert part.groupby("cluster").latent_id.count().tolist() == [sizes[axis]] * part.cluster.nunique()
+    assert set(clusters.cluster) <= set(named)
+
+
+def test_the_paper_estimator_ranks_over_all_pairs_and_tests_nothing(tmp_path: Path, world: LatentWorld) -> None:
+    sections = {"salience": {**SECTIONS["salience"], "estimator": "paper"}, "contexts": SECTIONS["contexts"]}
+    other = LatentWorld(tmp_path, world.sides, world.sae, world.groups, world.axes, world.subsets, spec_sections=sections)
+    found = other.run(LatentsStage())
+    frame = found.latents.to_pandas()
+    codes = np.unique(world.groups, return_inverse=True)[1]
+    expected = salience(open_acts(found.path("acts.safetensors"), 40), codes, "paper")
+    np.testing.assert_array_equal(frame.salience, expected.salience_S)
+    order = frame[frame["rank"].notna()].sort_values("rank").salience.abs()
+    assert order.is_monotonic_decreasing
+    assert found.meta["tests"] is None
+    assert frame[["p", "q", "discovery", "length_bound", "mixed"]].isna().all().all()
 
 
 def test_contexts_show_the_exact_text_and_the_latents_activations(world: LatentWorld, latents: Latents) -> None:
@@ -290,3 +356,32 @@ class TestPayloadFiles:
         write_table(tmp_path / "t", table)
         with pa.memory_map(str(tmp_path / "t")) as source:
             assert pa.ipc.open_file(source).read_all()["t"].to_pylist() == [1.0, None]
+
+
+def test_held_out_windows_are_what_they_say(world: LatentWorld, latents: Latents) -> None:
+    """By a second computation: the latent fires at the focus of one window of each match, and nowhere in the other."""
+    rows = latents.table("checks.arrow").to_pylist()
+    shown: dict[int, set[str]] = {}
+    for row in latents.table("contexts.arrow").to_pylist():
+        shown.setdefault(row["latent_id"], set()).add(world.groups[int(row["pair_id"][1:])])
+    groups: dict[int, list[str]] = {}
+    assert len(rows) > 40
+    for fires, silent in zip(rows[::2], rows[1::2], strict=True):
+        assert (fires["latent_id"], fires["match"], fires["side"]) == (silent["latent_id"], silent["match"], silent["side"])
+        assert silent["activation"] is None
+        pairs = [int(row["pair_id"][1:]) for row in (fires, silent)]
+        assert world.subsets[pairs[0]] == world.subsets[pairs[1]]
+        for row, pair in zip((fires, silent), pairs, strict=True):
+            side = world.sides[pair][0 if row["side"] == "chosen" else 1]
+            start = row["position"] - row["focus"]
+            assert row["tokens"] == side.tokens[start : start + len(row["tokens"])]
+            z = dense(world, side)[:, row["latent_id"]]
+            if row["activation"] is None:
+                assert not z[start : start + len(row["tokens"])].any()
+                assert counted(side)[row["position"]]
+            else:
+                assert z[row["position"]] == pytest.approx(row["activation"], rel=1e-5) == z.max()
+            groups.setdefault(row["latent_id"], []).append(world.groups[pair])
+    for latent, mine in groups.items():
+        assert len(set(mine)) == len(mine)
+        assert not shown[latent] & set(mine)

@@ -16,7 +16,7 @@ from safer_engine.errors import ArtifactError, NumericalError
 from safer_engine.science.pair_scoring import PaperFeatures, ScoringParams, SignalInputs, paper_pair_scores, score_pairs
 from safer_engine.science.signals import unit_ranks
 from safer_engine.science.stats import average_precision
-from safer_engine.signal_inputs import mean_activation_delta, signal_inputs
+from safer_engine.signal_inputs import mean_activation_delta, paper_features, signal_inputs
 from safer_engine.spec import SuspicionSpec
 from safer_engine.stages.pair_scores import PairScoresStage
 from tests.helpers.planted_pairs import planted_pairs
@@ -69,7 +69,7 @@ def test_scores_equal_the_pure_functions(world: tuple[ScoreArtifacts, dict]) -> 
     data = PLANTED.inputs
     assert table.column_names == [
         "pair", "pair_id", "group", "axis", "subset", "reward_margin", "pair_score", "suspicion", "suspicion_kind",
-        "signal_latents", "signal_margin", "evidence",
+        "suspicion_base", "signal_latents", "signal_margin", "evidence",
     ]  # fmt: skip
     assert table["pair_id"].to_pylist() == [f"p{i}" for i in range(table.num_rows)]
     np.testing.assert_allclose(table["reward_margin"].to_numpy(), data.margins_P)
@@ -202,3 +202,13 @@ def test_importing_the_stages_loads_no_heavy_library() -> None:
 def test_weights_that_make_no_mean_are_refused_by_the_spec(signals: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="weights of signals|finite number"):
         SuspicionSpec(signals=signals)
+
+
+def test_a_latent_of_mixed_sign_is_in_no_pair_score(tmp_path: Path) -> None:
+    made, data, salience = ScoreArtifacts(tmp_path), PLANTED.inputs, np.linspace(-0.5, 0.5, 50)
+    latents = made.latents(data, salience, mixed=(FEATURES[0],))
+    found = paper_features(latents, made.labels(list(range(20)), FEATURES))
+    assert found is not None
+    assert found.pool is not None
+    assert found.latent_ids.tolist() == sorted(FEATURES[1:])
+    assert FEATURES[0] not in found.pool.tolist()

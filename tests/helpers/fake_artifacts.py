@@ -313,14 +313,34 @@ class _Writer:
                     "rating": rating, "explanation": f"{text} {HOSTILE[latent % 4]}" if hostile else text, "direction": direction,
                     "terms": [*terms, HOSTILE[latent % 4]] if hostile else terms, "labeller": "lexicon",
                     "safety_feature": bool(rating and rating >= 4), "rank": latent + 1 if rating and rating >= 4 else None,
+                    "detection": 0.85 if known else None, "detection_lo": 0.7 if known else None,
+                    "detection_hi": 0.93 if known else None, "detection_recall": 0.75 if known else None,
+                    "detection_specificity": 0.95 if known else None, "detection_n": 40 if known else None,
+                    "detection_problem": None, "rating_again": 4 if latent == 1 else None,
+                    "status_again": "labelled" if latent == 1 else None, "corrected_by": "Ana" if latent == 2 else None,
                 }
             )  # fmt: skip
         counts = {"labelled": N_FEATURES, "unparsed": 18, "too_few_contexts": 18}
-        meta = {"rubric": "safety", "labeller": "lexicon", "counts": counts, "calls": 0, "cost": 0.0, "n_safety_features": 8}
+        meta = {
+            "rubric": "safety", "labeller": "lexicon", "counts": counts, "calls": 5, "cost": 0.5, "n_safety_features": 8,
+            "min_rating": 4, "detection_floor": 0.65, "agreement": {"kappa": 0.7, "lo": 0.5, "hi": 0.9, "same": 0.6, "n": 10},
+            "no_agreement": None, "n_again": 10, "n_again_unrated": 1, "n_corrected": 1, "n_corrections_of_others": 2,
+            "n_corrections_not_candidates": 0,
+            "spent": {"labels": {"calls": 3, "cost": 0.3}, "repeats": {"calls": 2, "cost": 0.2}},
+        }  # fmt: skip
         return self._commit(Labels, "labels", {"labels.arrow": _table(rows)}, meta)
 
     def pair_scores(self, rows: list[dict[str, Any]]) -> Artifact:
-        meta = {"estimator": "fusion", "signals": {"latents": {"weight": 2.0}, "margin": {"weight": 1.0}}, "folds": 5}
+        ranked: dict[str, Any] = {
+            "kind": "rank",
+            "reason": "margin had seen the labels",
+            "share": None,
+            "lo": None,
+            "hi": None,
+            "cells": {},
+        }
+        signals = {"latents": {"weight": 2.0}, "margin": {"weight": 1.0}}
+        meta = {"estimator": "fusion", "signals": signals, "folds": 5, "doubts": {"safety": ranked, "chat": ranked}}
         return self._commit(PairScores, "pair_scores", {"pair_scores.arrow": _table(scores_of(rows))}, meta)
 
     def edits(self, rows: list[dict[str, Any]]) -> Artifact:

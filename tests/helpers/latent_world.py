@@ -111,6 +111,7 @@ class LatentWorld:
     def _pairs(self) -> pa.Table:
         columns: dict[str, Any] = {
             "pair_id": [f"p{pair}" for pair in range(len(self.sides))],
+            "prompt": ["".join(pair[0].tokens[: pair[0].start]) for pair in self.sides],
             "group": self.groups,
             "axis": self.axes,
             "subset": self.subsets,

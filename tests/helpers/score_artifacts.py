@@ -64,8 +64,10 @@ class ScoreArtifacts:
         found: Activations = self.commit("activations", Activations, files, {"d_in": d_in})
         return found
 
-    def latents(self, data: SignalInputs, salience: np.ndarray, estimator: str = "paired_mean") -> Latents:
-        """Sums of all latents, and a salience per latent."""
+    def latents(
+        self, data: SignalInputs, salience: np.ndarray, estimator: str = "paired_mean", mixed: tuple[int, ...] = ()
+    ) -> Latents:
+        """Sums of all latents, and a salience per latent; `mixed` have no one sign."""
         assert data.latents is not None
         acts = {"n_positions": torch.from_numpy(data.latents.n_positions_P2.astype(np.int32))}
         for side, matrix in (("chosen", data.latents.chosen_PS), ("rejected", data.latents.rejected_PS)):
@@ -73,7 +75,9 @@ class ScoreArtifacts:
             acts[f"{side}_indptr"] = torch.from_numpy(matrix.indptr.astype(np.int64))
             acts[f"{side}_indices"] = torch.from_numpy(matrix.indices.astype(np.int32))
             acts[f"{side}_sums"] = torch.from_numpy(matrix.data.astype(np.float32))
-        table = pa.table({"latent_id": np.arange(len(salience)), "salience": salience, "salience_paper": -salience})
+        ids = np.arange(len(salience))
+        signs = {"salience": salience, "salience_paper": -salience, "mixed": np.isin(ids, mixed)}
+        table = pa.table({"latent_id": ids, **signs})
         found: Latents = self.commit(
             "latents", Latents, {"acts.safetensors": acts, "latents.arrow": table}, {"estimator": estimator}
         )

@@ -66,13 +66,15 @@ class Slurm:
         wait_until((folder / "munge.socket").exists, "munged listens", 30)
         self._start("slurmctld", "-D", "-i", "-f", str(folder / "slurm.conf"))
         self._start("slurmd", "-D", "-N", "n1", "-f", str(folder / "slurm.conf"))
-        wait_until(
-            lambda: self.ask("sinfo", "--noheader", "--format=%T", code=None).strip() == "idle", f"a node\n{self.log()}", 60
-        )
+        wait_until(self.idle, f"a node\n{self.log()}", 60)
 
     def _start(self, *command: str) -> None:
         with (self.folder / f"{command[0]}.log").open("ab") as log:
             self._daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True))
+
+    def idle(self) -> bool:
+        """Whether the node is free."""
+        return self.ask("sinfo", "--noheader", "--format=%T", code=None).strip() == "idle"
 
     def ask(self, *command: str | Path, code: int | None = 0) -> str:
         """What a command of Slurm says."""

@@ -139,3 +139,20 @@ def test_uploads_that_a_spec_names_are_told_apart_from_contents() -> None:
         evaluation={"source": {"kind": "hub", "path": "good/set"}}, model={"path": UPLOAD, "adapter": f"upload:{'b' * 64}"}
     )
     assert upload_digests(spec) == {"u:model": DIGEST, "u:adapter": "b" * 64, "u:dataset": DIGEST}
+
+
+def test_the_model_of_a_local_labeller_is_a_source_like_others() -> None:
+    def labelled_by(path: str) -> AuditSpec:
+        return audit(labels={"labeller": {"kind": "local_lm", "path": path}})
+
+    check_audit(labelled_by("good/judge@main"), MINE)
+    check_audit(labelled_by(UPLOAD), MINE)
+    assert upload_digests(labelled_by(UPLOAD))["u:labeller"] == DIGEST
+    assert refused(labelled_by("evil/judge")).startswith("labels.labeller.path")
+    assert refused(labelled_by("/etc")).startswith("labels.labeller.path")
+
+
+def test_corrections_come_as_entries_and_not_as_a_path() -> None:
+    entry = {"sae": DIGEST, "latent_id": 3, "rating": 1, "explanation": "Commas.", "by": "Ana"}
+    check_audit(audit(labels={"corrections": [entry]}), MINE)
+    assert refused(audit(labels={"corrections": "/data/open/corrections.yaml"})).startswith("labels.corrections")

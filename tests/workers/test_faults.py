@@ -366,6 +366,25 @@ def test_the_database_is_restarted(
         server.stop()
 
 
+def test_a_worker_waits_for_its_database(tmp_path: Path, files: dict[str, Path], postgres: Postgres) -> None:
+    server = redis_server(tmp_path)
+    server.start()
+    place = Workplace(tmp_path, broker_url=server.url, database_url=postgres.fresh("late"))
+    try:
+        job = place.submit(audit_of(place, files))
+        postgres.stop(signal.SIGQUIT)
+        worker = place.worker()
+        wait_until(lambda: "waiting up to 60 s for it" in place.log(), "the worker waits")
+        assert worker.poll() is None
+        postgres.start()
+        wait_until(postgres.answers, "PostgreSQL answers")
+        with place.dispatching():
+            require_right(place, job)
+    finally:
+        place.close()
+        server.stop()
+
+
 def test_random_kills_of_many_workers_lose_and_double_nothing(scene: Scene, undisturbed: dict[str, Any]) -> None:
     scene.start(2)
     jobs = [scene.submit(seed=seed) for seed in range(3)]
