@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from safer_engine.artifacts import Absent, Activations, Labels, Latents, PairSet
+from safer_engine.artifacts import Absent, Activations, Labels, Latents, PairSet, RetrainedMargins
 from safer_engine.errors import ArtifactError, NumericalError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from safer_engine.science.pair_scoring import PaperFeatures, SignalInputs
 
 Progress = Callable[[int, int], None]
+_NOT_RETRAINED = Absent("no model was retrained")
 
 
 def signal_inputs(
@@ -23,6 +24,7 @@ def signal_inputs(
     activations: Activations,
     latents: Latents | Absent,
     labels: Labels | Absent,
+    retrained: RetrainedMargins | Absent = _NOT_RETRAINED,
     *,
     signals: Collection[str] = ("probe_cv",),
     progress: Progress | None = None,
@@ -52,6 +54,7 @@ def signal_inputs(
         latents=sums,
         head_delta_PD=_head_delta(activations, table.num_rows) if "probe_cv" in signals else None,
         dense_delta_PD=mean_activation_delta(activations, table.num_rows, progress) if "dense" in signals else None,
+        retrained_P=None if isinstance(retrained, Absent) else retrained_margins(retrained, table.num_rows),
         paper=None if isinstance(latents, Absent) or isinstance(labels, Absent) else paper_features(latents, labels),
     )
 
@@ -65,6 +68,18 @@ def reward_margins(activations: Activations, n_pairs: int) -> NDArray[np.float64
     margin[table["pair"].to_numpy()] = table["reward_chosen"].to_numpy() - table["reward_rejected"].to_numpy()
     if not np.isfinite(margin).all():
         raise NumericalError(f"{int((~np.isfinite(margin)).sum())} pairs have no finite reward margin")
+    return margin
+
+
+def retrained_margins(retrained: RetrainedMargins, n_pairs: int) -> NDArray[np.float64]:
+    """r(chosen) − r(rejected) of each pair by a model that did not see it, joined by `pair`; NaN: that model cannot read it."""
+    import numpy as np
+
+    table = retrained.margins
+    margin = np.full(n_pairs, np.nan)
+    margin[table["pair"].to_numpy()] = table["margin"].to_numpy(zero_copy_only=False)
+    if table.num_rows != n_pairs:
+        raise ArtifactError(f"retrained margins cover {table.num_rows} pairs of {n_pairs}")
     return margin
 
 

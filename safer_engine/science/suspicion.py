@@ -20,7 +20,7 @@ from safer_engine.science.signals import subset_codes, unit_ranks
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Kind = Literal["rank", "probability"]
-CROSS_FITTED = frozenset({"latents", "knn", "dense"})
+CROSS_FITTED = frozenset({"latents", "knn", "dense", "retrained"})
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class ResolvedInputs:
     """Digests of further files by spec section: of `labels`, the rubric's and the corrections (`label_files_digest`)."""
     labeller: ResolvedModel | None = None
     """The language model of a `local_lm` labeller."""
+    base: ResolvedModel | None = None
+    """What reward models are retrained from (`retraining.base`)."""
 
     def digest(self, section: str) -> str | None:
         """Content digest of what a spec section names outside itself, if anything."""
@@ -68,6 +70,8 @@ class ResolvedInputs:
             return self.evaluation.digest if self.evaluation else None
         if section == "sae":
             return self.corpus.digest if self.corpus else None
+        if section == "retraining":
+            return self.base.digest if self.base else None
         files = self.extra.get(section)
         if section == "labels" and self.labeller is not None:
             return hashlib.sha256(f"{files} {self.labeller.digest}".encode()).hexdigest()
