@@ -225,7 +225,7 @@ def test_another_suspicion_or_sae_does_not_train_again(bench: Bench, whole: list
 
     assert state() == "cached"
     assert state(suspicion={"signals": {"latents": 1.0, "retrained": 3.0}, "folds": 7}) == "cached"
-    assert state(sae={"k": 3}, salience={"candidates": 9}, causal={"pairs": 1}, report={"pairs": 1}) == "cached"
+    assert state(sae={"kind": "topk", "k": 3}, salience={"candidates": 9}, causal={"pairs": 1}, report={"pairs": 1}) == "cached"
     assert state(seed=1) == "compute"
     other = bench.request(retraining={"base": str(bench.base), "recipe": {**QUICK, "lr": 2e-3}, "folds": 3})
     assert plan(other, store, FIRST)[1].state == "compute"
