@@ -35,8 +35,8 @@ from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.labeller_models import resolve_labeller
 from safer_engine.sources.memory import plain_rows
 from safer_engine.sources.models import resolve_model
-from safer_engine.sources.retraining_base import resolve_retraining_base
 from safer_engine.sources.resolved import ResolvedInputs
+from safer_engine.sources.retraining_base import resolve_retraining_base
 from safer_engine.spec import AuditSpec, MemorySource
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.stage import Stage

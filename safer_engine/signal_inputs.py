@@ -19,19 +19,20 @@ Progress = Callable[[int, int], None]
 _NOT_RETRAINED = Absent("no model was retrained")
 
 
-def signal_inputs(
+def signal_inputs(  # noqa: PLR0913 - the artifacts, and what is asked of them
     pairs: PairSet,
     activations: Activations,
     latents: Latents | Absent,
     labels: Labels | Absent,
-    retrained: RetrainedMargins | Absent = _NOT_RETRAINED,
     *,
+    retrained: RetrainedMargins | Absent = _NOT_RETRAINED,
     signals: Collection[str] = ("probe_cv",),
     progress: Progress | None = None,
 ) -> SignalInputs:
     """Everything the signals read, one row per pair in the order of `PairSet.pairs`.
 
     Args:
+        retrained: margins of models that did not see the pairs.
         signals: those to be made. `probe_cv` reads the vectors that the reward head reads (twelve bytes a pair and dimension);
             `dense` pools the activations at the hook, which streams every shard.
         progress: told (shards done, shards) while pooling.

@@ -12,8 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from safer_engine.spec_labels import LabelSpec
 from safer_engine.spec_retraining import RetrainingSpec
-from safer_engine.spec_signals import DEFAULT_SIGNALS, SignalName, require_retraining, with_default_signals
 from safer_engine.spec_section import Section
+from safer_engine.spec_signals import DEFAULT_SIGNALS, SignalName, require_retraining, with_default_signals
 
 
 class ModelSpec(Section):

@@ -40,5 +40,7 @@ class RetrainingSpec(Section):
     @classmethod
     def _few_folds(cls, folds: int) -> int:
         if not 2 <= folds <= MOST_FOLDS:
-            raise ValueError(f"give 2 to {MOST_FOLDS} folds; each is a training. To retrain nothing, leave out section retraining")
+            raise ValueError(
+                f"give 2 to {MOST_FOLDS} folds; each is a training. To retrain nothing, leave out section retraining"
+            )
         return folds

@@ -36,7 +36,7 @@ class PairScoresStage:
             inputs.get(Activations),
             inputs.maybe(Latents),
             inputs.maybe(Labels),
-            inputs.maybe(RetrainedMargins),
+            retrained=inputs.maybe(RetrainedMargins),
             signals=wanted,
             progress=lambda done, total: ctx.progress(done, total, "shards"),
         )

@@ -26,7 +26,7 @@ class RetrainingStage:
         """See `Stage.run`. Raises as `fold_margins`."""
         import numpy as np
 
-        from safer_engine.fold_training import FoldedPairs, Watch, fold_margins, training_spec
+        from safer_engine.retraining import FoldedPairs, Watch, fold_margins, training_spec
         from safer_engine.science.folds import group_folds
         from safer_engine.science.stats import group_bootstrap_mean
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safer_engine.artifacts import Absent, Artifact, PairSet, RetrainedMargins
+from safer_engine.artifacts import Absent, PairSet, RetrainedMargins
 from safer_engine.demo_data import build_base
 from safer_engine.errors import Interrupted, ModelRefused, NumericalError
 from safer_engine.events import NullObserver
