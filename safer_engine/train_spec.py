@@ -7,8 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from safer_engine.errors import SpecError
-from safer_engine.spec import DatasetSpec, RuntimeSpec, Section, merge
+from safer_engine.spec import DatasetSpec, RuntimeSpec, merge
 from safer_engine.spec_recipe import LoraSpec, RecipeSpec
+from safer_engine.spec_section import Section
 
 
 class TrainSpec(Section):

@@ -28,7 +28,7 @@ def doubtful_share(scores: PairScores) -> float | None:
     if not doubts or any(doubt["kind"] != "probability" for doubt in doubts):
         return None
     sizes = [sum(cell["n_pairs"] for cell in doubt["cells"].values()) for doubt in doubts]
-    return sum(size * doubt["share"] for size, doubt in zip(sizes, doubts, strict=True)) / sum(sizes)
+    return float(sum(size * doubt["share"] for size, doubt in zip(sizes, doubts, strict=True)) / sum(sizes))
 
 
 def axis_doubts(scores: PairScores, actions: dict[str, str]) -> list[AxisDoubt]:

@@ -114,7 +114,8 @@ class _Bins:
     def of(score_P: Floats, cell_P: Ints, n_cells: int) -> _Bins:
         strength_P = np.abs(score_P)
         bin_P = np.full(len(score_P), -1, dtype=np.int64)
-        strengths, cells = [], []
+        strengths: list[Floats] = []
+        cells: list[int] = []
         for cell in range(n_cells):
             rows = np.flatnonzero((cell_P == cell) & (strength_P > 0))
             ordered = rows[np.argsort(strength_P[rows], kind="stable")]
