@@ -63,8 +63,12 @@ class ResolvedInputs:
     def digest(self, section: str) -> str | None:
         """Content digest of what a spec section names outside itself, if anything."""
         named: dict[str, ResolvedModel | ResolvedDataset | None] = {
-            "model": self.model, "dataset": self.dataset, "evaluation": self.evaluation, "sae": self.corpus, "retraining": self.base
-        }  # fmt: skip
+            "model": self.model,
+            "dataset": self.dataset,
+            "evaluation": self.evaluation,
+            "sae": self.corpus,
+            "retraining": self.base,
+        }
         if section in named:
             found = named[section]
             return found.digest if found else None
