@@ -43,7 +43,7 @@ class RetrainingStage:
         n_unread = int((~read).sum())
         if n_unread:
             ctx.note(f"the base cannot read {n_unread} of {len(read)} pairs: they have no retrained margin")
-        facts = {"folds": spec.folds, "n_pairs": len(read), "n_unread": n_unread, "steps": found.steps, "tokens": found.tokens}
+        facts = {"folds": int(folded.folds_P.max()) + 1, "n_pairs": len(read), "n_unread": n_unread, "steps": found.steps, "tokens": found.tokens}
         rng = np.random.default_rng(ctx.seed("interval"))
         right = group_bootstrap_mean(found.margins_P[read] > 0, np.asarray(groups)[read], _RESAMPLES, rng)
         accuracy = {"accuracy": right.estimate, "accuracy_lo": right.lo, "accuracy_hi": right.hi}
