@@ -193,7 +193,7 @@ def _inputs(spec: AuditSpec) -> Iterator[tuple[str, Path]]:
     sources = [("dataset", spec.dataset.source), ("evaluation", spec.evaluation.source if spec.evaluation else None)]
     sources.append(("corpus", spec.sae.pretrain.corpus if spec.sae.pretrain else None))
     named += [(section, source.path) for section, source in sources if isinstance(source, LocalSource)]
-    named.append(("rubric", spec.labels.rubric))
+    named += [("rubric", spec.labels.rubric), ("base", spec.retraining.base if spec.retraining else None)]
     for section, value in named:
         if value is not None and (path := Path(value).expanduser()).exists():
             yield section, path

@@ -16,7 +16,7 @@ from safer_engine.science.evidence import Evidence, no_evidence, scatter, top_co
 from safer_engine.science.folds import group_folds
 from safer_engine.science.pair_deltas import LatentDelta, LatentSums, latent_delta, matrix_of
 from safer_engine.science.probes import probe_doubt
-from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter
+from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter, retrained_doubt
 from safer_engine.science.suspicion import (
     AxisDoubt,
     AxisPairs,
@@ -99,6 +99,8 @@ class SignalInputs:
         head_delta_PD: Δ of the vector the reward head reads.
         dense_delta_PD: Δ of the mean activation at the hook.
         paper: the labelled safety features, if there are any.
+        retrained_P: reward margin of a model that did not see the pair, in units of that model's root mean square margin; NaN
+            where that model cannot read the pair.
     """
 
     groups_P: NDArray[Any]
@@ -109,6 +111,7 @@ class SignalInputs:
     head_delta_PD: NDArray[Any] | None = None
     dense_delta_PD: NDArray[Any] | None = None
     paper: PaperFeatures | None = None
+    retrained_P: Floats | None = None
 
     def take(self, rows: Ints) -> SignalInputs:
         """The same for some pairs."""
@@ -121,6 +124,7 @@ class SignalInputs:
             None if self.head_delta_PD is None else self.head_delta_PD[rows],
             None if self.dense_delta_PD is None else self.dense_delta_PD[rows],
             self.paper,
+            None if self.retrained_P is None else self.retrained_P[rows],
         )
 
 
@@ -251,6 +255,8 @@ def missing_input(name: str, inputs: SignalInputs) -> str | None:
         return "there are no head vectors"
     if name == "dense" and inputs.dense_delta_PD is None:
         return "there are no mean activations"
+    if name == "retrained" and inputs.retrained_P is None:
+        return "no model was retrained"
     return None
 
 
@@ -264,6 +270,8 @@ def _axis_signal(name: str, part: SignalInputs, folds_P: Ints | None, params: Sc
     """One signal within one axis; None where it cannot be cross-fitted."""
     if name == "margin":
         return _AxisSignal(margin_doubt(part.margins_P))
+    if name == "retrained" and part.retrained_P is not None:
+        return _AxisSignal(retrained_doubt(part.retrained_P))
     if name == "paper" and params.estimator == "paper" and part.latents is not None and part.paper is not None:
         return _paper_axis(part.latents, part.paper, params)
     if folds_P is None:

@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 Kind = Literal["rank", "probability"]
 Draws = tuple[int, np.random.Generator]
 """Resamples of groups for an interval, and what draws them."""
-CROSS_FITTED = frozenset({"latents", "knn", "dense"})
+CROSS_FITTED = frozenset({"latents", "knn", "dense", "retrained"})
 SAE_SIGNALS = frozenset({"latents", "knn", "paper"})
 
 

@@ -15,6 +15,7 @@ from safer_engine.artifacts import (
     PairScores,
     PairSet,
     Report,
+    RetrainedMargins,
     SparseAutoencoder,
     Verification,
 )
@@ -36,6 +37,7 @@ class ReportStage:
         Latents,
         Labels,
         CausalEffects,
+        RetrainedMargins,
         PairScores,
         Edits,
         Verification,

@@ -26,12 +26,13 @@ STAGES = [
     "latents",
     "labels",
     "causal",
+    "retraining",
     "pair_scores",
     "edits",
     "verification",
     "report",
 ]
-ABSENT = {"evaluation", "causal", "verification"}
+ABSENT = {"evaluation", "causal", "retraining", "verification"}
 KEPT, READ = 36, 40
 
 
