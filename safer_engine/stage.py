@@ -23,6 +23,7 @@ _LOCATIONS: dict[str, Any] = {
     "evaluation": {"source": True},
     "sae": {"pretrain": {"corpus": True}},
     "labels": {"corrections": True, "labeller": {"path": True}},
+    "suspicion": {"decisions": True},
 }
 """Spec fields that say where an input lies; in keys, the input's content digest stands for them."""
 

@@ -176,7 +176,7 @@ def _pairs(report: ReportDocument) -> list[str]:
             code(pair.axis, 40),
             text.number(pair.suspicion, 3),
             text.signed(pair.reward_margin),
-            f"{pair.action or text.NONE}{' (no signal against the label)' if pair.undoubted else ''}",
+            f"{pair.action or text.NONE}{' (contested)' if pair.disputed_by else ''}{' (no signal against the label)' if pair.undoubted else ''}",
             _evidence([part for part in pair.evidence if part.contribution < 0]),
             _evidence([part for part in pair.evidence if part.contribution > 0]),
         )
