@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from safer_engine import pipeline
 from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
+from safer_engine.decisions import decision_digests
 from safer_engine.edit_lines import FIGURES as EDIT_FIGURES
 from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError
 from safer_engine.events import NullObserver, Observer
-from safer_engine.decisions import decision_digests
 from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
 from safer_engine.labellers.rubric import load_rubric
 from safer_engine.machine import resolve_spec

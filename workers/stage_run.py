@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT
-from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
 from safer_engine.decisions import decision_digests
+from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
 from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
 from safer_engine.labellers.rubric import load_rubric
 from safer_engine.machine import measured, provenance, resolve_device, resolve_spec
