@@ -18,14 +18,14 @@ class ContestedSpec(Section):
     )
     weak: float | None = Field(
         None,
-        description="Largest `strength` of a weak preference, in the dataset's units; default 1 (“slightly better”) for helpsteer2 "
-        "and helpsteer3, else 0.",
+        description="Largest `strength` of a weak preference, in the dataset's units; default 1 (“slightly better”) for "
+        "helpsteer2 and helpsteer3, else 0.",
     )
     evidence: float = Field(
         0.1,
         ge=0,
-        description="Largest evidence that counts as none: change of the log-odds, or, under a rank, weighted mean of the signals in "
-        "units of their root mean square.",
+        description="Largest evidence that counts as none: change of the log-odds, or, under a rank, weighted mean of the signals "
+        "in units of their root mean square.",
     )
 
 

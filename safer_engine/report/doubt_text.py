@@ -43,7 +43,7 @@ def decided(axis: AxisDoubt) -> str:
     found = axis.decisions
     if found is None:
         return ""
-    head = f"{visible(axis.axis)}: {count(found.n)} labels were decided on by people, who called {count(found.n_wrong)} wrong"
+    head = f"{visible(axis.axis)}: people decided on {count(found.n)} labels and called {count(found.n_wrong)} wrong"
     if found.before is None or found.after is None:
         return f"{head}; probabilities stay as they were ({visible(found.reason or '')})."
     change = "are recalibrated by that" if found.used else f"stay as they were ({visible(found.reason or '')})"

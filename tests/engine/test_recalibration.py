@@ -24,7 +24,8 @@ def test_probabilities_that_are_too_sure_are_recalibrated_and_the_brier_score_fa
     told, wrong, groups = planted(400, -0.5, 0.4)
     found = learn_from(told, wrong, groups, 0)
     assert found.used
-    assert found.before is not None and found.after is not None
+    assert found.before is not None
+    assert found.after is not None
     assert found.after.brier.value < found.before.brier.value
     assert found.before.ece.value > 2 * found.before.ece_chance
     assert found.intercept == pytest.approx(-0.5, abs=0.3)
@@ -42,7 +43,9 @@ def test_choosing_pairs_by_their_probability_alone_does_no_harm() -> None:
     )
 
 
-@pytest.mark.parametrize(("n_wrong", "n_right", "said"), [(5, 6, "fewer than 20"), (3, 40, "of one kind"), (40, 3, "of one kind")])
+@pytest.mark.parametrize(
+    ("n_wrong", "n_right", "said"), [(5, 6, "fewer than 20"), (3, 40, "of one kind"), (40, 3, "of one kind")]
+)
 def test_too_few_decisions_change_nothing_and_say_so(n_wrong: int, n_right: int, said: str) -> None:
     wrong = np.array([True] * n_wrong + [False] * n_right)
     found = learn_from(np.linspace(0.1, 0.9, len(wrong)), wrong, np.arange(len(wrong)), 0)
