@@ -24,8 +24,8 @@ class ContestedSpec(Section):
     evidence: float = Field(
         0.1,
         ge=0,
-        description="Largest evidence that counts as none: change of the log-odds, or, under a rank, weighted mean of the signals "
-        "in units of their root mean square.",
+        description="Largest evidence that counts as none: change of the log-odds, or, under a rank, weighted mean of the "
+        "signals in units of their root mean square.",
     )
 
 

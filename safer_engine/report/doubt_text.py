@@ -33,8 +33,8 @@ def unchecked(axis: AxisDoubt) -> str:
         return ""
     why = f" ({visible(axis.decisions.reason)})" if axis.decisions is not None and axis.decisions.reason else ""
     return (
-        f"The probabilities of {visible(axis.axis)} are estimates that nobody has checked{why}: decide on a hundred pairs and name "
-        "them in suspicion.decisions."
+        f"The probabilities of {visible(axis.axis)} are estimates that nobody has checked{why}: decide on a hundred pairs and "
+        "name them in suspicion.decisions."
     )
 
 
