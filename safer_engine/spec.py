@@ -275,6 +275,11 @@ class SuspicionSpec(Section):
         None,
         description="What people decided on pairs, which checks and recalibrates probabilities: a JSONL file, or the entries.",
     )
+    labels_seen: bool = Field(
+        True,
+        description="Whether the reward model was trained on these labels. If not, the SAE is left out of the suspicion of an "
+        "axis where it adds nothing; if so, what it adds cannot be told from the labels (docs/label-noise.md).",
+    )
 
     @model_validator(mode="after")
     def _weights(self) -> SuspicionSpec:

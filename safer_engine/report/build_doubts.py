@@ -8,7 +8,7 @@ from typing import Any
 
 from safer_engine.artifacts import PairScores
 from safer_engine.report.columns import finite
-from safer_engine.report.model_doubts import AxisDoubt, Decisions, ExpectedPrecision
+from safer_engine.report.model_doubts import AxisDoubt, Decisions, ExpectedPrecision, SaeAdds
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of an axis that the curve is drawn at."""
@@ -67,10 +67,11 @@ def _counted(axis: str, n: int, meta: dict[str, Any]) -> dict[str, Any]:
 def _axis(
     axis: str, doubt: dict[str, Any], pairs: list[tuple[float, str]], actions: dict[str, str], counted: dict[str, Any]
 ) -> AxisDoubt:
+    sae = doubt.get("sae")
+    adds: dict[str, Any] = {"sae": SaeAdds(**sae) if sae else None, "sae_left_out": doubt.get("sae_left_out", False), **counted}
     if doubt["kind"] != "probability":
-        return AxisDoubt(axis=axis, kind=doubt["kind"], reason=doubt["reason"], doubtful_share=None, **counted)
+        return AxisDoubt(axis=axis, kind=doubt["kind"], reason=doubt["reason"], doubtful_share=None, **adds)
     return AxisDoubt(
-        **counted,
         axis=axis,
         kind=doubt["kind"],
         reason=None,
@@ -79,11 +80,14 @@ def _axis(
         doubtful_share_hi=doubt["hi"],
         expected_wrong=sum(p for p, name in pairs if actions.get(name) in _REMOVED),
         curve=_curve(sorted((p for p, _ in pairs), reverse=True)),
+        **adds,
     )
 
 
 def _curve(falling: list[float]) -> list[ExpectedPrecision]:
     sums = [0.0, *itertools.accumulate(falling)]
+    if sums[-1] <= 0:
+        return []
     points = []
     for budget in BUDGETS:
         n = round(budget * len(falling))

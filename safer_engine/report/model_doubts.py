@@ -50,6 +50,17 @@ class Decisions(Node):
     after: Reliability | None = Field(description="With maps fitted to decisions on other groups.")
 
 
+class SaeAdds(Node):
+    """What held-out scores with the SAE's signals tell about the labels beyond a dense probe in their place."""
+
+    bits: float = Field(description="Bits a pair; below 0 where the dense probe tells more.")
+    lo: float | None = Field(description="Ends of the 95 % interval over groups.")
+    hi: float | None
+    agree_with: Rate = Field(description="Share of the labels that are as the held-out score with the SAE says.")
+    agree_without: Rate = Field(description="The same with the dense probe.")
+    fair: bool = Field(description="Whether the reward model had not been trained on these labels (suspicion.labels_seen).")
+
+
 class AxisDoubt(Node):
     """How the suspicion of an axis was made, and how many of its labels are estimated to be wrong."""
 
@@ -72,3 +83,5 @@ class AxisDoubt(Node):
         None, description="What people decided and what follows; null where nobody did: then no probability has been checked."
     )
     curve: list[ExpectedPrecision] = Field(default_factory=list)
+    sae: SaeAdds | None = Field(None, description="Null where it could not be told.")
+    sae_left_out: bool = Field(False, description="Whether a dense probe stands in the SAE's place, for the SAE added nothing.")

@@ -6,7 +6,7 @@ Axes are handled separately: signals are fitted and ranked within an axis, so su
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,14 @@ from safer_engine.science.folds import group_folds
 from safer_engine.science.pair_deltas import LatentDelta, LatentSums, latent_delta, matrix_of
 from safer_engine.science.probes import probe_doubt
 from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter
-from safer_engine.science.suspicion import AxisDoubt, AxisPairs, axis_suspicion
+from safer_engine.science.suspicion import (
+    AxisDoubt,
+    AxisPairs,
+    AxisSuspicion,
+    axis_suspicion,
+    dense_in_place,
+    sae_contribution,
+)
 
 PAPER_KEEP = 32
 """Latents the paper keeps (arXiv 2507.00665, METHOD §1)."""
@@ -125,6 +132,7 @@ class ScoringParams:
         weights: fused signals and their weights, ≥ 0.
         seed: of folds, of drawn references and of resamples.
         evidence: latents listed per pair.
+        labels_seen: whether the reward model was trained on these labels: what the SAE adds decides something only if not.
         resamples: of groups, for the interval of the estimated share of wrong labels.
     """
 
@@ -136,6 +144,7 @@ class ScoringParams:
     seed: int = 0
     evidence: int = 8
     resamples: int = 200
+    labels_seen: bool = True
 
 
 @dataclass(frozen=True)
@@ -205,7 +214,7 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
                 evidence.append((rows, signal.evidence))
         rng = np.random.default_rng([params.seed, len(doubts)])
         values = {name: signal.doubt_P for name, signal in found.items()}
-        made = axis_suspicion(values, params.weights, AxisPairs(part.groups_P, part.subsets_P), params.resamples, rng)
+        made = _suspicion(values, part, folds_P, params, rng)
         suspicion[rows], base[rows], strength[rows] = made.suspicion_P, made.base_P, made.evidence_P
         doubts[str(axis)] = made.doubt
     return PairScoring(
@@ -219,6 +228,22 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
         folds=folds_of,
         doubts=doubts,
     )
+
+
+def _suspicion(
+    values: dict[str, Floats], part: SignalInputs, folds_P: Ints | None, params: ScoringParams, rng: np.random.Generator
+) -> AxisSuspicion:
+    """Suspicion of an axis; where the SAE can fairly be seen to add nothing, of the dense probe in its place."""
+    pairs, adds, weights = AxisPairs(part.groups_P, part.subsets_P), None, params.weights
+    dense = None if folds_P is None else _activation_signal("dense", part, folds_P, params)
+    if folds_P is not None and dense is not None:
+        every, fair = {**values, "dense": dense.doubt_P}, not params.labels_seen
+        adds = sae_contribution(every, weights, pairs, folds_P, (params.resamples, rng), fair=fair)
+        if adds is not None and fair and adds.bits <= 0:
+            weights = dense_in_place({name: weights[name] for name in values})
+            values = {name: every[name] for name in weights}
+    made = axis_suspicion(values, weights, pairs, params.resamples, rng)
+    return replace(made, doubt=replace(made.doubt, sae=adds, sae_left_out=weights is not params.weights))
 
 
 def missing_input(name: str, inputs: SignalInputs) -> str | None:

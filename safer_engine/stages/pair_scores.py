@@ -14,7 +14,7 @@ class PairScoresStage:
     """See `PairScores` for what is written."""
 
     name: ClassVar[str] = "pair_scores"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, Latents, Labels)
     produces: ClassVar[type[Artifact]] = PairScores
@@ -39,7 +39,7 @@ class PairScoresStage:
             inputs.get(Activations),
             inputs.maybe(Latents),
             inputs.maybe(Labels),
-            signals=wanted,
+            signals={*wanted, "dense"} if {"latents", "knn"} & set(wanted) else wanted,
             progress=lambda done, total: ctx.progress(done, total, "shards"),
         )
         params = ScoringParams(
@@ -49,6 +49,7 @@ class PairScoresStage:
             shrinkage=spec.shrinkage,
             neighbours=spec.neighbours,
             seed=ctx.seed("folds"),
+            labels_seen=spec.labels_seen,
         )
         scoring = score_pairs(data, params)
         for name, reason in scoring.left_out.items():

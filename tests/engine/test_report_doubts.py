@@ -9,9 +9,9 @@ import pytest
 
 from safer_engine.artifacts import PairScores
 from safer_engine.report.build_doubts import axis_doubts, doubtful_share, suspicion_kind
-from safer_engine.report.doubt_text import estimated, expected_at, how_chosen, not_told
+from safer_engine.report.doubt_text import estimated, expected_at, how_chosen, not_told, sae_adds
 from safer_engine.report.model import EditsReport
-from safer_engine.report.model_doubts import AxisDoubt
+from safer_engine.report.model_doubts import AxisDoubt, SaeAdds
 
 
 class Scores(PairScores):
@@ -58,6 +58,12 @@ def test_the_curve_and_the_expected_wrong_labels_are_sums_of_probabilities() -> 
     assert expected_at(axis, 0.03) == "–"
 
 
+def test_where_nothing_can_be_wrong_there_is_nothing_to_be_found() -> None:
+    (axis,) = axis_doubts(Scores([(f"p{i}", "x", 0.0) for i in range(100)], {"x": told(1e-9, 100)}), {"p1": "drop"})
+    assert axis.curve == []
+    assert axis.expected_wrong == 0.0
+
+
 def test_the_share_of_all_pairs_is_told_only_where_every_axis_has_one() -> None:
     rows = [("a", "x", 0.5), ("b", "y", None)]
     both = Scores(rows, {"x": told(0.1, 300), "y": told(0.2, 100)})
@@ -93,3 +99,16 @@ def test_what_decides_the_edits_is_said() -> None:
     assert "4\N{NARROW NO-BREAK SPACE}% of each axis whose suspicion is a rank" in how_chosen(edits(known, rank))
     assert how_chosen(edits(rank)).startswith("Budget: 4")
     assert estimated([known, rank]).startswith("An estimated 10")
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_what_the_sae_adds_is_said_with_its_interval_and_what_follows(fair: bool) -> None:
+    found = {"bits": -0.0312, "lo": -0.05, "hi": 0.0012, "agree_with": 0.7, "agree_without": 0.72, "fair": fair}
+    doubt = {**told(0.1, 100), "sae": found, "sae_left_out": fair}
+    (axis,) = axis_doubts(Scores([("a", "x", 0.5)], {"x": doubt}), {})
+    assert axis.sae == SaeAdds(**found)
+    text = sae_adds(axis)
+    assert "the SAE adds \u22120.031 [\u22120.050, +0.001] bits a pair" in text
+    assert ("It adds nothing: the dense probe stands in its place." in text) == fair
+    assert ("decides nothing" in text) == (not fair)
+    assert sae_adds(AxisDoubt(axis="x", kind="rank", reason=None, doubtful_share=None)) == ""
