@@ -95,6 +95,17 @@ def with_corrections(document: Document) -> Document:
     return _with(document, ("labels", "corrections"), entries)
 
 
+def with_decisions(document: Document) -> Document:
+    """The spec with its file of decisions read into it, without who decided: a service takes the entries. Raises SpecError."""
+    given = _value(document, ("suspicion", "decisions"))
+    if not isinstance(given, str):
+        return document
+    from safer_engine.decisions import load_decisions
+
+    entries: Any = [entry.model_dump(mode="json", exclude={"by"}) for entry in load_decisions(given)]
+    return _with(document, ("suspicion", "decisions"), entries)
+
+
 def send_inputs(client: AuditClient, document: Document, inputs: list[LocalInput], shown: Console | None) -> Document:
     """Upload what the service does not have yet; the spec with their names in place of paths."""
     for found in inputs:

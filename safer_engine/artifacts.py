@@ -251,11 +251,13 @@ class PairScores(Artifact):
 
     `pair_scores.arrow`, one row per pair: pair int32, pair_id, group, axis, subset, reward_margin, pair_score (the paper's),
         suspicion (0–1, higher = more doubtful), suspicion_kind (of its axis), suspicion_base float64? (share of wrong labels
-        that a probability starts from), signal_<name> float64 per fused signal (higher = more doubtful),
+        that a probability starts from), status (suspicious | contested | null), disputed_by list<string> (why the label is open
+        to dispute, suspicious or not: `science.contested`), signal_<name> float64 per fused signal (higher = more doubtful),
         evidence list<struct<latent_id int32, contribution float64>> (positive = speaks for the label).
     meta: estimator, signals {name: {weight, used}}, left_out {signal or signal@axis: reason}, folds {axis: n}, n_pairs,
         n_without_suspicion, doubts {axis: {kind, reason, share, lo, hi, reach, cells {subset: {share, slope, n_pairs}}}}
-        (`science.suspicion.AxisDoubt`).
+        (`science.suspicion.AxisDoubt`), decisions {n, n_open, n_unknown, axes {axis: `science.recalibration.AxisDecisions`}},
+        standing {axis: {suspicious, contested, reasons {reason: n}}}.
     """
 
     @cached_property

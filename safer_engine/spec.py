@@ -14,6 +14,7 @@ from safer_engine.spec_labels import LabelSpec
 from safer_engine.spec_retraining import RetrainingSpec
 from safer_engine.spec_section import Section
 from safer_engine.spec_signals import DEFAULT_SIGNALS, SignalName, require_retraining, with_default_signals
+from safer_engine.spec_suspicion import ContestedSpec, PairDecision
 
 
 class ModelSpec(Section):
@@ -74,7 +75,17 @@ class MemorySource(Section):
 
 DatasetSource = Annotated[LocalSource | HubSource | MemorySource, Field(discriminator="kind")]
 DatasetFormat = Literal[
-    "auto", "trl", "anthropic", "rewardbench", "rmbench", "pku-saferlhf", "ultrafeedback", "helpsteer3", "scored", "winner"
+    "auto",
+    "trl",
+    "anthropic",
+    "rewardbench",
+    "rmbench",
+    "pku-saferlhf",
+    "ultrafeedback",
+    "helpsteer2",
+    "helpsteer3",
+    "scored",
+    "winner",
 ]
 
 
@@ -258,6 +269,11 @@ class SuspicionSpec(Section):
     folds: int = Field(5, ge=2, le=100, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
     neighbours: int = Field(20, gt=0, description="Neighbours of the kNN agreement.")
+    contested: ContestedSpec = Field(default_factory=ContestedSpec, description="Which pairs are open to dispute.")
+    decisions: str | tuple[PairDecision, ...] | None = Field(
+        None,
+        description="What people decided on pairs, which checks and recalibrates probabilities: a JSONL file, or the entries.",
+    )
     labels_seen: bool = Field(
         True,
         description="Whether the reward model was trained on these labels. If not, the SAE is left out of the suspicion of an "

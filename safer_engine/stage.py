@@ -24,6 +24,7 @@ _LOCATIONS: dict[str, Any] = {
     "sae": {"pretrain": {"corpus": True}},
     "retraining": {"base": True},
     "labels": {"corrections": True, "labeller": {"path": True}},
+    "suspicion": {"decisions": True},
 }
 """Spec fields that say where an input lies; in keys, the input's content digest stands for them."""
 

@@ -54,6 +54,8 @@ def check_audit(spec: AuditSpec, settings: Settings) -> None:
         raise SourceNotAllowed(f"labels.rubric: {rubric!r} is not built in", f"use one of {', '.join(built_in_rubrics())}")
     if isinstance(spec.labels.corrections, str):
         raise SourceNotAllowed("labels.corrections: a path says nothing to a service", "give the entries themselves in the spec")
+    if isinstance(spec.suspicion.decisions, str):
+        raise SourceNotAllowed("suspicion.decisions: a path says nothing to a service", "give the entries themselves in the spec")
     if isinstance(labeller, ChatApiLabeller):
         _check_labeller(labeller, settings)
 

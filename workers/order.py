@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safer_engine.artifacts import Absent, Artifact, view
+from safer_engine.decisions import decision_digests
 from safer_engine.errors import ArtifactError, DamagedArtifact, SaferError
 from safer_engine.pipeline import STAGES, AuditRequest, Found, stage_key
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
@@ -149,7 +150,7 @@ def pinned_inputs(spec: AuditSpec, pins: Mapping[str, str]) -> ResolvedInputs:
         dataset=pinned_dataset(source_name(spec.dataset.source), "dataset", pins),
         evaluation=pinned_dataset(source_name(spec.evaluation.source), "evaluation", pins) if spec.evaluation else None,
         corpus=pinned_dataset(source_name(pretrain.corpus), "corpus", pins) if pretrain else None,
-        extra={"labels": pins["labels"]},
+        extra={"labels": pins["labels"], **decision_digests(spec)},
         labeller=pinned_model(labeller.path, "labeller", pins) if isinstance(labeller, LocalLmLabeller) else None,
         base=pinned_model(spec.retraining.base, "base", pins) if spec.retraining else None,
     )

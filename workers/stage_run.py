@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT
+from safer_engine.decisions import decision_digests
 from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
 from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
 from safer_engine.labellers.rubric import load_rubric
@@ -96,7 +97,7 @@ class _Bench:
         spec = self._settled(spec)
         check_directions(load_corrections(spec.labels.corrections), load_rubric(spec.labels.rubric))
         sources = self.finder.audit(spec, {})
-        sources = replace(sources, extra={"labels": label_files_digest(spec.labels)})
+        sources = replace(sources, extra={"labels": label_files_digest(spec.labels), **decision_digests(spec)})
         request = AuditRequest(spec, sources)
         refuse_early(request, self.store)
         check_evaluation(request, self.store)

@@ -160,6 +160,9 @@ def _not_computed(request: ReportRequest, reader: _Reader, sections: dict[str, A
             reasons["features[].safety_feature"] = reader.reason(Labels)
     if sections["edits"] is not None and reader.get(Edits) is None:
         reasons["edits.actions"] = reader.reason(Edits)
+    if sections["edits"] is not None:
+        ranks = [f"{axis.axis}: {axis.reason}" for axis in sections["edits"].axes if axis.doubtful_share is None]
+        reasons |= {"edits.axes[].doubtful_share": "suspicion is a rank; " + "; ".join(ranks)} if ranks else {}
     return dict(sorted(reasons.items()))
 
 

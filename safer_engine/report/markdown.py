@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from safer_engine.report import summary, text
 from safer_engine.report.label_words import about_labels, detection_words
-from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument
+from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.provenance import NO_PLAN, PlannedCost
 
 _FEATURES = 12
@@ -168,6 +168,11 @@ def _measured(rows: Sequence[Measured]) -> str:
     )
 
 
+def _recommended(pair: SuspiciousPair) -> str:
+    asides = [" (contested)" if pair.disputed_by else "", " (no signal against the label)" if pair.undoubted else ""]
+    return f"{pair.action or text.NONE}{''.join(asides)}"
+
+
 def _pairs(report: ReportDocument) -> list[str]:
     edits = report.edits
     if edits is None:
@@ -179,7 +184,7 @@ def _pairs(report: ReportDocument) -> list[str]:
             code(pair.axis, 40),
             text.number(pair.suspicion, 3),
             text.signed(pair.reward_margin),
-            f"{pair.action or text.NONE}{' (no signal against the label)' if pair.undoubted else ''}",
+            _recommended(pair),
             _evidence([part for part in pair.evidence if part.contribution < 0]),
             _evidence([part for part in pair.evidence if part.contribution > 0]),
         )

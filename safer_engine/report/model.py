@@ -321,6 +321,10 @@ class SuspiciousPair(Node):
     action: str | None
     suspicion: Rate
     suspicion_kind: str
+    status: str | None = Field(
+        None, description="suspicious | contested; null where the evidence does not speak against the label."
+    )
+    disputed_by: list[str] = Field(default_factory=list, description="Why its label is open to dispute, suspicious or not.")
     reward_margin: float
     pair_score: float | None
     signals: dict[str, float | None] = Field(description="Each signal's value; higher = more doubtful.")

@@ -158,6 +158,7 @@ class PairScoring:
     Attributes:
         suspicion_P: in [0, 1], higher = more doubtful: a probability or a rank, as `doubts` says of the pair's axis.
         base_P: the share of wrong labels a probability starts from; NaN under a rank.
+        evidence_P: how much the signals say, whichever way (see `AxisSuspicion`).
         signals: each signal's values (higher = more doubtful), by name.
         pair_score_P: the paper's score, None without labelled safety features.
         evidence: latents that speak for (+) and against (−) the label.
@@ -168,6 +169,7 @@ class PairScoring:
 
     suspicion_P: Floats
     base_P: Floats
+    evidence_P: Floats
     signals: dict[str, Floats]
     pair_score_P: Floats | None
     evidence: Evidence
@@ -195,7 +197,8 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
     left_out = {name: reason for name in params.weights if (reason := missing_input(name, inputs))}
     names = [name for name in params.weights if name not in left_out]
     signals = {name: np.full(n_pairs, np.nan) for name in names}
-    suspicion, base, evidence = np.full(n_pairs, np.nan), np.full(n_pairs, np.nan), []
+    suspicion, base, strength = (np.full(n_pairs, np.nan) for _ in range(3))
+    evidence: list[tuple[Ints, Evidence]] = []
     folds_of: dict[str, int] = {}
     doubts: dict[str, AxisDoubt] = {}
     for axis in np.unique(inputs.axes_P):
@@ -216,10 +219,12 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
         rng = np.random.default_rng([params.seed, len(doubts)])
         values = {name: signal.doubt_P for name, signal in found.items()}
         made = _suspicion(values, part, folds_P, params, rng)
-        suspicion[rows], base[rows], doubts[str(axis)] = made.suspicion_P, made.base_P, made.doubt
+        suspicion[rows], base[rows], strength[rows] = made.suspicion_P, made.base_P, made.evidence_P
+        doubts[str(axis)] = made.doubt
     return PairScoring(
         suspicion_P=suspicion,
         base_P=base,
+        evidence_P=strength,
         signals=signals,
         pair_score_P=_paper_score(inputs),
         evidence=scatter(evidence, n_pairs) if evidence else no_evidence(n_pairs),

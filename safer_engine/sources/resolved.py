@@ -54,7 +54,8 @@ class ResolvedInputs:
     corpus: ResolvedDataset | None = None
     """The text corpus of `sae.pretrain`."""
     extra: dict[str, str] = field(default_factory=dict)
-    """Digests of further files by spec section: of `labels`, the rubric's and the corrections (`label_files_digest`)."""
+    """Digests of further files by spec section: of `labels`, the rubric's and the corrections (`label_files_digest`); of
+    `suspicion`, the decisions' (`decision_digests`), where there are any."""
     labeller: ResolvedModel | None = None
     """The language model of a `local_lm` labeller."""
     base: ResolvedModel | None = None

@@ -27,7 +27,7 @@ class ReportStage:
     """See `Report` for what is written. The report prints the whole spec, so all of it but `runtime` enters the key."""
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (
         PairSet,

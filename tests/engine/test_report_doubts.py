@@ -20,7 +20,7 @@ class Scores(PairScores):
     def __init__(self, rows: list[tuple[str, str, float | None]], doubts: dict[str, Any]) -> None:
         names, axes, suspicions = zip(*rows, strict=True)
         self._table = pa.table({"pair_id": names, "axis": axes, "suspicion": pa.array(suspicions, pa.float64())})
-        self._meta = {"doubts": doubts}
+        self._meta = {"doubts": doubts, "decisions": {"n": 0, "axes": {}}, "standing": {}}
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -78,13 +78,15 @@ def test_the_share_of_all_pairs_is_told_only_where_every_axis_has_one() -> None:
 
 def test_an_axis_of_ranks_says_why_and_gives_no_figure() -> None:
     axes = axis_doubts(Scores([("a", "x", 0.5)], {"x": RANK}), {"a": "drop"})
-    assert axes == [AxisDoubt(axis="x", kind="rank", reason="too little is known", doubtful_share=None)]
+    assert axes == [AxisDoubt(axis="x", kind="rank", reason="too little is known", doubtful_share=None, n=1, contested_share=0.0)]
     assert "too little is known" in not_told(axes[0])
     assert estimated(axes) == ""
 
 
 def test_what_decides_the_edits_is_said() -> None:
-    known = AxisDoubt(axis="x", kind="probability", reason=None, doubtful_share=0.1, doubtful_lo=0.07, doubtful_hi=0.13)
+    known = AxisDoubt(
+        axis="x", kind="probability", reason=None, doubtful_share=0.1, doubtful_share_lo=0.07, doubtful_share_hi=0.13
+    )
     rank = AxisDoubt(axis="y", kind="rank", reason="why", doubtful_share=None)
 
     def edits(*axes: AxisDoubt) -> EditsReport:

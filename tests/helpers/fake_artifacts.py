@@ -343,6 +343,7 @@ class _Writer:
         }
         signals = {"latents": {"weight": 2.0}, "margin": {"weight": 1.0}}
         meta = {"estimator": "fusion", "signals": signals, "folds": 5, "doubts": {"safety": ranked, "chat": ranked}}
+        meta |= {"decisions": {"n": 0, "n_open": 0, "n_unknown": 0, "axes": {}}, "standing": {}}
         return self._commit(PairScores, "pair_scores", {"pair_scores.arrow": _table(scores_of(rows))}, meta)
 
     def edits(self, rows: list[dict[str, Any]]) -> Artifact:

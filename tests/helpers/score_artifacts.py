@@ -43,7 +43,7 @@ class ScoreArtifacts:
 
     def pairs(self, table: pa.Table, rows: pa.Table) -> PairSet:
         """A pair set; only the columns that scoring and edits read."""
-        found: PairSet = self.commit("pairs", PairSet, {"pairs.arrow": table, "rows.arrow": rows})
+        found: PairSet = self.commit("pairs", PairSet, {"pairs.arrow": table, "rows.arrow": rows}, {"layout": "trl"})
         return found
 
     def activations(self, data: SignalInputs, shards: dict[str, dict[str, torch.Tensor]], d_in: int) -> Activations:
@@ -122,9 +122,12 @@ def pair_tables(data: SignalInputs, flipped_orders: tuple[int, ...] = ()) -> tup
         {
             "pair_id": ids,
             "row": pa.array(range(n_pairs), pa.int64()),
+            "content_digest": [f"{i:064x}" for i in range(n_pairs)],
             "group": data.groups_P.tolist(),
             "axis": data.axes_P.tolist(),
             "subset": data.subsets_P.tolist(),
+            "strength": pa.nulls(n_pairs, pa.float64()),
+            "annotators": pa.nulls(n_pairs, pa.list_(pa.int8())),
             "both_orders": [i in flipped_orders for i in range(n_pairs)],
         }
     )
