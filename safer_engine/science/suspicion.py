@@ -113,7 +113,7 @@ def axis_suspicion(
     }  # fmt: skip
     if not model.identified:
         return AxisSuspicion(ranks, unknown, mean_P, AxisDoubt("rank", _not_identified(model), **figures))
-    evidence_P = np.abs(model.slope_C[cell_P] * score)
+    evidence_P = np.abs(model.evidence(score, cell_P))
     doubt = AxisDoubt("probability", **figures)
     return AxisSuspicion(model.probability(score, cell_P), model.share_C[cell_P], evidence_P, doubt)
 
