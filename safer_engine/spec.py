@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from safer_engine.spec_labels import LabelSpec
 from safer_engine.spec_section import Section
+from safer_engine.spec_stability import StabilitySpec
 
 
 class ModelSpec(Section):
@@ -322,6 +323,7 @@ class AuditSpec(Section):
     contexts: ContextSpec = Field(default_factory=ContextSpec)
     labels: LabelSpec = Field(default_factory=LabelSpec)
     causal: CausalSpec = Field(default_factory=CausalSpec)
+    stability: StabilitySpec = Field(default_factory=StabilitySpec)
     suspicion: SuspicionSpec = Field(default_factory=SuspicionSpec)
     edits: EditSpec = Field(default_factory=EditSpec)
     report: ReportSpec = Field(default_factory=ReportSpec)

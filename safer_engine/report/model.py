@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from safer_engine.report.model_doubts import AxisDoubt
 from safer_engine.report.model_labels import LabelDetection, LabelsReport
-from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
+from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests, SeedMatch, SeedStability
 from safer_engine.report.nodes import Count, Facts, Node, Rate
 from safer_engine.report.provenance import Provenance
 
@@ -198,6 +198,7 @@ class LatentsReport(Node):
     overview: Overview
     tests: SalienceTests | None = Field(None, description="Null for the paper's estimator, which is not tested.")
     clusters: list[PromptCluster] = Field(default_factory=list)
+    stability: SeedStability | None = Field(None, description="Null where no second SAE was trained.")
 
 
 class SaeReport(Node):
@@ -281,6 +282,7 @@ class Feature(Node):
     p_max_t: float | None = Field(None, description="Adjusted for the largest of all latents.")
     salience_selection: float | None = Field(None, description="In the half that chooses: ranked by it, and the larger for it.")
     replicated: bool | None = Field(None, description="A discovery found again in the other half; null where it is none.")
+    second_seed: SeedMatch | None = Field(None, description="Null where no second SAE was trained.")
     salience_equal_length: float | None = Field(None, description="What is left where both responses are equally long.")
     equal_length_lo: float | None = None
     equal_length_hi: float | None = None

@@ -15,7 +15,9 @@ from safer_engine.artifacts import (
     PairScores,
     PairSet,
     Report,
+    SecondAutoencoder,
     SparseAutoencoder,
+    Stability,
     Verification,
 )
 from safer_engine.spec import AuditSpec
@@ -26,7 +28,7 @@ class ReportStage:
     """See `Report` for what is written. The report prints the whole spec, so all of it but `runtime` enters the key."""
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (
         PairSet,
@@ -38,6 +40,8 @@ class ReportStage:
         CausalEffects,
         PairScores,
         Edits,
+        SecondAutoencoder,
+        Stability,
         Verification,
     )
     produces: ClassVar[type[Artifact]] = Report

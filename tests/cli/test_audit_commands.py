@@ -28,10 +28,12 @@ STAGES = [
     "causal",
     "pair_scores",
     "edits",
+    "second_sae",
+    "stability",
     "verification",
     "report",
 ]
-ABSENT = {"evaluation", "causal", "verification"}
+ABSENT = {"evaluation", "causal", "second_sae", "stability", "verification"}
 KEPT, READ = 36, 40
 
 

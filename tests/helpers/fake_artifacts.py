@@ -23,7 +23,9 @@ from safer_engine.artifacts import (
     Latents,
     PairScores,
     PairSet,
+    SecondAutoencoder,
     SparseAutoencoder,
+    Stability,
     Verification,
     view,
 )
@@ -97,6 +99,8 @@ def build(
         CausalEffects: Absent("causal effects are not computed in this version"),
         PairScores: writer.pair_scores(pairs),
         Edits: writer.edits(pairs),
+        SecondAutoencoder: Absent("a second SAE was not asked for"),
+        Stability: Absent("a second SAE was not asked for"),
         Verification: Absent("no model was retrained on the edited data"),
     }
     return FakeAudit(spec, _sources(root, hostile), found, store, pairs, evaluation)
