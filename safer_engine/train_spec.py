@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from safer_engine.errors import SpecError
-from safer_engine.spec import DatasetSpec, RuntimeSpec, Section, merge
+from safer_engine.spec import DatasetSpec, RuntimeSpec, merge
+from safer_engine.spec_section import Section
 
 
 class RecipeSpec(Section):

@@ -28,7 +28,7 @@ def doubtful_share(scores: PairScores) -> float | None:
     if not doubts or any(doubt["kind"] != "probability" for doubt in doubts):
         return None
     sizes = [sum(cell["n_pairs"] for cell in doubt["cells"].values()) for doubt in doubts]
-    return sum(size * doubt["share"] for size, doubt in zip(sizes, doubts, strict=True)) / sum(sizes)
+    return float(sum(size * doubt["share"] for size, doubt in zip(sizes, doubts, strict=True)) / sum(sizes))
 
 
 def axis_doubts(scores: PairScores, actions: dict[str, str]) -> list[AxisDoubt]:
@@ -62,6 +62,8 @@ def _axis(axis: str, doubt: dict[str, Any], pairs: list[tuple[float, str]], acti
 
 def _curve(falling: list[float]) -> list[ExpectedPrecision]:
     sums = [0.0, *itertools.accumulate(falling)]
+    if sums[-1] <= 0:
+        return []
     points = []
     for budget in BUDGETS:
         n = round(budget * len(falling))

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+from scipy.stats import beta
 
 from safer_engine.errors import NumericalError
 
@@ -35,6 +36,8 @@ _BINS = 128
 """Strengths of evidence are binned per cell; their signs are all that is counted."""
 _SPREAD_SHARE, _SPREAD_SLOPE = 0.5, 0.5
 """Standard deviations of logit ε and log a of the cells about the axis's."""
+_PRIOR = 0.5
+"""Pairs' worth of a contradiction that nobody saw: keeps ε above 0 where no strong score contradicts its label."""
 _STARTS = (-4.0, -2.0, -0.7)
 REACH, MAX_WIDTH, MAX_IDENTIFIED = 0.9, 0.15, 0.35
 """For ε to be told: least mean of π over the strongest tenth of the scores, widest interval, and largest upper end."""
@@ -114,7 +117,8 @@ class _Bins:
     def of(score_P: Floats, cell_P: Ints, n_cells: int) -> _Bins:
         strength_P = np.abs(score_P)
         bin_P = np.full(len(score_P), -1, dtype=np.int64)
-        strengths, cells = [], []
+        strengths: list[Floats] = []
+        cells: list[int] = []
         for cell in range(n_cells):
             rows = np.flatnonzero((cell_P == cell) & (strength_P > 0))
             ordered = rows[np.argsort(strength_P[rows], kind="stable")]
@@ -178,12 +182,13 @@ def _loss(parameters: Floats, bins: _Bins, counts: tuple[Floats, Floats]) -> tup
     deviations = parameters[2:]
     tiny = np.finfo(np.float64).tiny
     loss = -float(agree_N @ np.log(chance_N + tiny) + against_N @ np.log(other_N + tiny)) + 0.5 * float(deviations @ deviations)
+    loss -= _PRIOR * float(log_expit(parameters[0]))
     slope_of_N = -(agree_N / (chance_N + tiny) - against_N / (other_N + tiny))
     by_share_N = slope_of_N * (1 - 2 * right_N) * share_N * (1 - share_N / MAX_SHARE)
     by_slope_N = slope_of_N * (1 - 2 * share_N) * right_N * wrong_N * evidence_N
     by_share_C = np.bincount(bins.cell_N, by_share_N, n)
     by_slope_C = np.bincount(bins.cell_N, by_slope_N, n)
-    common = np.array([by_share_C.sum(), by_slope_C.sum()])
+    common = np.array([by_share_C.sum() - _PRIOR * expit(-parameters[0]), by_slope_C.sum()])
     return loss, np.concatenate([common, _SPREAD_SHARE * by_share_C, _SPREAD_SLOPE * by_slope_C]) + np.concatenate(
         [np.zeros(2), deviations]
     )
@@ -192,7 +197,7 @@ def _loss(parameters: Floats, bins: _Bins, counts: tuple[Floats, Floats]) -> tup
 def _interval(
     bins: _Bins, best: _Fit, weights_C: Floats, groups_P: Ints, asked: tuple[int, float], rng: np.random.Generator
 ) -> tuple[float | None, float | None]:
-    """Percentiles of ε over resampled groups."""
+    """Percentiles of ε over resampled groups; the upper end no lower than what so few groups of strong scores can exclude."""
     (resamples, level), codes_P = asked, np.unique(groups_P, return_inverse=True)[1]
     n_groups = int(codes_P.max()) + 1
     if resamples == 0 or n_groups < 2:
@@ -202,7 +207,18 @@ def _interval(
         times_G = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups).astype(np.float64)
         drawn[draw] = _fit(bins, bins.counts(times_G[codes_P]), best.parameters).share_C @ weights_C
     lo, hi = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(lo), float(hi)
+    return float(lo), max(float(hi), _exact_upper(bins, best, codes_P, weights_C, level))
+
+
+def _exact_upper(bins: _Bins, best: _Fit, codes_P: Ints, weights_C: Floats, level: float) -> float:
+    """Upper end for a share of the groups that hold a strong score (Clopper and Pearson): resampling none gives none."""
+    strong_N = expit(best.slope_C[bins.cell_N] * bins.strength_N) >= REACH
+    held_P = (bins.bin_P >= 0) & strong_N[bins.bin_P] if len(strong_N) else np.zeros(len(bins.bin_P), dtype=np.bool_)
+    n_groups = len(np.unique(codes_P[held_P]))
+    wrong = float(best.share_C @ weights_C) * n_groups
+    return (
+        MAX_SHARE if n_groups == 0 else min(MAX_SHARE, float(beta.ppf((1 + level) / 2, wrong + 1, max(n_groups - wrong, 1e-9))))
+    )
 
 
 def _reach(score_P: Floats, slope_P: Floats) -> float:

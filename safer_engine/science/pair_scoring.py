@@ -182,7 +182,9 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
     left_out = {name: reason for name in params.weights if (reason := missing_input(name, inputs))}
     names = [name for name in params.weights if name not in left_out]
     signals = {name: np.full(n_pairs, np.nan) for name in names}
-    suspicion, base, evidence, folds_of, doubts = np.full(n_pairs, np.nan), np.full(n_pairs, np.nan), [], {}, {}
+    suspicion, base, evidence = np.full(n_pairs, np.nan), np.full(n_pairs, np.nan), []
+    folds_of: dict[str, int] = {}
+    doubts: dict[str, AxisDoubt] = {}
     for axis in np.unique(inputs.axes_P):
         rows = np.flatnonzero(inputs.axes_P == axis)
         part = inputs.take(rows)

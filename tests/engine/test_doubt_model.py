@@ -141,3 +141,15 @@ def test_decisions_recalibrate_probabilities_that_were_too_sure() -> None:
 def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(NumericalError):
         fit_doubt(np.array([1.0, np.nan]), np.zeros(2, dtype=np.int64), np.arange(2), rng=np.random.default_rng(0))
+
+
+def test_that_no_label_contradicts_strong_evidence_does_not_prove_that_none_is_wrong() -> None:
+    rng = np.random.default_rng(11)
+    model = fit_doubt(np.full(60, 8.0) + rng.random(60), np.zeros(60, dtype=np.int64), np.arange(60), resamples=50, rng=rng)
+    assert 0 < model.share < 0.03
+    assert model.hi is not None
+    assert 0.03 < model.hi < 0.12  # of 60 without one: 6.0 % (Clopper and Pearson), and half a pair more
+    few = fit_doubt(np.full(10, 8.0) + rng.random(10), np.zeros(10, dtype=np.int64), np.arange(10), resamples=50, rng=rng)
+    assert few.hi is not None
+    assert few.hi > 0.25
+    assert not few.identified

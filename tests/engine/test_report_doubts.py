@@ -58,6 +58,12 @@ def test_the_curve_and_the_expected_wrong_labels_are_sums_of_probabilities() -> 
     assert expected_at(axis, 0.03) == "–"
 
 
+def test_where_nothing_can_be_wrong_there_is_nothing_to_be_found() -> None:
+    (axis,) = axis_doubts(Scores([(f"p{i}", "x", 0.0) for i in range(100)], {"x": told(1e-9, 100)}), {"p1": "drop"})
+    assert axis.curve == []
+    assert axis.expected_wrong == 0.0
+
+
 def test_the_share_of_all_pairs_is_told_only_where_every_axis_has_one() -> None:
     rows = [("a", "x", 0.5), ("b", "y", None)]
     both = Scores(rows, {"x": told(0.1, 300), "y": told(0.2, 100)})

@@ -16,7 +16,7 @@ from cli.options import build_from_flags
 from cli.spec import commented_spec
 from safer_engine.api import audit
 from safer_engine.errors import SpecError
-from safer_engine.spec import AuditSpec, DatasetSpec, LocalSource, Section, merge
+from safer_engine.spec import AuditSpec, DatasetSpec, LocalSource, merge
 from safer_engine.spec_layers import (
     Layer,
     build_spec,
@@ -27,6 +27,7 @@ from safer_engine.spec_layers import (
     preset_departures,
     read_document,
 )
+from safer_engine.spec_section import Section
 
 BASE = {"model": "m", "dataset": {"source": {"kind": "local", "path": "d"}}}
 

@@ -335,7 +335,14 @@ class _Writer:
         return self._commit(Labels, "labels", {"labels.arrow": _table(rows)}, meta)
 
     def pair_scores(self, rows: list[dict[str, Any]]) -> Artifact:
-        ranked = {"kind": "rank", "reason": "margin had seen the labels", "share": None, "lo": None, "hi": None, "cells": {}}
+        ranked: dict[str, Any] = {
+            "kind": "rank",
+            "reason": "margin had seen the labels",
+            "share": None,
+            "lo": None,
+            "hi": None,
+            "cells": {},
+        }
         signals = {"latents": {"weight": 2.0}, "margin": {"weight": 1.0}}
         meta = {"estimator": "fusion", "signals": signals, "folds": 5, "doubts": {"safety": ranked, "chat": ranked}}
         return self._commit(PairScores, "pair_scores", {"pair_scores.arrow": _table(scores_of(rows))}, meta)
