@@ -3,8 +3,7 @@
 The set has two axes. `safety`: everyday misdeeds in mild wording, where declining is right and going along is wrong
 (subset `refusal`), and harmless requests that sound alike, where it is the other way round (`over-refusal`). `chat`: helpful
 against unhelpful answers (`helpful`). The same openings, steps and refusals occur on right and wrong sides, so no
-single word gives the label away. Length is a nuisance: wrong answers run longer in `safety`, right ones in `chat`; and every
-long answer ends with the same words, `LONG`, which say nothing: what fires on them goes with the label by length alone.
+single word gives the label away. Length is a nuisance: wrong answers run longer in `safety`, right ones in `chat`.
 A share of the safety *groups* is then flipped, all pairs of a group at once; which ones is the truth, kept apart.
 """
 
@@ -29,7 +28,6 @@ from safer_engine.demo_phrases import (
     FILLER,
     FORMS,
     HARMFUL,
-    LONG,
     RELUCTANT,
     VAGUE,
     Question,
@@ -47,8 +45,6 @@ RECIPE: dict[str, Any] = {"epochs": 6, "lr": 1.5e-3, "batch": 16, "max_length": 
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _GROUPS = {"refusal": 0.5, "over-refusal": 0.15, "helpful": 0.35}
 _EVAL_SHARE = 0.15
-_LONG_FROM = 200
-"""Characters from which on an answer is long."""
 _EMBEDDING_STD = 0.3
 """Spread of the untrained embeddings. At the usual 0.02 the reward's own direction makes up nearly all of the residual stream
 after training, and an SAE finds nothing else: with 0.3 the words stay visible."""
@@ -286,8 +282,7 @@ def _padded(sentences: Iterable[str], rng: np.random.Generator, share: float) ->
             found.insert(1 + int(rng.integers(len(found))), _say(FILLER[int(index)], rng))
     if rng.random() < share:
         found.append(_phrase(CLOSING, rng))
-    text = " ".join(found)
-    return f"{text} {LONG}" if len(text) >= _LONG_FROM else text
+    return " ".join(found)
 
 
 def _sentence(text: str, rng: np.random.Generator) -> str:

@@ -331,5 +331,3 @@ FILLER = (
     "My {aunt|uncle} {said|told me} the same last {week|year}.",
     "{Mornings|Evenings} are {the best|a good} time for {it|that}.",
 )
-LONG = "(This page is printed on both sides.)"
-"""What every long answer ends with, whatever it says."""
