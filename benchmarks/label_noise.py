@@ -12,15 +12,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, truth_document, word_scores, write_rows
-from benchmarks.label_noise_rows import contradictions, row_doubts
-from benchmarks.label_noise_table import markdown_table
+from benchmarks.label_noise_rows import contradictions, label_bits, row_doubts
+from benchmarks.label_noise_table import AXIS, markdown_table
 from safer_engine.errors import ArtifactError, SpecError
 from safer_engine.events import Observer
 from safer_engine.store import digest_file
@@ -60,6 +61,11 @@ class Cell:
         return self.folder / "scores.parquet"
 
     @property
+    def retrained(self) -> Path:
+        """Margins of the models retrained on halves: pair_id, fold, margin."""
+        return self.folder / "retrained.npz"
+
+    @property
     def facts(self) -> Path:
         return self.folder / "facts.json"
 
@@ -76,6 +82,7 @@ class Setup:
     lr: float | None
     device: str
     audit: dict[str, Any]
+    retrain: bool
 
 
 class LogObserver:
@@ -158,10 +165,47 @@ def audit(cell: Cell, setup: Setup, observer: Observer) -> AuditReport:
     """Audit the cell's model on the data it was trained on."""
     from safer_engine import api
 
-    document = {"seed": cell.seed, "runtime": {"device": setup.device}, **setup.audit}
+    return api.audit(audit_document(cell, setup, {}), store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
+
+
+def audit_document(cell: Cell, setup: Setup, more: dict[str, Any]) -> dict[str, Any]:
+    document = {"seed": cell.seed, "runtime": {"device": setup.device}, **setup.audit, **more}
     document["model"] = {"path": str(cell.model), "max_length": setup.max_length}
     document["dataset"] = {"source": {"kind": "local", "path": str(cell.data)}}
-    return api.audit(document, store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
+    return document
+
+
+def retrain(cell: Cell, setup: Setup, observer: Observer) -> None:
+    """Train on halves of the cell's data and write the margins of what each left out."""
+    import numpy as np
+
+    from safer_engine import api
+    from safer_engine.artifacts import RetrainedMargins
+
+    recipe = {"epochs": setup.epochs, "max_length": setup.max_length, "lr": setup.lr}
+    document = audit_document(cell, setup, {"retraining": {"base": str(setup.base), "folds": 2, "recipe": recipe}})
+    report = api.audit(document, store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
+    found = report.artifacts[RetrainedMargins]
+    if not isinstance(found, RetrainedMargins):
+        raise ArtifactError(f"the models of {cell.folder} were not retrained", "run the benchmark again")
+    temporary = cell.folder / f".retrained.{os.getpid()}.npz"
+    columns = {name: found.margins[name].to_numpy(zero_copy_only=False) for name in ("pair_id", "fold", "margin")}
+    np.savez(temporary, **{**columns, "pair_id": columns["pair_id"].astype(str)})
+    os.replace(temporary, cell.retrained)
+
+
+def retrained_margins(cell: Cell, pair_ids: Sequence[str]) -> Any:
+    """Margins of the retrained models as the signal reads them, [P]; None where there are none."""
+    import numpy as np
+
+    from safer_engine.signal_inputs import by_fold_scale
+
+    if not cell.retrained.is_file():
+        return None
+    with np.load(cell.retrained, allow_pickle=False) as stored:
+        place = {name: at for at, name in enumerate(stored["pair_id"].tolist())}
+        at_P = np.asarray([place[name] for name in pair_ids])
+        return by_fold_scale(stored["margin"][at_P], stored["fold"][at_P])
 
 
 def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
@@ -180,6 +224,7 @@ def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
     assert isinstance(labels, (Labels, Absent))
     inputs = signal_inputs(pairs, activations, latents, labels, signals=("probe_cv", "dense"))
     table = pairs.pairs
+    inputs = replace(inputs, retrained_P=retrained_margins(cell, table["pair_id"].to_pylist()))
     truth = set(json.loads(cell.truth.read_bytes())["flipped"])
     columns = {name: table[name].to_pylist() for name in ("pair_id", "group", "axis", "subset")}
     doubts = row_doubts(inputs, columns["pair_id"], cell.seed)
@@ -190,7 +235,8 @@ def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
     os.replace(temporary, cell.scores)
     slices = (record["evaluation"] or {"slices": []})["slices"]
     accuracy = {f"{one['axis']}/{one['subset']}": one["accuracy"]["estimate"] for one in slices if one["subset"]}
-    write_json(cell.facts, {"accuracy": accuracy, "training_seconds": record["timing"]["training_seconds"], "sae": sae.meta})
+    facts = {"accuracy": accuracy, "training_seconds": record["timing"]["training_seconds"], "sae": sae.meta}
+    write_json(cell.facts, {**facts, "label_bits": label_bits(inputs, doubts, AXIS, cell.seed)})
 
 
 def run_cell(cell: Cell, setup: Setup, again: bool) -> None:
@@ -199,6 +245,8 @@ def run_cell(cell: Cell, setup: Setup, again: bool) -> None:
     flip(cell, setup)
     record = train(cell, setup, observer)
     observer.note("train", f"{record['timing']['training_seconds']:.0f} s")
+    if setup.retrain and not cell.retrained.is_file():
+        retrain(cell, setup, observer)
     if again or not cell.scores.is_file():
         score(cell, audit(cell, setup, observer), record)
         observer.note("score", str(cell.scores))
@@ -225,6 +273,7 @@ def write_json(path: Path, value: Any) -> None:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--audit", "audit_json", default="{}", help='Audit spec sections as JSON, e.g. {"sae": {"kind": "batch_topk"}}.')
 @click.option("--train-only", is_flag=True, help="Stop after the reward models.")
+@click.option("--retrain/--no-retrain", default=True, show_default=True, help="Two more trainings, on halves: the comparator.")
 @click.option("--rescore", is_flag=True, help="Compute the scores anew, from the stored audits.")
 @click.option("--table", "only_table", is_flag=True, help="Only print the table of what is there.")
 def main(**flags: Any) -> None:
@@ -233,7 +282,7 @@ def main(**flags: Any) -> None:
     if not flags["only_table"]:
         if flags["data"] is None or flags["base"] is None:
             raise click.UsageError("--data and --base are needed to run cells")
-        names = ("data", "base", "max_length", "epochs", "lr", "device")
+        names = ("data", "base", "max_length", "epochs", "lr", "device", "retrain")
         setup = Setup(
             evaluation=flags["eval_data"], audit=json.loads(flags["audit_json"]), **{name: flags[name] for name in names}
         )

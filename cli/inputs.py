@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.client import AuditClient
 
 Document = dict[str, Any]
-_MODELS: tuple[tuple[str, ...], ...] = (("model", "path"), ("base",), ("labels", "labeller", "path"))
+_MODELS: tuple[tuple[str, ...], ...] = (("model", "path"), ("base",), ("labels", "labeller", "path"), ("retraining", "base"))
 _ADAPTERS: tuple[tuple[str, ...], ...] = (("model", "adapter"),)
 _DATASETS = (("dataset", "source"), ("evaluation", "source"), ("sae", "pretrain", "corpus"))
 

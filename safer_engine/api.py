@@ -36,6 +36,7 @@ from safer_engine.sources.labeller_models import resolve_labeller
 from safer_engine.sources.memory import plain_rows
 from safer_engine.sources.models import resolve_model
 from safer_engine.sources.resolved import ResolvedInputs
+from safer_engine.sources.retraining_base import resolve_retraining_base
 from safer_engine.spec import AuditSpec, MemorySource
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.stage import Stage
@@ -234,6 +235,7 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
         corpus=resolve_corpus(resolved.sae.pretrain.corpus) if resolved.sae.pretrain else None,
         extra={"labels": label_files_digest(resolved.labels)},
         labeller=resolve_labeller(resolved.labels.labeller, _cache()),
+        base=resolve_retraining_base(resolved.retraining, resolved.runtime, _cache()),
     )
     return AuditRequest(resolved, sources)
 

@@ -252,6 +252,21 @@ class CausalEffects(Artifact):
     """Change of reward and margin when a latent is ablated."""
 
 
+class RetrainedMargins(Artifact):
+    """Margins of reward models that were trained without the pair and its group.
+
+    `retrained.arrow`, one row per pair: pair int32, pair_id string, fold int32, margin float64? (r(chosen) − r(rejected) by the
+        model that did not see its fold; null: that model cannot read the pair).
+    meta: folds, n_pairs, n_unread (pairs without a margin), steps and tokens (of all trainings together), accuracy, accuracy_lo,
+        accuracy_hi (share of margins above 0, with its interval over groups), base {architecture, n_parameters, fresh_head}.
+    """
+
+    @cached_property
+    def margins(self) -> pa.Table:
+        """Margins of all pairs."""
+        return self.table("retrained.arrow")
+
+
 class PairScores(Artifact):
     """Evidence about each pair.
 

@@ -194,6 +194,7 @@ def _inputs(spec: AuditSpec) -> Iterator[tuple[str, Path]]:
     sources = [("dataset", spec.dataset.source), ("evaluation", spec.evaluation.source if spec.evaluation else None)]
     sources.append(("corpus", spec.sae.pretrain.corpus if spec.sae.pretrain else None))
     named += [(section, source.path) for section, source in sources if isinstance(source, LocalSource)]
+    named.append(("base", spec.retraining.base if spec.retraining else None))
     if not is_text(spec.labels.rubric):
         named.append(("rubric", spec.labels.rubric))
     for section, value in named:

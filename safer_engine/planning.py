@@ -17,15 +17,25 @@ from safer_engine.cost import Planned, planned_total
 from safer_engine.label_plan import label_requests
 from safer_engine.pipeline import AuditRequest, StagePlan, plan
 from safer_engine.rates import MATMUL, machine_flops, rate_name, rates_file, read_rates, remember_rates
+from safer_engine.retraining_cost import retraining_memory, retraining_work
 from safer_engine.science.sae_budget import sae_width, training_size
 from safer_engine.spec import AuditSpec
 from safer_engine.store import ArtifactStore, Manifest
 
 _BASE_BYTES = 700e6  # the interpreter with torch and transformers loaded
 _BYTES = {"float32": 4, "bfloat16": 2}
-_EFFICIENCY = {"activations": 0.5, "evaluation": 0.5, "sae": 0.35, "latents": 0.35, "second_sae": 0.35, "stability": 0.35}
+_EFFICIENCY = {
+    "activations": 0.5,
+    "evaluation": 0.5,
+    "sae": 0.35,
+    "latents": 0.35,
+    "second_sae": 0.35,
+    "stability": 0.35,
+    "retraining": 0.3,
+}
 _FIXED_SECONDS = {
-    "activations": 4.0, "evaluation": 4.0, "sae": 2.0, "latents": 2.0, "second_sae": 2.0, "stability": 2.0, "report": 2.0
+    "activations": 4.0, "evaluation": 4.0, "sae": 2.0, "latents": 2.0, "second_sae": 2.0, "stability": 2.0, "retraining": 4.0,
+    "report": 2.0,
 }  # fmt: skip
 _ROWS_PER_SECOND = {"pairs": 1500.0, "pair_scores": 1500.0, "edits": 5000.0, "report": 5000.0}
 _LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0, "local_lm": 30.0}
@@ -84,12 +94,14 @@ class AuditSize:
     """All that an estimate needs to know of an audit's inputs; the same on every machine.
 
     Attributes:
-        model: None where not known; labeller: of the model of a `local_lm` labeller, if there is one and its size is known.
+        model: None where not known; labeller: of the model of a `local_lm` labeller, if there is one and its size is known;
+            base: likewise of what reward models are retrained from.
     """
 
     workload: Workload
     model: ModelSize | None
     labeller: ModelSize | None = None
+    base: ModelSize | None = None
 
     def dumped(self) -> dict[str, Any]:
         """As JSON values."""
@@ -98,8 +110,9 @@ class AuditSize:
     @classmethod
     def loaded(cls, document: Mapping[str, Any]) -> AuditSize:
         """What `dumped` gave."""
-        sizes = [document[name] for name in ("model", "labeller") if name in document]
-        return cls(Workload(**document["workload"]), *(None if size is None else ModelSize(**size) for size in sizes))
+        sizes = {name: document.get(name) for name in ("model", "labeller", "base")}
+        known = {name: None if size is None else ModelSize(**size) for name, size in sizes.items()}
+        return cls(Workload(**document["workload"]), **known)
 
 
 @dataclass(frozen=True)
@@ -170,8 +183,9 @@ def estimate(request: AuditRequest, store: ArtifactStore) -> AuditEstimate:
 def audit_size(request: AuditRequest, store: ArtifactStore, planned: tuple[StagePlan, ...]) -> AuditSize:
     """How large an audit is, by its inputs and what is computed already. Raises as `estimate`."""
     load = _workload(request, store, {stage.name: stage for stage in planned})
-    labeller = request.sources.labeller
-    return AuditSize(load, model_size(request.sources.model.path), None if labeller is None else model_size(labeller.path))
+    others = (request.sources.labeller, request.sources.base)
+    labeller, base = (None if found is None else model_size(found.path) for found in others)
+    return AuditSize(load, model_size(request.sources.model.path), labeller, base)
 
 
 def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...], rates: Path | None) -> AuditEstimate:
@@ -188,20 +202,30 @@ def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...]
         unknown.discard("evaluation")
     if not spec.stability.second_sae:
         unknown -= set(_LIKE)
+    if spec.retraining is None:
+        unknown.discard("retraining")
     flops = None
-    if size.model is not None and unknown & set(_EFFICIENCY):
+    if (size.model or size.base) is not None and unknown & set(_EFFICIENCY):
         flops = remembered.get(rate_name(MATMUL, spec)) or machine_flops(spec.runtime.device, spec.model.dtype)
     stages = {}
     for stage in planned:
-        if size.model is None and stage.name in _SIZED:
+        sized_by = _sized_by(stage.name, spec, size)
+        if sized_by is None:
             stages[stage.name] = Estimate(stage.name, stage.state, stage.resource, None, None, None, None, None, measured=False)
             continue
         rate = known[stage.name] or _assumed_rate(stage.name, spec, flops)
-        made = _estimate(stage, spec, size.workload, size.model or _NO_SIZE, rate)
+        made = _estimate(stage, spec, size.workload, sized_by, rate)
         if stage.name == "labels" and size.labeller is not None:
             made = replace(made, memory_bytes=int(_BASE_BYTES + 1.2 * size.labeller.parameters * _BYTES["float32"]))
         stages[stage.name] = replace(made, measured=known[stage.name] is not None)
     return AuditEstimate(size.workload, stages, flops)
+
+
+def _sized_by(stage: str, spec: AuditSpec, size: AuditSize) -> ModelSize | None:
+    """The model whose size a stage's work follows from; None where that is not known."""
+    if stage == "retraining":
+        return size.base if spec.retraining is not None else _NO_SIZE
+    return size.model or (None if stage in _SIZED else _NO_SIZE)
 
 
 def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize, rate: float) -> Estimate:
@@ -298,6 +322,8 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
     dense = 2.0 * size.d_in * sae_width(spec.sae, size.d_in)
     if stage in ("activations", "evaluation"):
         return 2.0 * size.body_parameters * (load.tokens_eval if stage == "evaluation" else load.tokens - load.tokens_eval)
+    if stage == "retraining":
+        return retraining_work(spec.retraining, load.tokens - load.tokens_eval, size.body_parameters)
     if stage == "sae":
         size_of = training_size(spec.sae, max(1, int(load.positions * (1 - spec.split.held_out))))
         return 3 * dense * size_of.batch * size_of.steps
@@ -327,6 +353,7 @@ def _disk(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> int:
         + load.n_pairs * size.d_in * 8,
         "sae": 2 * size.d_in * sae_width(spec.sae, size.d_in) * 4,
         "latents": 2 * load.n_pairs * min(load.per_text * spec.sae.k, sae_width(spec.sae, size.d_in)) * 8,
+        "retraining": load.n_pairs * 60 if spec.retraining else 1e5,
         "pair_scores": load.n_pairs * 400,
         "edits": load.n_pairs * 700,
         "report": 3e6 + load.n_pairs * 300,
@@ -343,9 +370,10 @@ def _memory(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> tup
         "evaluation": forward,
         "sae": sae_width(spec.sae, size.d_in) * size.d_in * 4 * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
         "latents": sae_width(spec.sae, size.d_in) * size.d_in * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
+        "retraining": retraining_memory(spec.retraining, spec.runtime, size.parameters, size.d_in * size.n_blocks),
     }.get(stage, 0)
     texts = 2 * min(spec.runtime.shard_pairs, load.n_pairs)
-    shard = texts * load.per_text * _share_kept(spec) * size.d_in * width if working else 0
+    shard = texts * load.per_text * _share_kept(spec) * size.d_in * width if working and stage != "retraining" else 0
     if working and spec.runtime.device.startswith("cuda"):
         return int(_BASE_BYTES * 3 + shard), int(working)
     return int(_BASE_BYTES + working + shard), None

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from safer_engine.spec_labels import LabelSpec
+from safer_engine.spec_retraining import RetrainingSpec
 from safer_engine.spec_section import Section
+from safer_engine.spec_signals import DEFAULT_SIGNALS, SignalName, require_retraining, with_default_signals
 from safer_engine.spec_stability import StabilitySpec
 
 
@@ -245,21 +247,23 @@ class CausalSpec(Section):
     pairs: int = Field(512, ge=0, description="Pairs whose full-sequence residuals are kept for runs of the upper blocks.")
 
 
-SignalName = Literal["latents", "knn", "probe_cv", "dense", "margin", "paper"]
-_DEFAULT_SIGNALS: dict[SignalName, float] = {"latents": 1.0}
-
-
 class SuspicionSpec(Section):
     """Which signals say that a pair's label contradicts the evidence."""
 
     estimator: Literal["fusion", "paper"] = Field("fusion", description="Fusion of signals, or the paper's pair score.")
     signals: dict[SignalName, float] = Field(
-        default_factory=_DEFAULT_SIGNALS.copy,
-        description="Fused signals and their weights; default: the latents alone, which ranked best in docs/real-run.md.",
+        default_factory=DEFAULT_SIGNALS.copy,
+        description="Fused signals and their weights; default: `latents` 1 and `knn` 0.5 (docs/label-noise.md), and "
+        "`retrained` 0.5 beside them where section `retraining` is given.",
     )
     folds: int = Field(5, ge=2, le=100, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
     neighbours: int = Field(20, gt=0, description="Neighbours of the kNN agreement.")
+    labels_seen: bool = Field(
+        True,
+        description="Whether the reward model was trained on these labels. If not, the SAE is left out of the suspicion of an "
+        "axis where it adds nothing; if so, what it adds cannot be told from the labels (docs/label-noise.md).",
+    )
 
     @model_validator(mode="after")
     def _weights(self) -> SuspicionSpec:
@@ -324,10 +328,21 @@ class AuditSpec(Section):
     labels: LabelSpec = Field(default_factory=LabelSpec)
     causal: CausalSpec = Field(default_factory=CausalSpec)
     stability: StabilitySpec = Field(default_factory=StabilitySpec)
+    retraining: RetrainingSpec | None = Field(None, description="Reward models trained without a part of the pairs; off: null.")
     suspicion: SuspicionSpec = Field(default_factory=SuspicionSpec)
     edits: EditSpec = Field(default_factory=EditSpec)
     report: ReportSpec = Field(default_factory=ReportSpec)
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_signals(cls, given: Any) -> Any:
+        return with_default_signals(given)
+
+    @model_validator(mode="after")
+    def _signals_have_their_source(self) -> AuditSpec:
+        require_retraining(self.suspicion.signals, self.retraining)
+        return self
 
 
 PAPER_PRESET: dict[str, Any] = {

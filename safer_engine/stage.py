@@ -22,6 +22,7 @@ _LOCATIONS: dict[str, Any] = {
     "dataset": {"source": True},
     "evaluation": {"source": True},
     "sae": {"pretrain": {"corpus": True}},
+    "retraining": {"base": True},
     "labels": {"corrections": True, "labeller": {"path": True}},
 }
 """Spec fields that say where an input lies; in keys, the input's content digest stands for them."""
@@ -118,7 +119,7 @@ class Stage(Protocol):
         """Publish payload files into `ctx.work` and return the facts, or say why there is nothing."""
 
 
-INPUT_ROLES = ("model", "dataset", "evaluation", "corpus", "labeller")
+INPUT_ROLES = ("model", "dataset", "evaluation", "corpus", "labeller", "base")
 
 
 def opened_by(stage: Stage) -> tuple[str, ...]:

@@ -79,6 +79,8 @@ def places_of(spec: AuditSpec | TrainSpec) -> tuple[Place, ...]:
             found.append(_model("adapter", "model.adapter", spec.model.adapter))
         if isinstance(spec.labels.labeller, LocalLmLabeller):
             found.append(_model("labeller", "labels.labeller.path", spec.labels.labeller.path))
+        if spec.retraining is not None:
+            found.append(_model("base", "retraining.base", spec.retraining.base))
         if spec.sae.pretrain is not None:
             found.append(_source("corpus", "sae.pretrain.corpus", spec.sae.pretrain.corpus))
     sections: tuple[tuple[str, DatasetSpec | None], ...] = (("dataset", spec.dataset), ("evaluation", spec.evaluation))

@@ -19,6 +19,7 @@ from safer_engine.artifacts import (
     PairScores,
     PairSet,
     Report,
+    RetrainedMargins,
     SparseAutoencoder,
     Stability,
     Verification,
@@ -115,7 +116,7 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
     if pairs is not None:
         sections["dataset"] = dataset_section(pairs, evaluation)
         if activations is not None:
-            sections["reward_model"] = reward_model_section(pairs, activations, spec)
+            sections["reward_model"] = reward_model_section(pairs, activations, reader.get(RetrainedMargins), spec)
         if scores is not None:
             sections["edits"] = edits_section(pairs, scores, edits, spec.report)
     if evaluation is not None:
@@ -172,7 +173,7 @@ def _recovered_reason(reader: _Reader) -> str:
 
 
 def _provenance(request: ReportRequest, reader: _Reader, sections: dict[str, Any]) -> Provenance:
-    inputs = {name: getattr(request.sources, name) for name in ("model", "dataset", "evaluation", "corpus")}
+    inputs = {name: getattr(request.sources, name) for name in ("model", "dataset", "evaluation", "corpus", "base")}
     return Provenance(
         tool="safer-audit",
         tool_version=_version(),

@@ -7,7 +7,7 @@ from typing import Any
 
 from safer_engine.artifacts import PairScores
 from safer_engine.report.columns import finite
-from safer_engine.report.model_doubts import AxisDoubt, ExpectedPrecision
+from safer_engine.report.model_doubts import AxisDoubt, ExpectedPrecision, SaeAdds
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of an axis that the curve is drawn at."""
@@ -46,8 +46,10 @@ def axis_doubts(scores: PairScores, actions: dict[str, str]) -> list[AxisDoubt]:
 
 
 def _axis(axis: str, doubt: dict[str, Any], pairs: list[tuple[float, str]], actions: dict[str, str]) -> AxisDoubt:
+    sae = doubt.get("sae")
+    adds: dict[str, Any] = {"sae": SaeAdds(**sae) if sae else None, "sae_left_out": doubt.get("sae_left_out", False)}
     if doubt["kind"] != "probability":
-        return AxisDoubt(axis=axis, kind=doubt["kind"], reason=doubt["reason"], doubtful_share=None)
+        return AxisDoubt(axis=axis, kind=doubt["kind"], reason=doubt["reason"], doubtful_share=None, **adds)
     return AxisDoubt(
         axis=axis,
         kind=doubt["kind"],
@@ -57,6 +59,7 @@ def _axis(axis: str, doubt: dict[str, Any], pairs: list[tuple[float, str]], acti
         doubtful_hi=doubt["hi"],
         expected_wrong=sum(p for p, name in pairs if actions.get(name) in _REMOVED),
         curve=_curve(sorted((p for p, _ in pairs), reverse=True)),
+        **adds,
     )
 
 

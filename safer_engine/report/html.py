@@ -19,7 +19,7 @@ from markupsafe import Markup
 from safer_engine.errors import ResourceError
 from safer_engine.report import plots, summary, text
 from safer_engine.report.build_doubts import SHOWN_BUDGETS
-from safer_engine.report.doubt_text import expected_at, how_chosen, sides
+from safer_engine.report.doubt_text import expected_at, how_chosen, sae_adds, sides
 from safer_engine.report.glossary import GLOSSARY
 from safer_engine.report.harsh import mild_name, veiled_words
 from safer_engine.report.label_words import about_labels, detection_words
@@ -190,6 +190,7 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "doubt_budgets": SHOWN_BUDGETS,
         "expected_at": expected_at,
         "how_chosen": how_chosen,
+        "sae_adds": sae_adds,
         "agreeing": lambda votes: sum(vote > 0 for vote in votes),
         "has_text": any(pair.prompt is not None for pair in pairs) or any(f.contexts for f in report.features or []),
     }

@@ -132,7 +132,10 @@ def _accuracy(report: ReportDocument) -> list[str]:
         parts += [_table(("score", "slice", "comparisons", "accuracy"), rows), *_lengths(report.evaluation.length)]
     if report.reward_model is None:
         return [*parts, _absent(report, "reward_model")]
-    return [*parts, "On the audited pairs:", _measured(report.reward_model.on_audited_pairs)]
+    parts += ["On the audited pairs:", _measured(report.reward_model.on_audited_pairs)]
+    if report.reward_model.retrained:
+        parts += ["On the same pairs, by models trained without them:", _measured(report.reward_model.retrained)]
+    return parts
 
 
 def _lengths(rows: Sequence[Length]) -> list[str]:

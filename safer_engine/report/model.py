@@ -110,6 +110,9 @@ class RewardModel(Node):
     on_audited_pairs: list[Measured] = Field(
         description="On the audited pairs themselves; a reward model trained on them is at its best here."
     )
+    retrained: list[Measured] = Field(
+        default_factory=list, description="The same by models that saw neither the pair nor its group; empty: none was trained."
+    )
     margins: list[Margins]
 
 

@@ -6,7 +6,7 @@ Axes are handled separately: signals are fitted and ranked within an axis, so su
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +16,15 @@ from safer_engine.science.evidence import Evidence, no_evidence, scatter, top_co
 from safer_engine.science.folds import group_folds
 from safer_engine.science.pair_deltas import LatentDelta, LatentSums, latent_delta, matrix_of
 from safer_engine.science.probes import probe_doubt
-from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter
-from safer_engine.science.suspicion import AxisDoubt, AxisPairs, axis_suspicion
+from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter, retrained_doubt
+from safer_engine.science.suspicion import (
+    AxisDoubt,
+    AxisPairs,
+    AxisSuspicion,
+    axis_suspicion,
+    dense_in_place,
+    sae_contribution,
+)
 
 PAPER_KEEP = 32
 """Latents the paper keeps (arXiv 2507.00665, METHOD §1)."""
@@ -92,6 +99,8 @@ class SignalInputs:
         head_delta_PD: Δ of the vector the reward head reads.
         dense_delta_PD: Δ of the mean activation at the hook.
         paper: the labelled safety features, if there are any.
+        retrained_P: reward margin of a model that did not see the pair, in units of that model's root mean square margin; NaN
+            where that model cannot read the pair.
     """
 
     groups_P: NDArray[Any]
@@ -102,6 +111,7 @@ class SignalInputs:
     head_delta_PD: NDArray[Any] | None = None
     dense_delta_PD: NDArray[Any] | None = None
     paper: PaperFeatures | None = None
+    retrained_P: Floats | None = None
 
     def take(self, rows: Ints) -> SignalInputs:
         """The same for some pairs."""
@@ -114,6 +124,7 @@ class SignalInputs:
             None if self.head_delta_PD is None else self.head_delta_PD[rows],
             None if self.dense_delta_PD is None else self.dense_delta_PD[rows],
             self.paper,
+            None if self.retrained_P is None else self.retrained_P[rows],
         )
 
 
@@ -125,6 +136,7 @@ class ScoringParams:
         weights: fused signals and their weights, ≥ 0.
         seed: of folds, of drawn references and of resamples.
         evidence: latents listed per pair.
+        labels_seen: whether the reward model was trained on these labels: what the SAE adds decides something only if not.
         resamples: of groups, for the interval of the estimated share of wrong labels.
     """
 
@@ -136,6 +148,7 @@ class ScoringParams:
     seed: int = 0
     evidence: int = 8
     resamples: int = 200
+    labels_seen: bool = True
 
 
 @dataclass(frozen=True)
@@ -202,7 +215,7 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
                 evidence.append((rows, signal.evidence))
         rng = np.random.default_rng([params.seed, len(doubts)])
         values = {name: signal.doubt_P for name, signal in found.items()}
-        made = axis_suspicion(values, params.weights, AxisPairs(part.groups_P, part.subsets_P), params.resamples, rng)
+        made = _suspicion(values, part, folds_P, params, rng)
         suspicion[rows], base[rows], doubts[str(axis)] = made.suspicion_P, made.base_P, made.doubt
     return PairScoring(
         suspicion_P=suspicion,
@@ -216,6 +229,22 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
     )
 
 
+def _suspicion(
+    values: dict[str, Floats], part: SignalInputs, folds_P: Ints | None, params: ScoringParams, rng: np.random.Generator
+) -> AxisSuspicion:
+    """Suspicion of an axis; where the SAE can fairly be seen to add nothing, of the dense probe in its place."""
+    pairs, adds, weights = AxisPairs(part.groups_P, part.subsets_P), None, params.weights
+    dense = None if folds_P is None else _activation_signal("dense", part, folds_P, params)
+    if folds_P is not None and dense is not None:
+        every, fair = {**values, "dense": dense.doubt_P}, not params.labels_seen
+        adds = sae_contribution(every, weights, pairs, folds_P, (params.resamples, rng), fair=fair)
+        if adds is not None and fair and adds.bits <= 0:
+            weights = dense_in_place({name: weights[name] for name in values})
+            values = {name: every[name] for name in weights}
+    made = axis_suspicion(values, weights, pairs, params.resamples, rng)
+    return replace(made, doubt=replace(made.doubt, sae=adds, sae_left_out=weights is not params.weights))
+
+
 def missing_input(name: str, inputs: SignalInputs) -> str | None:
     """Why a signal cannot be computed from these inputs; None when it can."""
     if name in ("latents", "knn", "paper") and inputs.latents is None:
@@ -226,6 +255,8 @@ def missing_input(name: str, inputs: SignalInputs) -> str | None:
         return "there are no head vectors"
     if name == "dense" and inputs.dense_delta_PD is None:
         return "there are no mean activations"
+    if name == "retrained" and inputs.retrained_P is None:
+        return "no model was retrained"
     return None
 
 
@@ -239,6 +270,8 @@ def _axis_signal(name: str, part: SignalInputs, folds_P: Ints | None, params: Sc
     """One signal within one axis; None where it cannot be cross-fitted."""
     if name == "margin":
         return _AxisSignal(margin_doubt(part.margins_P))
+    if name == "retrained" and part.retrained_P is not None:
+        return _AxisSignal(retrained_doubt(part.retrained_P))
     if name == "paper" and params.estimator == "paper" and part.latents is not None and part.paper is not None:
         return _paper_axis(part.latents, part.paper, params)
     if folds_P is None:

@@ -14,13 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safer_engine.errors import NumericalError
+from safer_engine.science.contribution import Contribution, HeldOut, contribution
 from safer_engine.science.doubt_model import MAX_IDENTIFIED, MAX_WIDTH, REACH, DoubtModel, fit_doubt
 from safer_engine.science.signals import subset_codes, unit_ranks
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Kind = Literal["rank", "probability"]
-CROSS_FITTED = frozenset({"latents", "knn", "dense"})
+Draws = tuple[int, np.random.Generator]
+"""Resamples of groups for an interval, and what draws them."""
+CROSS_FITTED = frozenset({"latents", "knn", "dense", "retrained"})
+SAE_SIGNALS = frozenset({"latents", "knn", "paper"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class AxisDoubt:
         share, lo, hi: estimated share of wrong labels with its interval over groups; None where nothing was fitted.
         reach: see `DoubtModel`; None where nothing was fitted.
         cells: by subset; the subset "" stands for all that are too small for a direction of their own.
+        sae: what the SAE adds; None where it could not be told. sae_left_out: whether a dense probe stands in its place.
     """
 
     kind: Kind
@@ -50,6 +55,8 @@ class AxisDoubt:
     hi: float | None = None
     reach: float | None = None
     cells: dict[str, CellDoubt] = field(default_factory=dict)
+    sae: Contribution | None = None
+    sae_left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def axis_suspicion(
     reason = _no_probability(used)
     if reason is not None:
         return AxisSuspicion(ranks, unknown, AxisDoubt("rank", reason))
-    score = -sum((weights[name] * _scaled(doubts[name]) for name in used), np.zeros(n_pairs))
+    score = fused_score(doubts, weights)
     cell_P, names = _cells(pairs.subsets_P)
     model = fit_doubt(score, cell_P, np.unique(pairs.groups_P, return_inverse=True)[1], resamples=resamples, rng=rng)
     sizes = np.bincount(cell_P, minlength=len(names)).tolist()
@@ -101,6 +108,40 @@ def axis_suspicion(
     if not model.identified:
         return AxisSuspicion(ranks, unknown, AxisDoubt("rank", _not_identified(model), **figures))
     return AxisSuspicion(model.probability(score, cell_P), model.share_C[cell_P], AxisDoubt("probability", **figures))
+
+
+def fused_score(doubts: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
+    """Minus the sum of the signals that weigh, each in units of its root mean square: above 0 where they agree with the label."""
+    used = sorted(name for name in doubts if weights[name] > 0)
+    return -np.sum([weights[name] * _scaled(doubts[name]) for name in used], axis=0)
+
+
+def dense_in_place(weights: Mapping[str, float]) -> dict[str, float]:
+    """The same weights with what the SAE's signals weigh moved to the dense probe."""
+    kept = {name: weight for name, weight in weights.items() if name not in SAE_SIGNALS}
+    moved = sum(weight for name, weight in weights.items() if name in SAE_SIGNALS)
+    return {**kept, "dense": kept.get("dense", 0.0) + moved}
+
+
+def sae_contribution(
+    doubts: Mapping[str, Floats], weights: Mapping[str, float], pairs: AxisPairs, folds_P: Ints, draws: Draws, *, fair: bool
+) -> Contribution | None:
+    """What the SAE's signals add to the suspicion of an axis over a dense probe in their place.
+
+    None where no signal of the SAE weighs, where the dense probe is missing, or where a signal had seen the labels.
+
+    Args:
+        doubts: the signals, `dense` among them.
+        fair: see `science.contribution`.
+    """
+    used = {name for name in doubts if weights.get(name, 0.0) > 0}
+    if not used & SAE_SIGNALS or "dense" not in doubts or not used <= CROSS_FITTED:
+        return None
+    with_P = fused_score({name: doubts[name] for name in used}, weights)
+    moved = dense_in_place({name: weights[name] for name in used})
+    without_P = fused_score({name: doubts[name] for name in moved}, moved)
+    held = HeldOut(folds_P, _cells(pairs.subsets_P)[0], pairs.groups_P)
+    return contribution(with_P, without_P, held, fair, *draws)
 
 
 def fuse_ranks(doubts: Mapping[str, Floats], weights: Mapping[str, float], n_pairs: int) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import ClassVar, Literal
 
-from safer_engine.artifacts import Activations, Artifact, Labels, Latents, PairScores, PairSet
+from safer_engine.artifacts import Activations, Artifact, Labels, Latents, PairScores, PairSet, RetrainedMargins
 from safer_engine.signal_inputs import signal_inputs
 from safer_engine.stage import Draft, Inputs, StageContext
 
@@ -16,7 +16,7 @@ class PairScoresStage:
     name: ClassVar[str] = "pair_scores"
     version: ClassVar[int] = 2
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
-    consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, Latents, Labels)
+    consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, Latents, Labels, RetrainedMargins)
     produces: ClassVar[type[Artifact]] = PairScores
     reads: ClassVar[tuple[str, ...]] = ("suspicion",)
     opens: ClassVar[tuple[str, ...]] = ()
@@ -36,7 +36,8 @@ class PairScoresStage:
             inputs.get(Activations),
             inputs.maybe(Latents),
             inputs.maybe(Labels),
-            signals=wanted,
+            retrained=inputs.maybe(RetrainedMargins),
+            signals={*wanted, "dense"} if {"latents", "knn"} & set(wanted) else wanted,
             progress=lambda done, total: ctx.progress(done, total, "shards"),
         )
         params = ScoringParams(
@@ -46,6 +47,7 @@ class PairScoresStage:
             shrinkage=spec.shrinkage,
             neighbours=spec.neighbours,
             seed=ctx.seed("folds"),
+            labels_seen=spec.labels_seen,
         )
         scoring = score_pairs(data, params)
         for name, reason in scoring.left_out.items():

@@ -26,6 +26,7 @@ STAGES = [
     "latents",
     "labels",
     "causal",
+    "retraining",
     "pair_scores",
     "edits",
     "second_sae",
@@ -33,7 +34,7 @@ STAGES = [
     "verification",
     "report",
 ]
-ABSENT = {"evaluation", "causal", "second_sae", "stability", "verification"}
+ABSENT = {"evaluation", "causal", "retraining", "second_sae", "stability", "verification"}
 KEPT, READ = 36, 40
 
 

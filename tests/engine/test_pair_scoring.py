@@ -253,3 +253,39 @@ def test_the_paper_estimator_ranks_by_the_paper_score_of_all_pairs() -> None:
     terms = latent_delta(data.latents).toarray()[0, :10] * data.paper.signs
     first = scoring.evidence.contributions[: scoring.evidence.offsets[1]]
     np.testing.assert_allclose(np.sort(first), np.sort(terms[np.argsort(-np.abs(terms))[: len(first)]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_sae_that_adds_something_is_used(seen: bool) -> None:
+    data = planted_pairs(3).inputs
+    scoring = score_pairs(data, ScoringParams({"latents": 1.0}, labels_seen=seen))
+    doubt = scoring.doubts["safety"]
+    assert doubt.sae is not None
+    assert doubt.sae.lo is not None
+    assert doubt.sae.lo > 0
+    assert doubt.sae.fair != seen
+    assert not doubt.sae_left_out
+    np.testing.assert_array_equal(scoring.suspicion_P, score_pairs(data, ScoringParams({"latents": 1.0})).suspicion_P)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_sae_that_adds_nothing_is_left_out_where_that_can_be_told(seen: bool) -> None:
+    data = planted_pairs(3).inputs
+    assert data.latents is not None
+    useless = planted_pairs(4, informative=0).inputs
+    told = replace(data, latents=useless.latents, dense_delta_PD=latent_delta(data.latents).toarray())
+    scoring = score_pairs(told, ScoringParams({"latents": 1.0, "knn": 0.5}, labels_seen=seen))
+    doubt = scoring.doubts["safety"]
+    assert doubt.sae is not None
+    assert doubt.sae.hi is not None
+    assert doubt.sae.hi < 0
+    assert doubt.sae_left_out != seen
+    dense = score_pairs(told, ScoringParams({"dense": 1.0})).suspicion_P
+    assert np.allclose(scoring.suspicion_P, dense) != seen
+
+
+def test_what_the_sae_adds_is_not_told_beside_signals_that_saw_the_labels_or_without_a_dense_probe() -> None:
+    data = planted_pairs(3).inputs
+    assert score_pairs(data, ScoringParams(FUSED)).doubts["safety"].sae is None
+    assert score_pairs(replace(data, dense_delta_PD=None), ScoringParams({"latents": 1.0})).doubts["safety"].sae is None
+    assert score_pairs(data, ScoringParams({"dense": 1.0})).doubts["safety"].sae is None

@@ -9,9 +9,9 @@ import pytest
 
 from safer_engine.artifacts import PairScores
 from safer_engine.report.build_doubts import axis_doubts, doubtful_share, suspicion_kind
-from safer_engine.report.doubt_text import estimated, expected_at, how_chosen, not_told
+from safer_engine.report.doubt_text import estimated, expected_at, how_chosen, not_told, sae_adds
 from safer_engine.report.model import EditsReport
-from safer_engine.report.model_doubts import AxisDoubt
+from safer_engine.report.model_doubts import AxisDoubt, SaeAdds
 
 
 class Scores(PairScores):
@@ -97,3 +97,16 @@ def test_what_decides_the_edits_is_said() -> None:
     assert "4\N{NARROW NO-BREAK SPACE}% of each axis whose suspicion is a rank" in how_chosen(edits(known, rank))
     assert how_chosen(edits(rank)).startswith("Budget: 4")
     assert estimated([known, rank]).startswith("An estimated 10")
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_what_the_sae_adds_is_said_with_its_interval_and_what_follows(fair: bool) -> None:
+    found = {"bits": -0.0312, "lo": -0.05, "hi": 0.0012, "agree_with": 0.7, "agree_without": 0.72, "fair": fair}
+    doubt = {**told(0.1, 100), "sae": found, "sae_left_out": fair}
+    (axis,) = axis_doubts(Scores([("a", "x", 0.5)], {"x": doubt}), {})
+    assert axis.sae == SaeAdds(**found)
+    text = sae_adds(axis)
+    assert "the SAE adds \u22120.031 [\u22120.050, +0.001] bits a pair" in text
+    assert ("It adds nothing: the dense probe stands in its place." in text) == fair
+    assert ("decides nothing" in text) == (not fair)
+    assert sae_adds(AxisDoubt(axis="x", kind="rank", reason=None, doubtful_share=None)) == ""

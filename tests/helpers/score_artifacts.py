@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
-from safer_engine.artifacts import Absent, Activations, Artifact, Labels, Latents, PairSet
+from safer_engine.artifacts import Absent, Activations, Artifact, Labels, Latents, PairSet, RetrainedMargins
 from safer_engine.events import NullObserver
 from safer_engine.science.pair_scoring import SignalInputs
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
@@ -108,7 +108,7 @@ class ScoreArtifacts:
         with self.store.open_work(stage.name, KEY) as work:
             view = SpecView(audit, stage.reads)
             context = StageContext(stage.name, view, audit.runtime, sources, work, NullObserver(), audit.seed)
-            draft = stage.run(context, Inputs(found))
+            draft = stage.run(context, Inputs({RetrainedMargins: Absent("not asked for"), **found}))
             assert isinstance(draft, Draft)
             kind = stage.produces.__name__
             return stage.produces(self.store.commit(stage.name, KEY, work, ManifestDraft(1, kind, draft.meta)))
