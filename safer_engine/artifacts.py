@@ -174,6 +174,27 @@ class SparseAutoencoder(Artifact):
     """
 
 
+class SecondAutoencoder(SparseAutoencoder):
+    """An SAE of the same activations from another seed: files and meta of `SparseAutoencoder`, without `recovered`."""
+
+
+class Stability(Artifact):
+    """What of the first SAE the second has too.
+
+    `stability.arrow`, discoveries and candidates: latent_id, match_id int32 (the second SAE's latent of nearest decoder
+        direction), match_cosine, found_again bool? (the cosine is at least `min_cosine`, and the match a discovery of the same
+        axis and sign; null where the latent is no discovery).
+    meta: min_cosine, n_discoveries, n_matched, n_found_again, found_again_share?, by_chance_share? (were matches drawn at
+        random among tested latents), mean_cosine? (discoveries), mean_cosine_tested?, random_mean_cosine, random_matched_share
+        (random directions, spread as the second SAE's), n_second_discoveries, second_sae {fvu, l0, dead_share}.
+    """
+
+    @cached_property
+    def matches(self) -> pa.Table:
+        """Discoveries and candidates."""
+        return self.table("stability.arrow")
+
+
 class Latents(Artifact):
     """Activations of all latents, their salience and the candidates' contexts.
 

@@ -24,14 +24,27 @@ from safer_engine.store import ArtifactStore, Manifest
 
 _BASE_BYTES = 700e6  # the interpreter with torch and transformers loaded
 _BYTES = {"float32": 4, "bfloat16": 2}
-_EFFICIENCY = {"activations": 0.5, "evaluation": 0.5, "sae": 0.35, "latents": 0.35, "retraining": 0.3}
-_FIXED_SECONDS = {"activations": 4.0, "evaluation": 4.0, "sae": 2.0, "latents": 2.0, "retraining": 4.0, "report": 2.0}
+_EFFICIENCY = {
+    "activations": 0.5,
+    "evaluation": 0.5,
+    "sae": 0.35,
+    "latents": 0.35,
+    "second_sae": 0.35,
+    "stability": 0.35,
+    "retraining": 0.3,
+}
+_FIXED_SECONDS = {
+    "activations": 4.0, "evaluation": 4.0, "sae": 2.0, "latents": 2.0, "second_sae": 2.0, "stability": 2.0, "retraining": 4.0,
+    "report": 2.0,
+}  # fmt: skip
 _ROWS_PER_SECOND = {"pairs": 1500.0, "pair_scores": 1500.0, "edits": 5000.0, "report": 5000.0}
 _LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0, "local_lm": 30.0}
 """Seconds of a candidate (lexicon), or of a request."""
 _SAMPLE_ROWS = 200
-_SIZED = ("activations", "evaluation", "sae", "latents", "labels")
+_SIZED = ("activations", "evaluation", "sae", "latents", "labels", "second_sae", "stability")
 """Stages whose work follows from the model's size."""
+_LIKE = {"second_sae": "sae", "stability": "latents"}
+"""Stages that do once more what others did, where a second SAE is asked for."""
 _WIDTHS, _DEPTHS = ("hidden_size", "d_model", "n_embd", "dim"), ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """What the configs of models call their width and their number of blocks."""
 
@@ -183,10 +196,12 @@ def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...]
         rates: file of the rates measured on this machine.
     """
     remembered = read_rates(rates)
-    known = {stage.name: remembered.get(rate_name(stage.name, spec)) for stage in planned}
+    known = {stage.name: _rate_of(stage.name, spec, remembered) for stage in planned}
     unknown = {stage.name for stage in planned if stage.state == "compute" and known[stage.name] is None}
     if not size.workload.n_eval:
         unknown.discard("evaluation")
+    if not spec.stability.second_sae:
+        unknown -= set(_LIKE)
     if spec.retraining is None:
         unknown.discard("retraining")
     flops = None
@@ -215,8 +230,9 @@ def _sized_by(stage: str, spec: AuditSpec, size: AuditSize) -> ModelSize | None:
 
 def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize, rate: float) -> Estimate:
     """An estimate from a rate, in units of the stage's work a second, that nobody measured."""
-    work = _work(stage.name, spec, load, size)
-    memory, gpu = _memory(stage.name, spec, load, size)
+    like = _model_for(stage.name, spec)
+    work = _work(like, spec, load, size)
+    memory, gpu = _memory(like, spec, load, size)
     computing = stage.state == "compute"
     return Estimate(
         stage=stage.name,
@@ -224,7 +240,7 @@ def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize
         resource=stage.resource,
         work=work,
         seconds=work / rate + (_FIXED_SECONDS.get(stage.name, 0.0) if work else 0.0) if computing else None,
-        disk_bytes=_disk(stage.name, spec, load, size) if computing else 0,
+        disk_bytes=_disk("" if stage.name == "stability" else like, spec, load, size) if computing else 0,
         memory_bytes=memory,
         gpu_bytes=gpu,
         measured=False,
@@ -287,6 +303,19 @@ def _workload(request: AuditRequest, store: ArtifactStore, planned: Mapping[str,
 def _share_kept(spec: AuditSpec) -> float:
     share = 0.6 if spec.hook.region == "response" else 1.0
     return share * (0.06 if spec.hook.positions == "sentence_ends" else 1.0)
+
+
+def _rate_of(stage: str, spec: AuditSpec, remembered: Mapping[str, float]) -> float | None:
+    """The rate measured for a stage, or for the one that it is like."""
+    names = (stage, _LIKE[stage]) if stage in _LIKE else (stage,)
+    return next((remembered[key] for key in (rate_name(name, spec) for name in names) if key in remembered), None)
+
+
+def _model_for(stage: str, spec: AuditSpec) -> str:
+    """The stage that one is like: itself, another one, or, where it is switched off, none."""
+    if stage not in _LIKE:
+        return stage
+    return _LIKE[stage] if spec.stability.second_sae else ""
 
 
 def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float:

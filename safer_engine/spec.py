@@ -14,6 +14,7 @@ from safer_engine.spec_labels import LabelSpec
 from safer_engine.spec_retraining import RetrainingSpec
 from safer_engine.spec_section import Section
 from safer_engine.spec_signals import DEFAULT_SIGNALS, SignalName, require_retraining, with_default_signals
+from safer_engine.spec_stability import StabilitySpec
 from safer_engine.spec_suspicion import ContestedSpec, PairDecision
 
 
@@ -342,6 +343,7 @@ class AuditSpec(Section):
     contexts: ContextSpec = Field(default_factory=ContextSpec)
     labels: LabelSpec = Field(default_factory=LabelSpec)
     causal: CausalSpec = Field(default_factory=CausalSpec)
+    stability: StabilitySpec = Field(default_factory=StabilitySpec)
     retraining: RetrainingSpec | None = Field(None, description="Reward models trained without a part of the pairs; off: null.")
     suspicion: SuspicionSpec = Field(default_factory=SuspicionSpec)
     edits: EditSpec = Field(default_factory=EditSpec)

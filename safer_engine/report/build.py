@@ -21,6 +21,7 @@ from safer_engine.artifacts import (
     Report,
     RetrainedMargins,
     SparseAutoencoder,
+    Stability,
     Verification,
 )
 from safer_engine.cost import Planned, planned_total
@@ -110,7 +111,7 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
     spec = request.spec
     pairs, activations, evaluation = reader.get(PairSet), reader.get(Activations), reader.get(EvaluationSet)
     sae, latents, labels = reader.get(SparseAutoencoder), reader.get(Latents), reader.get(Labels)
-    scores, edits = reader.get(PairScores), reader.get(Edits)
+    scores, edits, stability = reader.get(PairScores), reader.get(Edits), reader.get(Stability)
     sections: dict[str, Node | list[Any] | None] = dict.fromkeys(_DEPENDS)
     if pairs is not None:
         sections["dataset"] = dataset_section(pairs, evaluation)
@@ -121,9 +122,9 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
     if evaluation is not None:
         sections["evaluation"] = evaluation_section(evaluation, spec)
     if sae is not None:
-        sections["sae"] = sae_section(sae, latents, text=spec.report.text)
+        sections["sae"] = sae_section(sae, latents, stability, text=spec.report.text)
     if latents is not None:
-        sections["features"] = list(features_section(latents, labels, spec.report))
+        sections["features"] = list(features_section(latents, labels, spec.report, stability))
     if labels is not None:
         sections["labels"] = labels_section(labels)
     return sections
@@ -152,6 +153,8 @@ def _not_computed(request: ReportRequest, reader: _Reader, sections: dict[str, A
     if sae is not None:
         if sae.latents is None:
             reasons["sae.latents"] = reader.reason(Latents)
+        elif sae.latents.stability is None:
+            reasons["sae.latents.stability"] = reader.reason(Stability)
         if sae.recovered is None:
             reasons["sae.recovered"] = _recovered_reason(reader)
     if sections["features"] is not None:

@@ -78,11 +78,13 @@ def _features(report: ReportDocument) -> list[str]:
     shown = [f for f in report.features if f.safety_feature] or report.features
     head = ("latent", "about", "rating", "detection", "fires on", "salience", "95 % interval", "q", "marks", "fires at")
     rest = len(report.features) - len(shown[:_FEATURES])
+    stability = report.sae.latents.stability if report.sae and report.sae.latents else None
     return [
         "## Features",
         _table(head, [_feature_row(feature) for feature in shown[:_FEATURES]]),
         f"{text.count(rest)} more candidates are in features.parquet." if rest > 0 else "",
         escaped(about_labels(report.labels)) if report.labels is not None else "",
+        escaped(stability.words) if stability is not None else "",
     ]
 
 
@@ -91,6 +93,7 @@ def _marks(feature: Feature) -> list[str]:
         "discovery": feature.discovery,
         "not significant": feature.discovery is False,
         "found again": feature.replicated,
+        "in a second SAE": feature.second_seed is not None and feature.second_seed.found_again,
         "length-bound": feature.length_bound,
         "mixed sign": feature.mixed,
     }

@@ -13,7 +13,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from safer_engine.report.model_doubts import AxisDoubt
 from safer_engine.report.model_labels import LabelDetection, LabelsReport
-from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
+from safer_engine.report.model_plots import Curve, Overview
+from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests, SeedMatch, SeedStability
 from safer_engine.report.nodes import Count, Facts, Node, Rate
 from safer_engine.report.provenance import Provenance
 
@@ -174,23 +175,6 @@ class Evaluation(Node):
     style_matrices: list[StyleMatrix] | None = None
 
 
-class Curve(Node):
-    """The course of the SAE's training, thinned out."""
-
-    positions: list[float]
-    loss: list[float]
-    dead_share: list[float | None]
-
-
-class Overview(Node):
-    """All latents as a grid of counts: firing rate against salience."""
-
-    log10_rate_edges: list[float]
-    salience_edges: list[float]
-    counts: list[list[Count]] = Field(description="[rate bin][salience bin].")
-    silent: Count = Field(description="Latents that never fired: in no bin.")
-
-
 class LatentsReport(Node):
     """All latents of the SAE, before any label."""
 
@@ -201,6 +185,7 @@ class LatentsReport(Node):
     overview: Overview
     tests: SalienceTests | None = Field(None, description="Null for the paper's estimator, which is not tested.")
     clusters: list[PromptCluster] = Field(default_factory=list)
+    stability: SeedStability | None = Field(None, description="Null where no second SAE was trained.")
 
 
 class SaeReport(Node):
@@ -284,6 +269,7 @@ class Feature(Node):
     p_max_t: float | None = Field(None, description="Adjusted for the largest of all latents.")
     salience_selection: float | None = Field(None, description="In the half that chooses: ranked by it, and the larger for it.")
     replicated: bool | None = Field(None, description="A discovery found again in the other half; null where it is none.")
+    second_seed: SeedMatch | None = Field(None, description="Null where no second SAE was trained.")
     salience_equal_length: float | None = Field(None, description="What is left where both responses are equally long.")
     equal_length_lo: float | None = None
     equal_length_hi: float | None = None

@@ -152,7 +152,7 @@ class _Bins:
     def counts(self, weights_P: Floats) -> Floats:
         """Weight of the pairs in each bin."""
         held = self.bin_P >= 0
-        return np.bincount(self.bin_P[held], weights_P[held], len(self.score_N))
+        return np.asarray(np.bincount(self.bin_P[held], weights_P[held], len(self.score_N)), dtype=np.float64)
 
 
 @dataclass(frozen=True)

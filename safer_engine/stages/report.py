@@ -16,7 +16,9 @@ from safer_engine.artifacts import (
     PairSet,
     Report,
     RetrainedMargins,
+    SecondAutoencoder,
     SparseAutoencoder,
+    Stability,
     Verification,
 )
 from safer_engine.spec import AuditSpec
@@ -40,6 +42,8 @@ class ReportStage:
         RetrainedMargins,
         PairScores,
         Edits,
+        SecondAutoencoder,
+        Stability,
         Verification,
     )
     produces: ClassVar[type[Artifact]] = Report

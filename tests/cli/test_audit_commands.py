@@ -29,10 +29,12 @@ STAGES = [
     "retraining",
     "pair_scores",
     "edits",
+    "second_sae",
+    "stability",
     "verification",
     "report",
 ]
-ABSENT = {"evaluation", "causal", "retraining", "verification"}
+ABSENT = {"evaluation", "causal", "retraining", "second_sae", "stability", "verification"}
 KEPT, READ = 36, 40
 
 

@@ -24,7 +24,9 @@ from safer_engine.artifacts import (
     PairScores,
     PairSet,
     RetrainedMargins,
+    SecondAutoencoder,
     SparseAutoencoder,
+    Stability,
     Verification,
     view,
 )
@@ -99,6 +101,8 @@ def build(
         RetrainedMargins: Absent("not asked for"),
         PairScores: writer.pair_scores(pairs),
         Edits: writer.edits(pairs),
+        SecondAutoencoder: Absent("a second SAE was not asked for"),
+        Stability: Absent("a second SAE was not asked for"),
         Verification: Absent("no model was retrained on the edited data"),
     }
     return FakeAudit(spec, _sources(root, hostile), found, store, pairs, evaluation)

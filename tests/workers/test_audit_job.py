@@ -24,8 +24,8 @@ from service.jobs.requests import NewJob
 from tests.helpers.servers import Redis, wait_until
 from tests.helpers.workplace import PROJECT, Workplace, alive, audit_of, children_of, material, stop_group
 
-ABSENT = ("causal", "retraining", "verification")
 CANARY = "canary-5f1d0c7e2b"
+ABSENT = {"causal", "retraining", "second_sae", "stability", "verification"}
 SECRETS = {
     "hub_token": f"hf-{CANARY}",
     "labeller_api_key": f"labeller-{CANARY}",
