@@ -57,8 +57,8 @@ _CONTENTS = (
     ("glossary", "Words"),
 )
 _CANDIDATE_COLUMNS = (
-    ("Latent", True), ("About", False), ("Rating", True), ("Detection", True), ("Status", False), ("Salience", True), ("t", True),
-    ("q", True), ("At equal length", True), ("Marks", False), ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
+    ("Latent", True), ("About", False), ("Rating", True), ("Detection", True), ("Status", False), ("Salience", True),
+    ("q", True), ("At equal length", True), ("Marks", False), ("Fires at", True), ("Responses", True),
 )  # fmt: skip
 _STYLES = ("concise", "detailed plain", "detailed markdown")
 _DATA_FACTS = {"groups": "grouping", "n_rows": "input rows", "sides_truncated": "texts truncated"}
