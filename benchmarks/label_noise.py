@@ -1,6 +1,7 @@
 """Which score finds flipped labels? METHOD's benchmark: flip whole groups, train, audit, rank, compare.
 
 python -m benchmarks.label_noise --data preferences.train.jsonl.gz --base MODEL --out DIR --seeds 0,1,2
+python -m benchmarks.label_noise … --unseen preferences.eval.jsonl.gz    (pairs whose labels the models were not trained on)
 python -m benchmarks.label_noise --out DIR --table
 
 Each step of a seed is skipped when its output is there: flipped data, trained reward model, audit store, scores. Killed at
@@ -31,14 +32,18 @@ if TYPE_CHECKING:
     from safer_engine.api import AuditReport
 
 
+_UNSEEN = "unseen-"
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One (target, share, seed) of the benchmark and its folder."""
+    """One (target, share, seed) of the benchmark and its folder; `trained`: the model is that of another cell."""
 
     out: Path
     target: str
     share: float
     seed: int
+    trained: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -54,7 +59,11 @@ class Cell:
 
     @property
     def model(self) -> Path:
-        return self.folder / "rm"
+        return self.trained or self.folder / "rm"
+
+    def unseen(self) -> Cell:
+        """The same model on other data, none of whose labels it was trained on."""
+        return Cell(self.out, f"{_UNSEEN}{self.target}", self.share, self.seed, self.model)
 
     @property
     def scores(self) -> Path:
@@ -83,6 +92,7 @@ class Setup:
     device: str
     audit: dict[str, Any]
     retrain: bool
+    unseen: Path | None = None
 
 
 class LogObserver:
@@ -117,7 +127,7 @@ def flip(cell: Cell, setup: Setup) -> None:
     if cell.truth.is_file():
         return
     rows = read_rows(setup.data)
-    scores = {"uniform": None, "length": length_scores, "words": word_scores}[cell.target]
+    scores = {"uniform": None, "length": length_scores, "words": word_scores}[cell.target.removeprefix(_UNSEEN)]
     flipped = flip_groups(rows, cell.share, cell.seed, "safety", scores(rows) if scores else None)
     write_rows(cell.data, flipped.rows)
     write_json(cell.truth, truth_document(flipped, cell.seed, cell.target, cell.share))
@@ -245,6 +255,12 @@ def run_cell(cell: Cell, setup: Setup, again: bool) -> None:
     flip(cell, setup)
     record = train(cell, setup, observer)
     observer.note("train", f"{record['timing']['training_seconds']:.0f} s")
+    if setup.unseen is not None:
+        other, elsewhere = cell.unseen(), replace(setup, data=setup.unseen)
+        flip(other, elsewhere)
+        if again or not other.scores.is_file():
+            score(other, audit(other, elsewhere, observer), record)
+        return
     if setup.retrain and not cell.retrained.is_file():
         retrain(cell, setup, observer)
     if again or not cell.scores.is_file():
@@ -264,6 +280,9 @@ def write_json(path: Path, value: Any) -> None:
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Preference pairs, JSONL with id, group, axis.")
 @click.option("--base", type=click.Path(path_type=Path, exists=True), help="Base model of the reward models.")
 @click.option("--eval-data", type=click.Path(path_type=Path, exists=True), help="Pairs that only measure the reward models.")
+@click.option(
+    "--unseen", type=click.Path(path_type=Path, exists=True), help="Flip, audit and rank these pairs with the cell's model."
+)
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; each decides flips, training and audit.")
 @click.option("--target", type=click.Choice(["uniform", "length", "words"]), default="uniform", show_default=True)
 @click.option("--share", type=float, default=0.1, show_default=True, help="Share of the safety groups that is flipped.")
@@ -282,7 +301,7 @@ def main(**flags: Any) -> None:
     if not flags["only_table"]:
         if flags["data"] is None or flags["base"] is None:
             raise click.UsageError("--data and --base are needed to run cells")
-        names = ("data", "base", "max_length", "epochs", "lr", "device", "retrain")
+        names = ("data", "base", "max_length", "epochs", "lr", "device", "retrain", "unseen")
         setup = Setup(
             evaluation=flags["eval_data"], audit=json.loads(flags["audit_json"]), **{name: flags[name] for name in names}
         )
