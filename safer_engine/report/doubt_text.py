@@ -27,15 +27,18 @@ def not_told(axis: AxisDoubt) -> str:
     return f"Suspicion within {visible(axis.axis)} is a rank, not a probability{why}: a budget decides how many are recommended."
 
 
-def unchecked(axis: AxisDoubt) -> str:
-    """Whether anybody has checked the probabilities of an axis; a sentence about it where not."""
-    if axis.kind != "probability" or (axis.decisions is not None and axis.decisions.before is not None):
-        return ""
-    why = f" ({visible(axis.decisions.reason)})" if axis.decisions is not None and axis.decisions.reason else ""
-    return (
-        f"The probabilities of {visible(axis.axis)} are estimates that nobody has checked{why}: decide on a hundred pairs and "
+def unchecked(axes: Sequence[AxisDoubt]) -> list[str]:
+    """Sentences about the axes whose probabilities nobody has checked, one for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for axis in axes:
+        if axis.kind == "probability" and (axis.decisions is None or axis.decisions.before is None):
+            why = axis.decisions.reason if axis.decisions is not None else None
+            by_reason.setdefault(f" ({visible(why)})" if why else "", []).append(visible(axis.axis))
+    return [
+        f"The probabilities of {' and '.join(names)} are estimates that nobody has checked{why}: decide on a hundred pairs and "
         "name them in suspicion.decisions."
-    )
+        for why, names in by_reason.items()
+    ]
 
 
 def decided(axis: AxisDoubt) -> str:
@@ -86,8 +89,19 @@ def how_chosen(edits: EditsReport) -> str:
     return f"{chosen}; {ranks}." if "probability" in kinds else f"Budget: {ranks}."
 
 
-def sae_adds(axis: AxisDoubt) -> str:
-    """What the SAE adds on an axis, and what follows; empty where it could not be told."""
+def sae_adds(axes: Sequence[AxisDoubt]) -> list[str]:
+    """What the SAE adds on each axis where it could be told, and what follows."""
+    said = [_adds(axis) for axis in axes if axis.sae is not None]
+    if any(axis.sae is not None and not axis.sae.fair for axis in axes):
+        said.append(
+            "The reward model is taken to have been trained on these labels (suspicion.labels_seen), so its activations agree "
+            "with wrong ones too, the dense probe's most: this cannot tell whether the SAE finds more of them, and decides "
+            "nothing."
+        )
+    return said
+
+
+def _adds(axis: AxisDoubt) -> str:
     found = axis.sae
     if found is None:
         return ""
@@ -97,14 +111,7 @@ def sae_adds(axis: AxisDoubt) -> str:
         f"On {visible(axis.axis)} the SAE adds {_signed(found.bits)}{ends} bits a pair over a dense probe in its place "
         f"({agree} without it)."
     )
-    if axis.sae_left_out:
-        return f"{said} It adds nothing: the dense probe stands in its place."
-    if found.fair:
-        return said
-    return (
-        f"{said} The reward model is taken to have been trained on these labels, so its activations agree with wrong ones too, "
-        "the dense probe's most: this figure cannot tell whether the SAE finds more of them, and decides nothing."
-    )
+    return f"{said} It adds nothing: the dense probe stands in its place." if axis.sae_left_out else said
 
 
 def _signed(bits: float) -> str:

@@ -363,7 +363,7 @@ def _about_edits(report: ReportDocument) -> list[Caution]:
     if edits.n_scored == 0:
         found.append(Caution("stop", _nothing_scored(report)))
     found += [_care(not_told(axis)) for axis in edits.axes if axis.kind == "rank"]
-    found += [_care(text) for axis in edits.axes if (text := unchecked(axis))]
+    found += map(_care, unchecked(edits.axes))
     rank_alone = _undoubted_share(edits)
     return [*found, _care(rank_alone)] if rank_alone else found
 

@@ -107,8 +107,9 @@ def test_what_the_sae_adds_is_said_with_its_interval_and_what_follows(fair: bool
     doubt = {**told(0.1, 100), "sae": found, "sae_left_out": fair}
     (axis,) = axis_doubts(Scores([("a", "x", 0.5)], {"x": doubt}), {})
     assert axis.sae == SaeAdds(**found)
-    text = sae_adds(axis)
+    text = " ".join(sae_adds([axis, axis]))
+    assert text.count("decides nothing") == (not fair)
     assert "the SAE adds \u22120.031 [\u22120.050, +0.001] bits a pair" in text
     assert ("It adds nothing: the dense probe stands in its place." in text) == fair
     assert ("decides nothing" in text) == (not fair)
-    assert sae_adds(AxisDoubt(axis="x", kind="rank", reason=None, doubtful_share=None)) == ""
+    assert sae_adds([AxisDoubt(axis="x", kind="rank", reason=None, doubtful_share=None)]) == []
