@@ -1,6 +1,7 @@
 """Which score finds flipped labels? METHOD's benchmark: flip whole groups, train, audit, rank, compare.
 
 python -m benchmarks.label_noise --data preferences.train.jsonl.gz --base MODEL --out DIR --seeds 0,1,2
+python -m benchmarks.label_noise … --unseen preferences.eval.jsonl.gz    (pairs whose labels the models were not trained on)
 python -m benchmarks.label_noise --out DIR --table
 
 Each step of a seed is skipped when its output is there: flipped data, trained reward model, audit store, scores. Killed at
@@ -12,15 +13,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, truth_document, word_scores, write_rows
-from benchmarks.label_noise_rows import contradictions, row_doubts
-from benchmarks.label_noise_table import markdown_table
+from benchmarks.label_noise_rows import contradictions, label_bits, row_doubts
+from benchmarks.label_noise_table import AXIS, markdown_table
 from safer_engine.errors import ArtifactError, SpecError
 from safer_engine.events import Observer
 from safer_engine.store import digest_file
@@ -30,14 +32,18 @@ if TYPE_CHECKING:
     from safer_engine.api import AuditReport
 
 
+_UNSEEN = "unseen-"
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One (target, share, seed) of the benchmark and its folder."""
+    """One (target, share, seed) of the benchmark and its folder; `trained`: the model is that of another cell."""
 
     out: Path
     target: str
     share: float
     seed: int
+    trained: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -53,11 +59,20 @@ class Cell:
 
     @property
     def model(self) -> Path:
-        return self.folder / "rm"
+        return self.trained or self.folder / "rm"
+
+    def unseen(self) -> Cell:
+        """The same model on other data, none of whose labels it was trained on."""
+        return Cell(self.out, f"{_UNSEEN}{self.target}", self.share, self.seed, self.model)
 
     @property
     def scores(self) -> Path:
         return self.folder / "scores.parquet"
+
+    @property
+    def retrained(self) -> Path:
+        """Margins of the models retrained on halves: pair_id, fold, margin."""
+        return self.folder / "retrained.npz"
 
     @property
     def facts(self) -> Path:
@@ -76,6 +91,8 @@ class Setup:
     lr: float | None
     device: str
     audit: dict[str, Any]
+    retrain: bool
+    unseen: Path | None = None
 
 
 class LogObserver:
@@ -110,7 +127,7 @@ def flip(cell: Cell, setup: Setup) -> None:
     if cell.truth.is_file():
         return
     rows = read_rows(setup.data)
-    scores = {"uniform": None, "length": length_scores, "words": word_scores}[cell.target]
+    scores = {"uniform": None, "length": length_scores, "words": word_scores}[cell.target.removeprefix(_UNSEEN)]
     flipped = flip_groups(rows, cell.share, cell.seed, "safety", scores(rows) if scores else None)
     write_rows(cell.data, flipped.rows)
     write_json(cell.truth, truth_document(flipped, cell.seed, cell.target, cell.share))
@@ -158,10 +175,47 @@ def audit(cell: Cell, setup: Setup, observer: Observer) -> AuditReport:
     """Audit the cell's model on the data it was trained on."""
     from safer_engine import api
 
-    document = {"seed": cell.seed, "runtime": {"device": setup.device}, **setup.audit}
+    return api.audit(audit_document(cell, setup, {}), store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
+
+
+def audit_document(cell: Cell, setup: Setup, more: dict[str, Any]) -> dict[str, Any]:
+    document = {"seed": cell.seed, "runtime": {"device": setup.device}, **setup.audit, **more}
     document["model"] = {"path": str(cell.model), "max_length": setup.max_length}
     document["dataset"] = {"source": {"kind": "local", "path": str(cell.data)}}
-    return api.audit(document, store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
+    return document
+
+
+def retrain(cell: Cell, setup: Setup, observer: Observer) -> None:
+    """Train on halves of the cell's data and write the margins of what each left out."""
+    import numpy as np
+
+    from safer_engine import api
+    from safer_engine.artifacts import RetrainedMargins
+
+    recipe = {"epochs": setup.epochs, "max_length": setup.max_length, "lr": setup.lr}
+    document = audit_document(cell, setup, {"retraining": {"base": str(setup.base), "folds": 2, "recipe": recipe}})
+    report = api.audit(document, store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
+    found = report.artifacts[RetrainedMargins]
+    if not isinstance(found, RetrainedMargins):
+        raise ArtifactError(f"the models of {cell.folder} were not retrained", "run the benchmark again")
+    temporary = cell.folder / f".retrained.{os.getpid()}.npz"
+    columns = {name: found.margins[name].to_numpy(zero_copy_only=False) for name in ("pair_id", "fold", "margin")}
+    np.savez(temporary, **{**columns, "pair_id": columns["pair_id"].astype(str)})
+    os.replace(temporary, cell.retrained)
+
+
+def retrained_margins(cell: Cell, pair_ids: Sequence[str]) -> Any:
+    """Margins of the retrained models as the signal reads them, [P]; None where there are none."""
+    import numpy as np
+
+    from safer_engine.signal_inputs import by_fold_scale
+
+    if not cell.retrained.is_file():
+        return None
+    with np.load(cell.retrained, allow_pickle=False) as stored:
+        place = {name: at for at, name in enumerate(stored["pair_id"].tolist())}
+        at_P = np.asarray([place[name] for name in pair_ids])
+        return by_fold_scale(stored["margin"][at_P], stored["fold"][at_P])
 
 
 def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
@@ -180,6 +234,7 @@ def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
     assert isinstance(labels, (Labels, Absent))
     inputs = signal_inputs(pairs, activations, latents, labels, signals=("probe_cv", "dense"))
     table = pairs.pairs
+    inputs = replace(inputs, retrained_P=retrained_margins(cell, table["pair_id"].to_pylist()))
     truth = set(json.loads(cell.truth.read_bytes())["flipped"])
     columns = {name: table[name].to_pylist() for name in ("pair_id", "group", "axis", "subset")}
     doubts = row_doubts(inputs, columns["pair_id"], cell.seed)
@@ -190,7 +245,8 @@ def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
     os.replace(temporary, cell.scores)
     slices = (record["evaluation"] or {"slices": []})["slices"]
     accuracy = {f"{one['axis']}/{one['subset']}": one["accuracy"]["estimate"] for one in slices if one["subset"]}
-    write_json(cell.facts, {"accuracy": accuracy, "training_seconds": record["timing"]["training_seconds"], "sae": sae.meta})
+    facts = {"accuracy": accuracy, "training_seconds": record["timing"]["training_seconds"], "sae": sae.meta}
+    write_json(cell.facts, {**facts, "label_bits": label_bits(inputs, doubts, AXIS, cell.seed)})
 
 
 def run_cell(cell: Cell, setup: Setup, again: bool) -> None:
@@ -199,6 +255,14 @@ def run_cell(cell: Cell, setup: Setup, again: bool) -> None:
     flip(cell, setup)
     record = train(cell, setup, observer)
     observer.note("train", f"{record['timing']['training_seconds']:.0f} s")
+    if setup.unseen is not None:
+        other, elsewhere = cell.unseen(), replace(setup, data=setup.unseen)
+        flip(other, elsewhere)
+        if again or not other.scores.is_file():
+            score(other, audit(other, elsewhere, observer), record)
+        return
+    if setup.retrain and not cell.retrained.is_file():
+        retrain(cell, setup, observer)
     if again or not cell.scores.is_file():
         score(cell, audit(cell, setup, observer), record)
         observer.note("score", str(cell.scores))
@@ -216,6 +280,9 @@ def write_json(path: Path, value: Any) -> None:
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Preference pairs, JSONL with id, group, axis.")
 @click.option("--base", type=click.Path(path_type=Path, exists=True), help="Base model of the reward models.")
 @click.option("--eval-data", type=click.Path(path_type=Path, exists=True), help="Pairs that only measure the reward models.")
+@click.option(
+    "--unseen", type=click.Path(path_type=Path, exists=True), help="Flip, audit and rank these pairs with the cell's model."
+)
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; each decides flips, training and audit.")
 @click.option("--target", type=click.Choice(["uniform", "length", "words"]), default="uniform", show_default=True)
 @click.option("--share", type=float, default=0.1, show_default=True, help="Share of the safety groups that is flipped.")
@@ -225,6 +292,7 @@ def write_json(path: Path, value: Any) -> None:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--audit", "audit_json", default="{}", help='Audit spec sections as JSON, e.g. {"sae": {"kind": "batch_topk"}}.')
 @click.option("--train-only", is_flag=True, help="Stop after the reward models.")
+@click.option("--retrain/--no-retrain", default=True, show_default=True, help="Two more trainings, on halves: the comparator.")
 @click.option("--rescore", is_flag=True, help="Compute the scores anew, from the stored audits.")
 @click.option("--table", "only_table", is_flag=True, help="Only print the table of what is there.")
 def main(**flags: Any) -> None:
@@ -233,7 +301,7 @@ def main(**flags: Any) -> None:
     if not flags["only_table"]:
         if flags["data"] is None or flags["base"] is None:
             raise click.UsageError("--data and --base are needed to run cells")
-        names = ("data", "base", "max_length", "epochs", "lr", "device")
+        names = ("data", "base", "max_length", "epochs", "lr", "device", "retrain", "unseen")
         setup = Setup(
             evaluation=flags["eval_data"], audit=json.loads(flags["audit_json"]), **{name: flags[name] for name in names}
         )

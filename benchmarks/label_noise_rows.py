@@ -10,64 +10,91 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from safer_engine.science.contribution import HeldOut, label_information
 from safer_engine.science.folds import group_folds
 from safer_engine.science.pair_scoring import ScoringParams, SignalInputs, cross_fitted_paper, score_pairs
-from safer_engine.science.suspicion import fuse_ranks
+from safer_engine.science.signals import knn_doubt, subset_codes
+from safer_engine.science.suspicion import AxisPairs, axis_suspicion, fused_score
 from safer_engine.spec import SuspicionSpec
+from safer_engine.spec_signals import DEFAULT_SIGNALS, DEFAULT_SIGNALS_RETRAINED
 
 Floats = NDArray[np.float64]
-SAE_SIGNALS = ("latents", "knn", "paper")
-FUSION = "latents 2 + margin 1"
-WITHOUT = "probe_cv 2 + margin 1"
-DENSE_INSTEAD = "dense probe 2 + margin 1"
-PAPER = "the paper's score"
-LATENTS, MARGIN, PROBE, DENSE = "latents (the default)", "in-sample margin", "probe_cv", "dense probe"
-FUSED = {"latents": 2.0, "margin": 1.0}
-"""Weights of the fusion that the default was chosen against."""
-ALONE = {MARGIN: "margin", PROBE: "probe_cv", DENSE: "dense", LATENTS: "latents", "kNN": "knn"}
+RANDOM, PAPER = "random", "the paper's score"
+MARGIN, PROBE, DENSE, LATENTS, KNN = "in-sample margin", "probe_cv", "dense probe", "latents", "kNN on latents"
+RETRAINED, DENSE_KNN = "2-fold retrained margin", "kNN on dense"
+ALONE = {MARGIN: "margin", PROBE: "probe_cv", RETRAINED: "retrained", DENSE: "dense", LATENTS: "latents", KNN: "knn"}
+DEFAULT, DEFAULT_DENSE = "fusion, no retraining", "fusion, no retraining, dense in the SAE's place"
+FUSION, DENSE_INSTEAD, WITHOUT = "fusion", "fusion, dense in the SAE's place", "fusion without the SAE"
 
 
-def fusions(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """A fusion with the SAE's signals, and what it is compared with: signal weights by row.
+def fusions(retrained: bool) -> dict[str, dict[str, float]]:
+    """The default fusions of signals, and what they are compared with: weights by row, over the names of rows.
 
-    Without the SAE: its signals are replaced by the cross-validated probe on what the reward head reads. With a dense probe in
-    their place: by the matched filter on mean activations at the hook, which is what the SAE reads.
+    With a dense probe in the SAE's place: what the SAE's two signals are made of is replaced by mean activations at the hook,
+    which is what the SAE reads. Without the SAE: margins, the retrained ones first; weights chosen as the others' were.
     """
-    kept = {name: weight for name, weight in weights.items() if name not in SAE_SIGNALS}
-    moved = sum(weight for name, weight in weights.items() if name in SAE_SIGNALS)
-    return {
-        WITHOUT: {**kept, "probe_cv": kept.get("probe_cv", 0.0) + moved},
-        DENSE_INSTEAD: {**kept, "dense": kept.get("dense", 0.0) + moved},
-        FUSION: dict(weights),
-    }
+    names = {signal: row for row, signal in ALONE.items()}
+    moved = {LATENTS: DENSE, KNN: DENSE_KNN}
+    found = {DEFAULT: {names[signal]: weight for signal, weight in DEFAULT_SIGNALS.items()}}
+    if retrained:
+        found[FUSION] = {names[signal]: weight for signal, weight in DEFAULT_SIGNALS_RETRAINED.items()}
+        found[WITHOUT] = {RETRAINED: 1.0, MARGIN: 0.5}
+    for row, dense in ((DEFAULT, DEFAULT_DENSE), (FUSION, DENSE_INSTEAD)):
+        if row in found:
+            found[dense] = {moved.get(name, name): weight for name, weight in found[row].items()}
+    return found
 
 
 def row_doubts(inputs: SignalInputs, pair_ids: Sequence[str], seed: int) -> dict[str, Floats]:
-    """Doubt of every pair by row, each within its axis."""
-    spec = SuspicionSpec()
-    params = ScoringParams(
-        weights=dict.fromkeys(ALONE.values(), 1.0),
-        folds=spec.folds,
-        shrinkage=spec.shrinkage,
-        neighbours=spec.neighbours,
-        seed=seed,
-    )
-    scored = score_pairs(replace(inputs, paper=None), params)
+    """Doubt of every pair by row, each within its axis; rows of the retrained margin only where the inputs have one."""
+    params = _params(seed)
+    alone = {row: signal for row, signal in ALONE.items() if signal != "retrained" or inputs.retrained_P is not None}
+    scored = score_pairs(replace(inputs, paper=None), replace(params, weights=dict.fromkeys(alone.values(), 1.0)))
     if scored.left_out:
         raise ValueError(f"signals are missing: {scored.left_out}")
-    rows = {"random": _random(pair_ids, seed)}
-    rows |= {row: scored.signals[signal] for row, signal in ALONE.items()}
-    rows[PAPER] = np.zeros(len(pair_ids))
-    fused = {name: np.zeros(len(pair_ids)) for name in fusions(FUSED)}
+    rows = {RANDOM: _random(pair_ids, seed), **{row: scored.signals[signal] for row, signal in alone.items()}}
+    chosen = fusions(retrained=inputs.retrained_P is not None)
+    rows |= {row: np.zeros(len(pair_ids)) for row in (PAPER, DENSE_KNN, *chosen)}
     for axis in np.unique(inputs.axes_P):
         at = np.flatnonzero(inputs.axes_P == axis)
         part = inputs.take(at)
         assert part.latents is not None
-        folds_P = group_folds((str(group) for group in part.groups_P), spec.folds, seed)
-        rows[PAPER][at] = -cross_fitted_paper(part.latents, folds_P=folds_P)
-        for name, weights in fusions(FUSED).items():
-            fused[name][at] = fuse_ranks({signal: scored.signals[signal][at] for signal in weights}, weights, len(at))
-    return {**rows, **fused}
+        assert part.dense_delta_PD is not None
+        rows[PAPER][at] = -cross_fitted_paper(part.latents, folds_P=_folds(part, params))
+        rng = np.random.default_rng(seed)
+        rows[DENSE_KNN][at] = knn_doubt(part.dense_delta_PD, groups_P=part.groups_P, neighbours=params.neighbours, rng=rng)
+        for row, weights in chosen.items():
+            rows[row][at] = _fused({name: rows[name][at] for name in weights}, weights, part)
+    return rows
+
+
+def label_bits(inputs: SignalInputs, rows: Mapping[str, Floats], axis: str, seed: int) -> dict[str, float]:
+    """Bits a pair that each held-out row tells about the labels as they stand, wrong ones included, on one axis."""
+    at = np.flatnonzero(inputs.axes_P == axis)
+    part = inputs.take(at)
+    held = HeldOut(_folds(part, _params(seed)), subset_codes(part.subsets_P)[0], part.groups_P)
+    scores = {row: -rows[row][at] for row in (RETRAINED, DENSE, DENSE_KNN, LATENTS, KNN) if row in rows}
+    for row, weights in fusions(retrained=inputs.retrained_P is not None).items():
+        if MARGIN not in weights:
+            scores[row] = fused_score({name: rows[name][at] for name in weights}, weights)
+    return {row: float(label_information(score, held).mean()) for row, score in scores.items()}
+
+
+def _params(seed: int) -> ScoringParams:
+    spec = SuspicionSpec()
+    return ScoringParams({}, folds=spec.folds, shrinkage=spec.shrinkage, neighbours=spec.neighbours, seed=seed)
+
+
+def _folds(part: SignalInputs, params: ScoringParams) -> NDArray[np.int64]:
+    return group_folds((str(group) for group in part.groups_P), params.folds, params.seed)
+
+
+def _fused(doubts: Mapping[str, Floats], weights: Mapping[str, float], part: SignalInputs) -> Floats:
+    """Suspicion as the product makes it of these signals."""
+    signal = {**ALONE, DENSE_KNN: "knn"}
+    named = {signal[row]: values for row, values in doubts.items()}
+    pairs, rng = AxisPairs(part.groups_P, part.subsets_P), np.random.default_rng(0)
+    return axis_suspicion(named, {signal[row]: weight for row, weight in weights.items()}, pairs, 100, rng).suspicion_P
 
 
 def contradictions(prompts: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]) -> Floats:

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.label_noise_rows import DENSE, DENSE_INSTEAD, FUSION, LATENTS, MARGIN, PAPER, PROBE, WITHOUT
+from benchmarks.label_noise_rows import (
+    DEFAULT,
+    DEFAULT_DENSE,
+    DENSE,
+    DENSE_INSTEAD,
+    FUSION,
+    LATENTS,
+    MARGIN,
+    PAPER,
+    PROBE,
+    RETRAINED,
+    WITHOUT,
+)
 from safer_engine.science.stats import auroc, average_precision, precision_at
 
 Floats = NDArray[np.float64]
@@ -19,10 +31,11 @@ BUDGETS = (0.01, 0.02, 0.05, 0.1)
 AXIS = "safety"
 RESAMPLES = 1000
 COMPARED = (
-    *((LATENTS, other) for other in (MARGIN, PROBE, DENSE, PAPER, FUSION)),
-    *((FUSION, other) for other in (WITHOUT, DENSE_INSTEAD)),
+    *((FUSION, other) for other in (RETRAINED, WITHOUT, DENSE_INSTEAD, DEFAULT, MARGIN, PAPER)),
+    *((DEFAULT, other) for other in (RETRAINED, DEFAULT_DENSE, MARGIN, PROBE, PAPER)),
+    (LATENTS, DENSE),
 )
-"""Rows whose ratio is printed; LATENTS over DENSE is what the SAE adds."""
+"""Rows whose ratio is printed, where a cell has both; FUSION over RETRAINED decides, over the next two is what the SAE adds."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,7 @@ def _block(name: str, seeds: list[str], frames: list[Any]) -> str:
         cells += [_spread([one.at[at] for one in found[row]]) for at in range(len(BUDGETS))]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     lines.append("")
-    for row, other in COMPARED:
+    for row, other in (pair for pair in COMPARED if set(pair) <= set(rows)):
         compared = ratio(frames, row, other)
         lines.append(f"- {row} / {other}: {compared.estimate:.2f} (95 %: {compared.lo:.2f} … {compared.hi:.2f})")
     return "\n".join(lines)
@@ -142,7 +155,8 @@ def _facts(folder: Path) -> str:
     facts = json.loads(path.read_bytes()) if path.is_file() else {}
     figures = {**facts.get("accuracy", {}), "FVU": facts.get("sae", {}).get("fvu"), "L0": facts.get("sae", {}).get("l0")}
     found = [f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)]
-    return f"- {folder.name}: {', '.join(found) or 'no facts'}"
+    told = ", ".join(f"{row} {bits:.3f}" for row, bits in facts.get("label_bits", {}).items())
+    return f"- {folder.name}: {', '.join(found) or 'no facts'}" + (f"; bits a label: {told}" if told else "")
 
 
 def _spread(values: list[float]) -> str:

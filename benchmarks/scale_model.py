@@ -16,7 +16,8 @@ import numpy as np
 
 from safer_engine.activation_files import part_names, shard_count
 from safer_engine.science.sae_budget import sae_width, training_size
-from safer_engine.spec import CausalSpec, RuntimeSpec, TopKSpec
+from safer_engine.spec import RuntimeSpec, TopKSpec
+from safer_engine.spec_causal import CausalSpec
 
 SHARD_ROW_BYTES = 10
 """Of a position beside its activation: pair 4, side 1, position 4, flags 1."""

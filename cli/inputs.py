@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.client import AuditClient
 
 Document = dict[str, Any]
-_MODELS: tuple[tuple[str, ...], ...] = (("model", "path"), ("base",), ("labels", "labeller", "path"))
+_MODELS: tuple[tuple[str, ...], ...] = (("model", "path"), ("base",), ("labels", "labeller", "path"), ("retraining", "base"))
 _ADAPTERS: tuple[tuple[str, ...], ...] = (("model", "adapter"),)
 _DATASETS = (("dataset", "source"), ("evaluation", "source"), ("sae", "pretrain", "corpus"))
 
@@ -77,11 +77,19 @@ def _found(document: Document) -> Iterator[LocalInput]:
         path = _local(source.get("path"), must=True)
         if path is not None:
             yield LocalInput((*where, "path"), path, "dataset", tuple(files_below(path) if path.is_dir() else [path]))
-    rubric = _local(_value(document, ("labels", "rubric")), must=False)
-    if rubric is not None and rubric.is_file():
-        raise SpecError(
-            f"labels.rubric names the file {rubric}, which a service does not take", "use one of its built-in rubrics"
-        )
+
+
+def with_rubric(document: Document) -> Document:
+    """The spec with its rubric file read into it, where it names one of this machine. Raises SpecError where it is no rubric."""
+    from safer_engine.labellers.rubric import built_in_rubrics, is_text, rubric_text
+
+    given = _value(document, ("labels", "rubric"))
+    if not isinstance(given, str) or is_text(given) or given in built_in_rubrics():
+        return document
+    path = _local(given, must=False)
+    if path is None or not path.is_file():
+        return document
+    return _with(document, ("labels", "rubric"), rubric_text(path))
 
 
 def with_corrections(document: Document) -> Document:
@@ -93,6 +101,17 @@ def with_corrections(document: Document) -> Document:
 
     entries: Any = [entry.model_dump(mode="json") for entry in load_corrections(given)]
     return _with(document, ("labels", "corrections"), entries)
+
+
+def with_decisions(document: Document) -> Document:
+    """The spec with its file of decisions read into it, without who decided: a service takes the entries. Raises SpecError."""
+    given = _value(document, ("suspicion", "decisions"))
+    if not isinstance(given, str):
+        return document
+    from safer_engine.decisions import load_decisions
+
+    entries: Any = [entry.model_dump(mode="json", exclude={"by"}) for entry in load_decisions(given)]
+    return _with(document, ("suspicion", "decisions"), entries)
 
 
 def send_inputs(client: AuditClient, document: Document, inputs: list[LocalInput], shown: Console | None) -> Document:

@@ -74,10 +74,10 @@ def send(wanted: Submission, shown: Console | None, *, wait: bool) -> JobView:
 @contextmanager
 def uploaded(wanted: Submission, shown: Console | None) -> Iterator[tuple[AuditClient, Submission]]:
     """A client, and the submission as it may be sent: what it names on this machine is uploaded. `shown`: None shows nothing."""
-    from cli.inputs import bare_names, local_inputs, send_inputs, with_corrections
+    from cli.inputs import bare_names, local_inputs, send_inputs, with_corrections, with_decisions, with_rubric
 
     wanted.body()  # what is wrong with it is said before gigabytes are read
-    document = with_corrections(dict(wanted.spec))
+    document = with_rubric(with_decisions(with_corrections(dict(wanted.spec))))
     inputs = local_inputs(document)
     if shown is not None:
         for name in bare_names(document):

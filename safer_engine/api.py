@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safer_engine import pipeline
 from safer_engine.artifacts import Artifact, Edits, Report, SparseAutoencoder
+from safer_engine.decisions import decision_digests
 from safer_engine.edit_lines import FIGURES as EDIT_FIGURES
 from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError
 from safer_engine.events import NullObserver, Observer
@@ -36,6 +37,7 @@ from safer_engine.sources.labeller_models import resolve_labeller
 from safer_engine.sources.memory import plain_rows
 from safer_engine.sources.models import resolve_model
 from safer_engine.sources.resolved import ResolvedInputs
+from safer_engine.sources.retraining_base import resolve_retraining_base
 from safer_engine.spec import AuditSpec, MemorySource
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.stage import Stage
@@ -232,8 +234,9 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
         dataset=resolve_dataset(resolved.dataset, given),
         evaluation=resolve_dataset(resolved.evaluation, given_evaluation) if resolved.evaluation else None,
         corpus=resolve_corpus(resolved.sae.pretrain.corpus) if resolved.sae.pretrain else None,
-        extra={"labels": label_files_digest(resolved.labels)},
+        extra={"labels": label_files_digest(resolved.labels), **decision_digests(resolved)},
         labeller=resolve_labeller(resolved.labels.labeller, _cache()),
+        base=resolve_retraining_base(resolved.retraining, resolved.runtime, _cache()),
     )
     return AuditRequest(resolved, sources)
 

@@ -174,6 +174,27 @@ class SparseAutoencoder(Artifact):
     """
 
 
+class SecondAutoencoder(SparseAutoencoder):
+    """An SAE of the same activations from another seed: files and meta of `SparseAutoencoder`, without `recovered`."""
+
+
+class Stability(Artifact):
+    """What of the first SAE the second has too.
+
+    `stability.arrow`, discoveries and candidates: latent_id, match_id int32 (the second SAE's latent of nearest decoder
+        direction), match_cosine, found_again bool? (the cosine is at least `min_cosine`, and the match a discovery of the same
+        axis and sign; null where the latent is no discovery).
+    meta: min_cosine, n_discoveries, n_matched, n_found_again, found_again_share?, by_chance_share? (were matches drawn at
+        random among tested latents), mean_cosine? (discoveries), mean_cosine_tested?, random_mean_cosine, random_matched_share
+        (random directions, spread as the second SAE's), n_second_discoveries, second_sae {fvu, l0, dead_share}.
+    """
+
+    @cached_property
+    def matches(self) -> pa.Table:
+        """Discoveries and candidates."""
+        return self.table("stability.arrow")
+
+
 class Latents(Artifact):
     """Activations of all latents, their salience and the candidates' contexts.
 
@@ -248,16 +269,33 @@ class CausalEffects(Artifact):
         return self.table("effects.arrow")
 
 
+class RetrainedMargins(Artifact):
+    """Margins of reward models that were trained without the pair and its group.
+
+    `retrained.arrow`, one row per pair: pair int32, pair_id string, fold int32, margin float64? (r(chosen) − r(rejected) by the
+        model that did not see its fold; null: that model cannot read the pair).
+    meta: folds, n_pairs, n_unread (pairs without a margin), steps and tokens (of all trainings together), accuracy, accuracy_lo,
+        accuracy_hi (share of margins above 0, with its interval over groups), base {architecture, n_parameters, fresh_head}.
+    """
+
+    @cached_property
+    def margins(self) -> pa.Table:
+        """Margins of all pairs."""
+        return self.table("retrained.arrow")
+
+
 class PairScores(Artifact):
     """Evidence about each pair.
 
     `pair_scores.arrow`, one row per pair: pair int32, pair_id, group, axis, subset, reward_margin, pair_score (the paper's),
         suspicion (0–1, higher = more doubtful), suspicion_kind (of its axis), suspicion_base float64? (share of wrong labels
-        that a probability starts from), signal_<name> float64 per fused signal (higher = more doubtful),
+        that a probability starts from), status (suspicious | contested | null), disputed_by list<string> (why the label is open
+        to dispute, suspicious or not: `science.contested`), signal_<name> float64 per fused signal (higher = more doubtful),
         evidence list<struct<latent_id int32, contribution float64>> (positive = speaks for the label).
     meta: estimator, signals {name: {weight, used}}, left_out {signal or signal@axis: reason}, folds {axis: n}, n_pairs,
         n_without_suspicion, doubts {axis: {kind, reason, share, lo, hi, reach, cells {subset: {share, slope, n_pairs}}}}
-        (`science.suspicion.AxisDoubt`).
+        (`science.suspicion.AxisDoubt`), decisions {n, n_open, n_unknown, axes {axis: `science.recalibration.AxisDecisions`}},
+        standing {axis: {suspicious, contested, reasons {reason: n}}}.
     """
 
     @cached_property

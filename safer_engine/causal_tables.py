@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from safer_engine.causal_run import Ablated, Attribution
     from safer_engine.science.ablation import Edit
-    from safer_engine.spec import CausalSpec
+    from safer_engine.spec_causal import CausalSpec
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 1000

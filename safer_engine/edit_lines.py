@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.errors import ArtifactError, InputRefused
-from safer_engine.science.edits import ACTIONS, BOTH_ORDERS, Action, Candidate, EditRules, recommend
+from safer_engine.science.edits import ACTIONS, BOTH_ORDERS, CONTESTED, Action, Candidate, EditRules, recommend
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,10 +38,11 @@ class EditLine:
     action: Action
     suspicion: float | None
     both_orders: bool
+    disputed: bool = False
 
     def candidate(self, *, several: bool = False) -> Candidate:
         """The line as a row to recommend an action for; `several`: the row holds several pairs."""
-        return Candidate(self.pair_id, self.axis, self.scored, self.suspicion, self.both_orders, several)
+        return Candidate(self.pair_id, self.axis, self.scored, self.suspicion, self.both_orders, several, disputed=self.disputed)
 
 
 def edit_lines(rows: pa.Table, pairs: pa.Table, scores: pa.Table, spec: EditSpec) -> list[dict[str, Any]]:
@@ -70,6 +71,7 @@ def edit_lines(rows: pa.Table, pairs: pa.Table, scores: pa.Table, spec: EditSpec
             row in both_orders,
             row in several,
             worst[row]["suspicion_base"] if row in worst else None,
+            bool(worst[row]["disputed_by"]) if row in worst else False,
         )
         for row, line in zip(rows["row"].to_pylist(), lines, strict=True)
     ]
@@ -78,6 +80,8 @@ def edit_lines(rows: pa.Table, pairs: pa.Table, scores: pa.Table, spec: EditSpec
         line["action"] = action
         if candidate.both_orders and candidate.scored:
             line["reason"] = BOTH_ORDERS
+        elif candidate.disputed and candidate.scored:
+            line["reason"] = CONTESTED
     return lines
 
 
@@ -168,6 +172,7 @@ def _parse(raw: bytes, where: str) -> EditLine:
         action=value["action"],
         suspicion=None if suspicion is None else float(suspicion),
         both_orders=value["status"] == SCORED and value["reason"] == BOTH_ORDERS,
+        disputed=value["status"] == SCORED and value["reason"] == CONTESTED,
     )
 
 

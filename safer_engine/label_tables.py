@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import Latents, SparseAutoencoder
 from safer_engine.labellers.base import Candidate, Window
+from safer_engine.labellers.rubric import rubric_label
 from safer_engine.store import WorkArea
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def facts(found: CheckedLabels, marked: dict[int, int], spec: LabelSpec, labelle
     ratings = Counter(label.rating for label in labels if label.rating is not None)
     spent = found.spent.values()
     return {
-        "rubric": spec.rubric,
+        "rubric": rubric_label(spec.rubric),
         "labeller": labeller,
         "counts": dict(sorted(Counter(label.status for label in labels).items())),
         "ratings": {str(rating): n for rating, n in sorted(ratings.items())},

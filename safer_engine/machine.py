@@ -16,6 +16,7 @@ from typing import Any
 from safer_engine.cost import Cost
 from safer_engine.errors import SpecError
 from safer_engine.spec import AuditSpec
+from safer_engine.spec_retraining import RetrainingSpec
 
 _PACKAGES = ("safer-audit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pyarrow")
 
@@ -63,7 +64,16 @@ def resolve_spec(spec: AuditSpec) -> AuditSpec:
     if sae.dtype == "auto":
         sae = sae.model_copy(update={"dtype": "bfloat16" if has_fast_bfloat16(device) else "float32"})
     runtime = spec.runtime.model_copy(update={"device": device})
-    return spec.model_copy(update={"model": model, "sae": sae, "runtime": runtime})
+    retraining = settled_retraining(spec.retraining, device)
+    return spec.model_copy(update={"model": model, "sae": sae, "retraining": retraining, "runtime": runtime})
+
+
+def settled_retraining(spec: RetrainingSpec | None, device: str) -> RetrainingSpec | None:
+    """The section with its precision decided, for the kind of device that will train."""
+    if spec is None or spec.recipe.dtype != "auto":
+        return spec
+    recipe = spec.recipe.model_copy(update={"dtype": "bfloat16" if device.startswith("cuda") else "float32"})
+    return spec.model_copy(update={"recipe": recipe})
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from safer_engine.errors import SpecError
+from safer_engine.labellers.rubric import is_text
 from safer_engine.publishing import keep_aside, publishing, sync, withdraw, write_failed
 from safer_engine.report.write import REPORT_FILES, SAE_FILES
 from safer_engine.spec import AuditSpec, LocalSource
@@ -193,7 +194,9 @@ def _inputs(spec: AuditSpec) -> Iterator[tuple[str, Path]]:
     sources = [("dataset", spec.dataset.source), ("evaluation", spec.evaluation.source if spec.evaluation else None)]
     sources.append(("corpus", spec.sae.pretrain.corpus if spec.sae.pretrain else None))
     named += [(section, source.path) for section, source in sources if isinstance(source, LocalSource)]
-    named.append(("rubric", spec.labels.rubric))
+    named.append(("base", spec.retraining.base if spec.retraining else None))
+    if not is_text(spec.labels.rubric):
+        named.append(("rubric", spec.labels.rubric))
     for section, value in named:
         if value is not None and (path := Path(value).expanduser()).exists():
             yield section, path

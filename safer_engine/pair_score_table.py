@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from safer_engine.pair_verdicts import Standing
     from safer_engine.science.pair_scoring import PairScoring
 
 
-def pair_score_table(pairs: pa.Table, margins_P: NDArray[np.float64], scoring: PairScoring) -> pa.Table:
+def pair_score_table(pairs: pa.Table, margins_P: NDArray[np.float64], scoring: PairScoring, standing: Standing) -> pa.Table:
     """One row per pair, in the order of `PairSet.pairs`, as the docstring of `PairScores` lists it; NaN becomes null."""
     import numpy as np
     import pyarrow as pa
@@ -27,6 +28,8 @@ def pair_score_table(pairs: pa.Table, margins_P: NDArray[np.float64], scoring: P
         "suspicion": _floats(scoring.suspicion_P),
         "suspicion_kind": pa.array([scoring.doubts[axis].kind for axis in pairs["axis"].to_pylist()], pa.string()),
         "suspicion_base": _floats(scoring.base_P),
+        "status": pa.array(standing.statuses, pa.string()),
+        "disputed_by": pa.array(standing.reasons, pa.list_(pa.string())),
         **{f"signal_{name}": _floats(scoring.signals[name]) for name in sorted(scoring.signals)},
         "evidence": _evidence(scoring),
     }

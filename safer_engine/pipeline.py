@@ -29,7 +29,10 @@ from safer_engine.stages.latents import LatentsStage
 from safer_engine.stages.pair_scores import PairScoresStage
 from safer_engine.stages.pairs import PairsStage
 from safer_engine.stages.report import ReportStage
+from safer_engine.stages.retraining import RetrainingStage
 from safer_engine.stages.sae import SaeStage
+from safer_engine.stages.second_sae import SecondSaeStage
+from safer_engine.stages.stability import StabilityStage
 from safer_engine.stages.verification import VerificationStage
 from safer_engine.store import ArtifactStore, ManifestDraft, MendingStore, StoredArtifact, WorkArea
 
@@ -41,8 +44,11 @@ STAGES: tuple[Stage, ...] = (
     LatentsStage(),
     LabelsStage(),
     CausalStage(),
+    RetrainingStage(),
     PairScoresStage(),
     EditsStage(),
+    SecondSaeStage(),
+    StabilityStage(),
     VerificationStage(),
     ReportStage(),
 )

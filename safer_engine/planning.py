@@ -13,24 +13,40 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safer_engine.causal_cost import causal_runs
 from safer_engine.cost import Planned, planned_total
 from safer_engine.label_plan import label_requests
 from safer_engine.pipeline import AuditRequest, StagePlan, plan
 from safer_engine.rates import MATMUL, machine_flops, rate_name, rates_file, read_rates, remember_rates
+from safer_engine.retraining_cost import retraining_memory, retraining_work
 from safer_engine.science.sae_budget import sae_width, training_size
 from safer_engine.spec import AuditSpec
 from safer_engine.store import ArtifactStore, Manifest
 
 _BASE_BYTES = 700e6  # the interpreter with torch and transformers loaded
 _BYTES = {"float32": 4, "bfloat16": 2}
-_EFFICIENCY = {"activations": 0.5, "evaluation": 0.5, "causal": 0.5, "sae": 0.35, "latents": 0.35}
-_FIXED_SECONDS = {"activations": 4.0, "evaluation": 4.0, "causal": 4.0, "sae": 2.0, "latents": 2.0, "report": 2.0}
+_EFFICIENCY = {
+    "activations": 0.5,
+    "evaluation": 0.5,
+    "causal": 0.5,
+    "sae": 0.35,
+    "latents": 0.35,
+    "second_sae": 0.35,
+    "stability": 0.35,
+    "retraining": 0.3,
+}
+_FIXED_SECONDS = {
+    "activations": 4.0, "evaluation": 4.0, "causal": 4.0, "sae": 2.0, "latents": 2.0, "second_sae": 2.0, "stability": 2.0,
+    "retraining": 4.0, "report": 2.0,
+}  # fmt: skip
 _ROWS_PER_SECOND = {"pairs": 1500.0, "pair_scores": 1500.0, "edits": 5000.0, "report": 5000.0}
 _LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0, "local_lm": 30.0}
 """Seconds of a candidate (lexicon), or of a request."""
 _SAMPLE_ROWS = 200
-_SIZED = ("activations", "evaluation", "sae", "latents", "labels", "causal")
+_SIZED = ("activations", "evaluation", "sae", "latents", "labels", "causal", "second_sae", "stability")
 """Stages whose work follows from the model's size."""
+_LIKE = {"second_sae": "sae", "stability": "latents"}
+"""Stages that do once more what others did, where a second SAE is asked for."""
 _WIDTHS, _DEPTHS = ("hidden_size", "d_model", "n_embd", "dim"), ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """What the configs of models call their width and their number of blocks."""
 
@@ -80,12 +96,14 @@ class AuditSize:
     """All that an estimate needs to know of an audit's inputs; the same on every machine.
 
     Attributes:
-        model: None where not known; labeller: of the model of a `local_lm` labeller, if there is one and its size is known.
+        model: None where not known; labeller: of the model of a `local_lm` labeller, if there is one and its size is known;
+            base: likewise of what reward models are retrained from.
     """
 
     workload: Workload
     model: ModelSize | None
     labeller: ModelSize | None = None
+    base: ModelSize | None = None
 
     def dumped(self) -> dict[str, Any]:
         """As JSON values."""
@@ -94,8 +112,9 @@ class AuditSize:
     @classmethod
     def loaded(cls, document: Mapping[str, Any]) -> AuditSize:
         """What `dumped` gave."""
-        sizes = [document[name] for name in ("model", "labeller") if name in document]
-        return cls(Workload(**document["workload"]), *(None if size is None else ModelSize(**size) for size in sizes))
+        sizes = {name: document.get(name) for name in ("model", "labeller", "base")}
+        known = {name: None if size is None else ModelSize(**size) for name, size in sizes.items()}
+        return cls(Workload(**document["workload"]), **known)
 
 
 @dataclass(frozen=True)
@@ -166,8 +185,9 @@ def estimate(request: AuditRequest, store: ArtifactStore) -> AuditEstimate:
 def audit_size(request: AuditRequest, store: ArtifactStore, planned: tuple[StagePlan, ...]) -> AuditSize:
     """How large an audit is, by its inputs and what is computed already. Raises as `estimate`."""
     load = _workload(request, store, {stage.name: stage for stage in planned})
-    labeller = request.sources.labeller
-    return AuditSize(load, model_size(request.sources.model.path), None if labeller is None else model_size(labeller.path))
+    others = (request.sources.labeller, request.sources.base)
+    labeller, base = (None if found is None else model_size(found.path) for found in others)
+    return AuditSize(load, model_size(request.sources.model.path), labeller, base)
 
 
 def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...], rates: Path | None) -> AuditEstimate:
@@ -178,30 +198,43 @@ def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...]
         rates: file of the rates measured on this machine.
     """
     remembered = read_rates(rates)
-    known = {stage.name: remembered.get(rate_name(stage.name, spec)) for stage in planned}
+    known = {stage.name: _rate_of(stage.name, spec, remembered) for stage in planned}
     unknown = {stage.name for stage in planned if stage.state == "compute" and known[stage.name] is None}
     if not size.workload.n_eval:
         unknown.discard("evaluation")
+    if not spec.stability.second_sae:
+        unknown -= set(_LIKE)
+    if spec.retraining is None:
+        unknown.discard("retraining")
     flops = None
-    if size.model is not None and unknown & set(_EFFICIENCY):
+    if (size.model or size.base) is not None and unknown & set(_EFFICIENCY):
         flops = remembered.get(rate_name(MATMUL, spec)) or machine_flops(spec.runtime.device, spec.model.dtype)
     stages = {}
     for stage in planned:
-        if size.model is None and stage.name in _SIZED:
+        sized_by = _sized_by(stage.name, spec, size)
+        if sized_by is None:
             stages[stage.name] = Estimate(stage.name, stage.state, stage.resource, None, None, None, None, None, measured=False)
             continue
         rate = known[stage.name] or _assumed_rate(stage.name, spec, flops)
-        made = _estimate(stage, spec, size.workload, size.model or _NO_SIZE, rate)
+        made = _estimate(stage, spec, size.workload, sized_by, rate)
         if stage.name == "labels" and size.labeller is not None:
             made = replace(made, memory_bytes=int(_BASE_BYTES + 1.2 * size.labeller.parameters * _BYTES["float32"]))
         stages[stage.name] = replace(made, measured=known[stage.name] is not None)
     return AuditEstimate(size.workload, stages, flops)
 
 
+def _sized_by(stage: str, spec: AuditSpec, size: AuditSize) -> ModelSize | None:
+    """The model whose size a stage's work follows from; None where that is not known."""
+    if stage == "retraining":
+        return size.base if spec.retraining is not None else _NO_SIZE
+    return size.model or (None if stage in _SIZED else _NO_SIZE)
+
+
 def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize, rate: float) -> Estimate:
     """An estimate from a rate, in units of the stage's work a second, that nobody measured."""
-    work = _work(stage.name, spec, load, size)
-    memory, gpu = _memory(stage.name, spec, load, size)
+    like = _model_for(stage.name, spec)
+    work = _work(like, spec, load, size)
+    memory, gpu = _memory(like, spec, load, size)
     computing = stage.state == "compute"
     return Estimate(
         stage=stage.name,
@@ -209,7 +242,7 @@ def _estimate(stage: StagePlan, spec: AuditSpec, load: Workload, size: ModelSize
         resource=stage.resource,
         work=work,
         seconds=work / rate + (_FIXED_SECONDS.get(stage.name, 0.0) if work else 0.0) if computing else None,
-        disk_bytes=_disk(stage.name, spec, load, size) if computing else 0,
+        disk_bytes=_disk("" if stage.name == "stability" else like, spec, load, size) if computing else 0,
         memory_bytes=memory,
         gpu_bytes=gpu,
         measured=False,
@@ -274,12 +307,27 @@ def _share_kept(spec: AuditSpec) -> float:
     return share * (0.06 if spec.hook.positions == "sentence_ends" else 1.0)
 
 
+def _rate_of(stage: str, spec: AuditSpec, remembered: Mapping[str, float]) -> float | None:
+    """The rate measured for a stage, or for the one that it is like."""
+    names = (stage, _LIKE[stage]) if stage in _LIKE else (stage,)
+    return next((remembered[key] for key in (rate_name(name, spec) for name in names) if key in remembered), None)
+
+
+def _model_for(stage: str, spec: AuditSpec) -> str:
+    """The stage that one is like: itself, another one, or, where it is switched off, none."""
+    if stage not in _LIKE:
+        return stage
+    return _LIKE[stage] if spec.stability.second_sae else ""
+
+
 def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float:
     dense = 2.0 * size.d_in * sae_width(spec.sae, size.d_in)
     if stage in ("activations", "evaluation"):
         return 2.0 * size.body_parameters * (load.tokens_eval if stage == "evaluation" else load.tokens - load.tokens_eval)
     if stage == "causal":
-        return causal_runs(spec, load) * 2.0 * size.body_parameters * load.per_text * (1 - spec.hook.depth)
+        return causal_runs(spec.causal, load.n_pairs) * 2.0 * size.body_parameters * load.per_text * (1 - spec.hook.depth)
+    if stage == "retraining":
+        return retraining_work(spec.retraining, load.tokens - load.tokens_eval, size.body_parameters)
     if stage == "sae":
         size_of = training_size(spec.sae, max(1, int(load.positions * (1 - spec.split.held_out))))
         return 3 * dense * size_of.batch * size_of.steps
@@ -289,18 +337,6 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
         requests = label_requests(spec, size.d_in)
         return float(requests.total if requests else min(spec.salience.candidates, sae_width(spec.sae, size.d_in)))
     return float(load.n_pairs) if stage in _ROWS_PER_SECOND else 0.0
-
-
-_FIRING_SHARE = 0.25
-"""Assumed share of responses in which a latent fires, so that its ablation is run there."""
-
-
-def causal_runs(spec: AuditSpec, load: Workload) -> float:
-    """Sequences that the causal stage runs the upper blocks on; a backward pass counts as two of them."""
-    kept = min(spec.causal.pairs, load.n_pairs) if spec.causal.enabled else 0
-    reported = spec.causal.features + spec.causal.attributed
-    ablated = (reported + spec.causal.controls) * _FIRING_SHARE + 1 + spec.causal.control_sets
-    return 2 * kept * (4 + ablated) + 2 * min(spec.causal.sample, kept) * reported
 
 
 def _assumed_rate(stage: str, spec: AuditSpec, flops: float | None) -> float:
@@ -321,6 +357,7 @@ def _disk(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> int:
         + load.n_pairs * size.d_in * 8,
         "sae": 2 * size.d_in * sae_width(spec.sae, size.d_in) * 4,
         "latents": 2 * load.n_pairs * min(load.per_text * spec.sae.k, sae_width(spec.sae, size.d_in)) * 8,
+        "retraining": load.n_pairs * 60 if spec.retraining else 1e5,
         "pair_scores": load.n_pairs * 400,
         "edits": load.n_pairs * 700,
         "report": 3e6 + load.n_pairs * 300,
@@ -338,9 +375,10 @@ def _memory(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> tup
         "causal": forward,
         "sae": sae_width(spec.sae, size.d_in) * size.d_in * 4 * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
         "latents": sae_width(spec.sae, size.d_in) * size.d_in * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
+        "retraining": retraining_memory(spec.retraining, spec.runtime, size.parameters, size.d_in * size.n_blocks),
     }.get(stage, 0)
     texts = 2 * min(spec.runtime.shard_pairs, load.n_pairs)
-    shard = texts * load.per_text * _share_kept(spec) * size.d_in * width if working else 0
+    shard = texts * load.per_text * _share_kept(spec) * size.d_in * width if working and stage != "retraining" else 0
     if working and spec.runtime.device.startswith("cuda"):
         return int(_BASE_BYTES * 3 + shard), int(working)
     return int(_BASE_BYTES + working + shard), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from safer_engine.artifacts import Absent, Activations, Labels, Latents, PairSet
+from safer_engine.artifacts import Absent, Activations, Labels, Latents, PairSet, RetrainedMargins
 from safer_engine.errors import ArtifactError, NumericalError
 
 if TYPE_CHECKING:
@@ -16,20 +16,23 @@ if TYPE_CHECKING:
     from safer_engine.science.pair_scoring import PaperFeatures, SignalInputs
 
 Progress = Callable[[int, int], None]
+_NOT_RETRAINED = Absent("no model was retrained")
 
 
-def signal_inputs(
+def signal_inputs(  # noqa: PLR0913 - the artifacts, and what is asked of them
     pairs: PairSet,
     activations: Activations,
     latents: Latents | Absent,
     labels: Labels | Absent,
     *,
+    retrained: RetrainedMargins | Absent = _NOT_RETRAINED,
     signals: Collection[str] = ("probe_cv",),
     progress: Progress | None = None,
 ) -> SignalInputs:
     """Everything the signals read, one row per pair in the order of `PairSet.pairs`.
 
     Args:
+        retrained: margins of models that did not see the pairs.
         signals: those to be made. `probe_cv` reads the vectors that the reward head reads (twelve bytes a pair and dimension);
             `dense` pools the activations at the hook, which streams every shard.
         progress: told (shards done, shards) while pooling.
@@ -52,6 +55,7 @@ def signal_inputs(
         latents=sums,
         head_delta_PD=_head_delta(activations, table.num_rows) if "probe_cv" in signals else None,
         dense_delta_PD=mean_activation_delta(activations, table.num_rows, progress) if "dense" in signals else None,
+        retrained_P=None if isinstance(retrained, Absent) else retrained_margins(retrained, table.num_rows),
         paper=None if isinstance(latents, Absent) or isinstance(labels, Absent) else paper_features(latents, labels),
     )
 
@@ -65,6 +69,23 @@ def reward_margins(activations: Activations, n_pairs: int) -> NDArray[np.float64
     margin[table["pair"].to_numpy()] = table["reward_chosen"].to_numpy() - table["reward_rejected"].to_numpy()
     if not np.isfinite(margin).all():
         raise NumericalError(f"{int((~np.isfinite(margin)).sum())} pairs have no finite reward margin")
+    return margin
+
+
+def retrained_margins(retrained: RetrainedMargins, n_pairs: int) -> NDArray[np.float64]:
+    """r(chosen) − r(rejected) of each pair by a model that did not see it, joined by `pair`; NaN: that model cannot read it.
+
+    In units of the root mean square margin of that model, for the models of two folds differ in scale.
+    """
+    import numpy as np
+
+    table = retrained.margins
+    margin = np.full(n_pairs, np.nan)
+    if table.num_rows != n_pairs:
+        raise ArtifactError(f"retrained margins cover {table.num_rows} pairs of {n_pairs}")
+    margin[table["pair"].to_numpy()] = by_fold_scale(
+        table["margin"].to_numpy(zero_copy_only=False), table["fold"].to_numpy(zero_copy_only=False)
+    )
     return margin
 
 
@@ -131,6 +152,19 @@ def mean_activation_delta(activations: Activations, n_pairs: int, progress: Prog
     if not np.isfinite(mean).all():
         raise NumericalError("a mean activation is not finite")
     return np.asarray(mean[0] - mean[1], dtype=np.float32)
+
+
+def by_fold_scale(margin_P: NDArray[np.float64], fold_P: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Margins in units of the root mean square of their fold; NaN stays, and so does a fold whose margins are all 0."""
+    import numpy as np
+
+    scaled = np.array(margin_P, dtype=np.float64)
+    for fold in np.unique(fold_P):
+        rows = fold_P == fold
+        square = scaled[rows & ~np.isnan(scaled)] ** 2
+        if square.size and square.mean() > 0:
+            scaled[rows] /= np.sqrt(square.mean())
+    return scaled
 
 
 def _head_delta(activations: Activations, n_pairs: int) -> NDArray[np.float32]:

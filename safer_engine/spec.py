@@ -10,8 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from safer_engine.spec_causal import CausalSpec
 from safer_engine.spec_labels import LabelSpec
+from safer_engine.spec_retraining import RetrainingSpec
 from safer_engine.spec_section import Section
+from safer_engine.spec_signals import DEFAULT_SIGNALS, SignalName, require_retraining, with_default_signals
+from safer_engine.spec_stability import StabilitySpec
+from safer_engine.spec_suspicion import ContestedSpec, PairDecision
 
 
 class ModelSpec(Section):
@@ -72,7 +77,17 @@ class MemorySource(Section):
 
 DatasetSource = Annotated[LocalSource | HubSource | MemorySource, Field(discriminator="kind")]
 DatasetFormat = Literal[
-    "auto", "trl", "anthropic", "rewardbench", "rmbench", "pku-saferlhf", "ultrafeedback", "helpsteer3", "scored", "winner"
+    "auto",
+    "trl",
+    "anthropic",
+    "rewardbench",
+    "rmbench",
+    "pku-saferlhf",
+    "ultrafeedback",
+    "helpsteer2",
+    "helpsteer3",
+    "scored",
+    "winner",
 ]
 
 
@@ -238,33 +253,23 @@ class ContextSpec(Section):
     held_out_window: int = Field(32, gt=3, description="Tokens of each of those.")
 
 
-class CausalSpec(Section):
-    """Ablation of the reported latents."""
-
-    pairs: int = Field(512, ge=0, description="Pairs whose full-sequence residuals are kept for runs of the upper blocks.")
-    enabled: bool = Field(True, description="Measure causal effects on the pairs kept; False leaves the stage out.")
-    features: int = Field(32, gt=0, le=512, description="Features ablated: safety features first, then the most salient latents.")
-    attributed: int = Field(8, ge=0, le=512, description="Latents ablated besides: those of largest gradient × activation.")
-    controls: int = Field(16, ge=0, le=512, description="Control latents ablated, to compare first-order effects with.")
-    control_sets: int = Field(4, ge=0, le=64, description="Sets of controls, ablated as the set of all safety features is.")
-    sample: int = Field(64, ge=0, description="Pairs of those kept that mean-ablation is run on.")
-
-
-SignalName = Literal["latents", "knn", "probe_cv", "dense", "margin", "paper"]
-_DEFAULT_SIGNALS: dict[SignalName, float] = {"latents": 1.0}
-
-
 class SuspicionSpec(Section):
     """Which signals say that a pair's label contradicts the evidence."""
 
     estimator: Literal["fusion", "paper"] = Field("fusion", description="Fusion of signals, or the paper's pair score.")
     signals: dict[SignalName, float] = Field(
-        default_factory=_DEFAULT_SIGNALS.copy,
-        description="Fused signals and their weights; default: the latents alone, which ranked best in docs/real-run.md.",
+        default_factory=DEFAULT_SIGNALS.copy,
+        description="Fused signals and their weights; default: `latents` 1 and `knn` 0.5 (docs/label-noise.md), and "
+        "`retrained` 0.5 beside them where section `retraining` is given.",
     )
     folds: int = Field(5, ge=2, le=100, description="Cross-fitting folds, by group.")
     shrinkage: float = Field(1.0, gt=0, description="λ of the matched filter, in units of the mean latent variance.")
     neighbours: int = Field(20, gt=0, description="Neighbours of the kNN agreement.")
+    contested: ContestedSpec = Field(default_factory=ContestedSpec, description="Which pairs are open to dispute.")
+    decisions: str | tuple[PairDecision, ...] | None = Field(
+        None,
+        description="What people decided on pairs, which checks and recalibrates probabilities: a JSONL file, or the entries.",
+    )
     labels_seen: bool = Field(
         True,
         description="Whether the reward model was trained on these labels. If not, the SAE is left out of the suspicion of an "
@@ -333,10 +338,22 @@ class AuditSpec(Section):
     contexts: ContextSpec = Field(default_factory=ContextSpec)
     labels: LabelSpec = Field(default_factory=LabelSpec)
     causal: CausalSpec = Field(default_factory=CausalSpec)
+    stability: StabilitySpec = Field(default_factory=StabilitySpec)
+    retraining: RetrainingSpec | None = Field(None, description="Reward models trained without a part of the pairs; off: null.")
     suspicion: SuspicionSpec = Field(default_factory=SuspicionSpec)
     edits: EditSpec = Field(default_factory=EditSpec)
     report: ReportSpec = Field(default_factory=ReportSpec)
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_signals(cls, given: Any) -> Any:
+        return with_default_signals(given)
+
+    @model_validator(mode="after")
+    def _signals_have_their_source(self) -> AuditSpec:
+        require_retraining(self.suspicion.signals, self.retraining)
+        return self
 
 
 PAPER_PRESET: dict[str, Any] = {

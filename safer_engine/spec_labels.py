@@ -67,7 +67,7 @@ class Correction(Section):
 class LabelSpec(Section):
     """Which candidates are safety features."""
 
-    rubric: str = Field("safety", description="Built-in rubric, or path of a rubric file (YAML).")
+    rubric: str = Field("safety", description="Built-in rubric, path of a rubric file (YAML), or its text.")
     labeller: Labeller = Field(default_factory=LexiconLabeller, description="Who rates.")
     min_rating: int = Field(4, ge=1, le=5, description="Smallest rating (1–5) of a safety feature; the paper keeps 5.")
     keep: int = Field(32, gt=0, description="At most this many safety features, in the order of the candidates.")

@@ -22,7 +22,9 @@ _LOCATIONS: dict[str, Any] = {
     "dataset": {"source": True},
     "evaluation": {"source": True},
     "sae": {"pretrain": {"corpus": True}},
+    "retraining": {"base": True},
     "labels": {"corrections": True, "labeller": {"path": True}},
+    "suspicion": {"decisions": True},
 }
 """Spec fields that say where an input lies; in keys, the input's content digest stands for them."""
 
@@ -35,16 +37,19 @@ class Draft:
 
 
 class SpecView:
-    """The sections of a spec that a stage declared in `reads`; any other raises."""
+    """The sections of a spec that a stage declared in `reads`, or single knobs of them (`causal.pairs`); any other raises."""
 
-    def __init__(self, spec: AuditSpec, reads: tuple[str, ...]) -> None:
+    def __init__(self, spec: BaseModel, reads: tuple[str, ...]) -> None:
         self._spec = spec
         self._reads = reads
 
     def __getattr__(self, section: str) -> Any:
-        if section not in self._reads:
+        if section in self._reads:
+            return getattr(self._spec, section)
+        knobs = tuple(name.removeprefix(f"{section}.") for name in self._reads if name.startswith(f"{section}."))
+        if not knobs:
             raise AttributeError(f"spec section {section!r} is not in this stage's `reads` {self._reads}")
-        return getattr(self._spec, section)
+        return SpecView(getattr(self._spec, section), knobs)
 
 
 def stage_seed(base_seed: int, stage: str, unit: str) -> int:
@@ -118,7 +123,7 @@ class Stage(Protocol):
         """Publish payload files into `ctx.work` and return the facts, or say why there is nothing."""
 
 
-INPUT_ROLES = ("model", "dataset", "evaluation", "corpus", "labeller")
+INPUT_ROLES = ("model", "dataset", "evaluation", "corpus", "labeller", "base")
 
 
 def opened_by(stage: Stage) -> tuple[str, ...]:
@@ -154,10 +159,21 @@ def cache_key(stage: Stage, spec: AuditSpec, sources: ResolvedInputs, inputs: di
         "stage": stage.name,
         "version": stage.version,
         "seed": spec.seed,
-        "reads": {section: _section(section, spec, sources) for section in stage.reads},
+        "reads": _read(stage.reads, spec, sources),
         "inputs": inputs,
     }
     return digest_bytes(canonical_json(document))
+
+
+def _read(reads: tuple[str, ...], spec: AuditSpec, sources: ResolvedInputs) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in reads:
+        section, dot, knob = name.partition(".")
+        if dot:
+            found.setdefault(section, {})[knob] = _section(section, spec, sources)[knob]
+        else:
+            found[section] = _section(section, spec, sources)
+    return found
 
 
 def _section(section: str, spec: AuditSpec, sources: ResolvedInputs) -> Any:

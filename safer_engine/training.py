@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import PairSet
-from safer_engine.errors import Interrupted, NumericalError, SpecError
+from safer_engine.errors import NumericalError, SpecError
 from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import provenance, resolve_device
@@ -32,21 +32,20 @@ from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, Resol
 from safer_engine.sources.tokenizers import load_renderer
 from safer_engine.spec import AuditSpec, ModelSpec
 from safer_engine.store import ArtifactStore, LocalArtifactStore, WorkArea, canonical_json, digest_bytes
+from safer_engine.train_loop import Checkpoints, train_to_end
 from safer_engine.train_spec import TrainSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from safer_engine.pipeline import AuditRequest
-    from safer_engine.science.rm_training import OptimSettings, RewardTrainer, StepStats, TokenPairs
+    from safer_engine.science.rm_training import OptimSettings, RewardTrainer, TokenPairs
 
 STAGE = "train"
 RECORD = "training.json"
 RECORD_VERSION = 1
 MODEL = "model"
 _VERSION = 1
-_CHECKPOINT = "checkpoint.safetensors"
-_SAVING_SHARE = 0.05
 _SMALL = 100_000_000
 _BOOTSTRAP = 2000
 Rows = Sequence[Mapping[str, Any]]
@@ -228,7 +227,12 @@ def _train(spec: TrainSpec, sources: TrainSources, store: ArtifactStore, work: W
     settings = optim_settings(spec, base.n_parameters, device)
     trainer = RewardTrainer(model, pairs, settings, ready.tokenizer.pad_token_id)
     began = time.monotonic()
-    curve = _run(trainer, work, spec.runtime.checkpoint_seconds, observer)
+
+    def told(done: int, total: int) -> bool:
+        observer.progress(STAGE, done, total, "steps")
+        return observer.cancelled()
+
+    curve = train_to_end(trainer, Checkpoints(work, spec.runtime.checkpoint_seconds), told)
     seconds = time.monotonic() - began
     model = model.merge_and_unload() if spec.lora and spec.lora.merge else model
     save_model(model, base, ready, work.scratch / MODEL)
@@ -298,45 +302,6 @@ def token_pairs(table: pa.Table) -> TokenPairs:
 
     sides = {side: tuple(ids.values.to_numpy() for ids in table[f"{side}_ids"]) for side in ("chosen", "rejected")}
     return TokenPairs(tuple(table["pair_id"].to_pylist()), sides["chosen"], sides["rejected"])
-
-
-def _run(trainer: RewardTrainer, work: WorkArea, every_seconds: float, observer: Observer) -> list[StepStats]:
-    """Train to the end from the last checkpoint, saving one now and then; returns the whole curve."""
-    curve = _restore(trainer, work)
-    saved, pause = time.monotonic(), every_seconds
-    while trainer.done < trainer.n_steps:
-        curve.append(trainer.step())
-        observer.progress(STAGE, trainer.done, trainer.n_steps, "steps")
-        stop = observer.cancelled()
-        if stop or time.monotonic() - saved > pause or trainer.done == trainer.n_steps:
-            began = time.monotonic()
-            _checkpoint(trainer, curve, work)
-            saved = time.monotonic()
-            pause = max(every_seconds, (saved - began) / _SAVING_SHARE)
-        if stop:
-            raise Interrupted("stopped on request", "run the same command again to go on")
-    return curve
-
-
-def _checkpoint(trainer: RewardTrainer, curve: list[StepStats], work: WorkArea) -> None:
-    from safetensors.torch import save_file
-
-    state = {name: tensor.contiguous() for name, tensor in trainer.state().items()}
-    with work.publish(_CHECKPOINT, scratch=True) as path:
-        save_file(state, path, metadata={"curve": json.dumps([asdict(stats) for stats in curve])})
-
-
-def _restore(trainer: RewardTrainer, work: WorkArea) -> list[StepStats]:
-    from safetensors import safe_open
-
-    from safer_engine.science.rm_training import StepStats
-
-    path = work.scratch / _CHECKPOINT
-    if not path.is_file():
-        return []
-    with safe_open(path, framework="pt") as handle:
-        trainer.restore({name: handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118 - not a mapping
-        return [StepStats(**stats) for stats in json.loads(handle.metadata()["curve"])]
 
 
 def _facts(model: Any, base: BaseModel, ready: BaseTokenizer, trainer: RewardTrainer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from safer_engine.labellers.rubric import built_in_rubrics
+from safer_engine.labellers.rubric import built_in_rubrics, is_text, load_rubric
 from safer_engine.spec import AuditSpec, DatasetSource, DatasetSpec, HubSource, LocalSource, RuntimeSpec
 from safer_engine.spec_labels import ChatApiLabeller, LocalLmLabeller
 from safer_engine.train_spec import TrainSpec
@@ -46,14 +46,20 @@ class Place:
 
 
 def check_audit(spec: AuditSpec, settings: Settings) -> None:
-    """Refuse what a client's audit may not name. Raises SourceNotAllowed, naming the field."""
+    """Refuse what a client's audit may not name. Raises SourceNotAllowed, naming the field; SpecError."""
     _check_places(places_of(spec), settings)
     _check_runtime(spec.runtime, settings)
     rubric, labeller = spec.labels.rubric, spec.labels.labeller
-    if rubric not in built_in_rubrics() and not _allowed(rubric, settings):
-        raise SourceNotAllowed(f"labels.rubric: {rubric!r} is not built in", f"use one of {', '.join(built_in_rubrics())}")
+    if not is_text(rubric) and rubric not in built_in_rubrics() and not _allowed(rubric, settings):
+        raise SourceNotAllowed(
+            f"labels.rubric: {rubric!r} is not built in", f"use one of {', '.join(built_in_rubrics())}, or give its text"
+        )
+    if is_text(rubric):
+        load_rubric(rubric)  # one that is none is refused when it is submitted
     if isinstance(spec.labels.corrections, str):
         raise SourceNotAllowed("labels.corrections: a path says nothing to a service", "give the entries themselves in the spec")
+    if isinstance(spec.suspicion.decisions, str):
+        raise SourceNotAllowed("suspicion.decisions: a path says nothing to a service", "give the entries themselves in the spec")
     if isinstance(labeller, ChatApiLabeller):
         _check_labeller(labeller, settings)
 
@@ -75,6 +81,8 @@ def places_of(spec: AuditSpec | TrainSpec) -> tuple[Place, ...]:
             found.append(_model("adapter", "model.adapter", spec.model.adapter))
         if isinstance(spec.labels.labeller, LocalLmLabeller):
             found.append(_model("labeller", "labels.labeller.path", spec.labels.labeller.path))
+        if spec.retraining is not None:
+            found.append(_model("base", "retraining.base", spec.retraining.base))
         if spec.sae.pretrain is not None:
             found.append(_source("corpus", "sae.pretrain.corpus", spec.sae.pretrain.corpus))
     sections: tuple[tuple[str, DatasetSpec | None], ...] = (("dataset", spec.dataset), ("evaluation", spec.evaluation))

@@ -94,7 +94,8 @@ class InputFinder:
         if "corpus" in roles and pretrain is not None:
             sets["corpus"] = self._corpus(pretrain.corpus, pins)
         labeller = self._labeller(spec.labels.labeller, pins) if "labeller" in roles else None
-        models = {"model": model, "labeller": labeller}
+        base = self._retraining_base(spec, pins) if "base" in roles else None
+        models = {"model": model, "labeller": labeller, "base": base}
         digests = {role: found.digest for role, found in (sets | models).items() if found is not None}
         recorded = pinned_inputs(spec, {"labels": "", **digests, **pins})
         return ResolvedInputs(
@@ -104,15 +105,12 @@ class InputFinder:
             corpus=sets.get("corpus", recorded.corpus),
             extra=recorded.extra,
             labeller=labeller or recorded.labeller,
+            base=base or recorded.base,
         )
 
     def training(self, spec: TrainSpec, pins: Mapping[str, str]) -> TrainSources:
         """The inputs of a training. Raises as `audit`."""
-        try:
-            base = self._base(spec, pins)
-        except InputRefused as refusal:
-            self._ask_the_hub(refusal)
-            base = self._base(spec, pins)
+        base = self._base(spec.base, spec.runtime, pins)
         evaluation = self._dataset("evaluation", spec.evaluation, pins) if spec.evaluation else None
         return TrainSources(base, self._dataset("dataset", spec.dataset, pins), evaluation)
 
@@ -122,9 +120,19 @@ class InputFinder:
             raise refusal
         self._from_cache = self._took_from_cache = False
 
-    def _base(self, spec: TrainSpec, pins: Mapping[str, str]) -> ResolvedModel:
-        found = resolve_base(self._locate(spec.base, "base", pins), spec.runtime, self._digests)
-        return self._checked_model(found, "base", spec.base, pins)
+    def _base(self, named: str, runtime: RuntimeSpec, pins: Mapping[str, str]) -> ResolvedModel:
+        try:
+            return self._resolved_base(named, runtime, pins)
+        except InputRefused as refusal:
+            self._ask_the_hub(refusal)
+            return self._resolved_base(named, runtime, pins)
+
+    def _resolved_base(self, named: str, runtime: RuntimeSpec, pins: Mapping[str, str]) -> ResolvedModel:
+        found = resolve_base(self._locate(named, "base", pins), runtime, self._digests)
+        return self._checked_model(found, "base", named, pins)
+
+    def _retraining_base(self, spec: AuditSpec, pins: Mapping[str, str]) -> ResolvedModel | None:
+        return None if spec.retraining is None else self._base(spec.retraining.base, spec.runtime, pins)
 
     def _model(self, spec: ModelSpec, runtime: RuntimeSpec, pins: Mapping[str, str]) -> ResolvedModel:
         try:

@@ -1,7 +1,7 @@
 """What a child process is asked to do, as one JSON document; and the cache key of it, which needs neither torch nor files.
 
 `pins` are the job's inputs as `prepare` found them: role → content digest, `<role>.revision` → commit of a hub,
-`model.dtype` and `sae.dtype` → precision. Every later stage uses them, whichever machine it runs on.
+`model.dtype`, `sae.dtype` and `retraining.dtype` → precision. Every later stage uses them, whichever machine it runs on.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from safer_engine.artifacts import Absent, Artifact, view
+from safer_engine.decisions import decision_digests
 from safer_engine.errors import ArtifactError, DamagedArtifact, SaferError
 from safer_engine.pipeline import STAGES, AuditRequest, Found, stage_key
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec import AuditSpec
 from safer_engine.spec_labels import LocalLmLabeller
+from safer_engine.spec_retraining import RetrainingSpec
 from safer_engine.stage import Inputs, PartedStage, Stage
 from safer_engine.store import ArtifactStore
 from safer_engine.train_spec import TrainSpec
@@ -28,6 +30,7 @@ from service.jobs.stage_plan import PREPARE
 
 _AGAIN = "submit the job as a new one: what is there is used, what is gone computed anew"
 PRECISIONS = ("model.dtype", "sae.dtype")
+RETRAINING_PRECISION = "retraining.dtype"
 
 
 class ArtifactGone(ArtifactError):
@@ -129,7 +132,14 @@ def audit_spec(order: Order) -> AuditSpec:
         return spec
     model = spec.model.model_copy(update={"dtype": order.pins["model.dtype"]})
     sae = spec.sae.model_copy(update={"dtype": order.pins["sae.dtype"]})
-    return spec.model_copy(update={"model": model, "sae": sae})
+    return spec.model_copy(update={"model": model, "sae": sae, "retraining": _settled_retraining(spec, order.pins)})
+
+
+def _settled_retraining(spec: AuditSpec, pins: Mapping[str, str]) -> RetrainingSpec | None:
+    if spec.retraining is None:
+        return None
+    recipe = spec.retraining.recipe.model_copy(update={"dtype": pins[RETRAINING_PRECISION]})
+    return spec.retraining.model_copy(update={"recipe": recipe})
 
 
 def pinned_inputs(spec: AuditSpec, pins: Mapping[str, str]) -> ResolvedInputs:
@@ -140,8 +150,9 @@ def pinned_inputs(spec: AuditSpec, pins: Mapping[str, str]) -> ResolvedInputs:
         dataset=pinned_dataset(source_name(spec.dataset.source), "dataset", pins),
         evaluation=pinned_dataset(source_name(spec.evaluation.source), "evaluation", pins) if spec.evaluation else None,
         corpus=pinned_dataset(source_name(pretrain.corpus), "corpus", pins) if pretrain else None,
-        extra={"labels": pins["labels"]},
+        extra={"labels": pins["labels"], **decision_digests(spec)},
         labeller=pinned_model(labeller.path, "labeller", pins) if isinstance(labeller, LocalLmLabeller) else None,
+        base=pinned_model(spec.retraining.base, "base", pins) if spec.retraining else None,
     )
 
 

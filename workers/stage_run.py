@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT
+from safer_engine.decisions import decision_digests
 from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
 from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
 from safer_engine.labellers.rubric import load_rubric
-from safer_engine.machine import measured, provenance, resolve_device, resolve_spec
+from safer_engine.machine import measured, provenance, resolve_device, resolve_spec, settled_retraining
 from safer_engine.pipeline import AuditRequest, content_digest, mending, run_part, run_stage, stage_key
 from safer_engine.preflight import check_evaluation
 from safer_engine.refusals import refuse_early
@@ -34,7 +35,7 @@ from workers.figures import figures_of, rows_of
 from workers.hub_cache import hub_in_use, shrink_hub_cache
 from workers.inputs import InputFinder, Names
 from workers.observer import PipeObserver
-from workers.order import Order, audit_spec, engine_stage, found_artifacts
+from workers.order import RETRAINING_PRECISION, Order, audit_spec, engine_stage, found_artifacts
 from workers.plans import expect, learn, plan_audit
 
 TRAINED = "RewardModel"
@@ -96,11 +97,13 @@ class _Bench:
         spec = self._settled(spec)
         check_directions(load_corrections(spec.labels.corrections), load_rubric(spec.labels.rubric))
         sources = self.finder.audit(spec, {})
-        sources = replace(sources, extra={"labels": label_files_digest(spec.labels)})
+        sources = replace(sources, extra={"labels": label_files_digest(spec.labels), **decision_digests(spec)})
         request = AuditRequest(spec, sources)
         refuse_early(request, self.store)
         check_evaluation(request, self.store)
         pins = {"labels": sources.extra["labels"], "model.dtype": spec.model.dtype, "sae.dtype": spec.sae.dtype}
+        if spec.retraining is not None:
+            pins[RETRAINING_PRECISION] = spec.retraining.recipe.dtype
         for role in INPUT_ROLES:
             found = getattr(sources, role)
             if found is not None:
@@ -192,7 +195,8 @@ class _Bench:
         if kind == "cuda":
             model = spec.model.model_copy(update={"dtype": _PRECISION[kind]} if spec.model.dtype == "auto" else {})
             sae = spec.sae.model_copy(update={"dtype": _PRECISION[kind]} if spec.sae.dtype == "auto" else {})
-            return spec.model_copy(update={"model": model, "sae": sae, "runtime": runtime})
+            retraining = settled_retraining(spec.retraining, kind)
+            return spec.model_copy(update={"model": model, "sae": sae, "retraining": retraining, "runtime": runtime})
         device = "cpu" if kind == "cpu" else runtime.device
         return resolve_spec(spec.model_copy(update={"runtime": runtime.model_copy(update={"device": device})}))
 

@@ -11,11 +11,13 @@ from safer_engine.gate.intervals import Spread, apart_spread, share_spread, stre
 from safer_engine.gate.paths import Step, parse_path
 from safer_engine.gate.shapes import SHARES, fault_of_estimate
 
-TALLIES = frozenset({"actions", "dropped", "not_scored"})
+TALLIES = frozenset({"actions", "dropped", "not_scored", "statuses", "contested_by"})
 """Counts by name: a name that is not there was counted zero times."""
 _NAMED = ("axis", "subset", "name", "arm", "latent_id")
 _GAP = ("gap", "accuracy_longer", "accuracy_shorter")
 """A difference of two shares, and these, as they stand side by side in a report."""
+_BESIDE = frozenset({"score", "kappa", "value"})
+"""Figures whose interval stands beside them as `lo` and `hi`."""
 _MANY_DEGREES = 1e9
 
 
@@ -164,6 +166,8 @@ def _figure(node: _Node, key: str, path: str) -> Figure:
     beside = node.parent if isinstance(node.parent, dict) else {}
     if f"{key}_lo" in beside and f"{key}_hi" in beside:
         return _with_interval({"estimate": value, "lo": beside[f"{key}_lo"], "hi": beside[f"{key}_hi"]}, label, place, key)
+    if key in _BESIDE and "lo" in beside and "hi" in beside:
+        return _with_interval({"estimate": value, "lo": beside["lo"], "hi": beside["hi"]}, label, place, key)
     return Figure(float(value), label, place, key=key)
 
 

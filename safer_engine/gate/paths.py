@@ -16,7 +16,9 @@ _KEY = re.compile(r'[A-Za-z_][\w-]*|"(?:[^"\\]|\\.)*"')
 _CONDITION = re.compile(r'\s*([A-Za-z_]\w*)\s*(<=|>=|!=|=|<|>)\s*("(?:[^"\\]|\\.)*"|[^,\]"]*?)\s*(?=[,\]])')
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
-SLICES = frozenset({"groups", "length", "best_of_n", "styles", "style_matrices", "on_audited_pairs", "margins", "by_axis"})
+SLICES = frozenset(
+    {"groups", "length", "best_of_n", "styles", "style_matrices", "on_audited_pairs", "retrained", "margins", "by_axis"}
+)
 """Lists of slices of the data: there an `axis` or `subset` that is not mentioned must be null, the whole."""
 
 Value = bool | float | str | None

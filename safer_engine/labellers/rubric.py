@@ -80,23 +80,44 @@ def built_in_rubrics() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
+def is_text(given: str) -> bool:
+    """Whether a spec holds the rubric itself, not its name: a YAML document has more than one line."""
+    return "\n" in given
+
+
+def rubric_label(given: str) -> str:
+    """What a rubric is called in messages and reports: its name or path; of a text, the name that it gives itself."""
+    return load_rubric(given).name if is_text(given) else given
+
+
+def rubric_text(path: Path) -> str:
+    """A rubric file as a spec can hold it. Raises SpecError where it is no rubric."""
+    load_rubric(str(path))
+    text = _read(str(path)).decode()
+    return text if is_text(text) else f"{text}\n"
+
+
 def load_rubric(name_or_path: str) -> Rubric:
-    """A built-in rubric by name, or one from a YAML file.
+    """A built-in rubric by name, one from a YAML file, or from the text of one.
 
     Raises:
         SpecError: there is none, or it is not a rubric; the message names the field.
     """
     import yaml
 
+    called = "given as text" if is_text(name_or_path) else name_or_path
+    raw = _read(name_or_path)
     try:
-        document: Any = yaml.safe_load(_read(name_or_path))
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(raw, yaml.SafeLoader)):
+            raise SpecError(f"rubric {called}: it has aliases (*name), which are not read", "quote terms that begin with *")
+        document: Any = yaml.safe_load(raw)
         return Rubric.model_validate(document)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"rubric {name_or_path} is not YAML: {error}") from error
+        raise SpecError(f"rubric {called} is not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise SpecError(f"rubric {name_or_path}: {where}: {first['msg']}", "compare it with a built-in rubric file") from error
+        raise SpecError(f"rubric {called}: {where}: {first['msg']}", "compare it with a built-in rubric file") from error
 
 
 def rubric_digest(name_or_path: str) -> str:
@@ -124,6 +145,8 @@ def _plain(text: str) -> str:
 def _read(name_or_path: str) -> bytes:
     if name_or_path in built_in_rubrics():
         return (resources.files("safer_engine.labellers") / "rubrics" / f"{name_or_path}.yaml").read_bytes()
+    if is_text(name_or_path):
+        return _within_limit(name_or_path.encode())
     path = Path(name_or_path).expanduser()
     hint = f"give the path of a YAML file, or one of {', '.join(built_in_rubrics())}"
     if not path.is_file():
@@ -131,3 +154,9 @@ def _read(name_or_path: str) -> bytes:
     if path.stat().st_size > _MAX_BYTES:
         raise SpecError(f"rubric {path} is larger than {_MAX_BYTES} bytes", hint)
     return path.read_bytes()
+
+
+def _within_limit(raw: bytes) -> bytes:
+    if len(raw) > _MAX_BYTES:
+        raise SpecError(f"the rubric's text is larger than {_MAX_BYTES} bytes", "shorten its terms")
+    return raw

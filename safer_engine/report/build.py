@@ -19,7 +19,9 @@ from safer_engine.artifacts import (
     PairScores,
     PairSet,
     Report,
+    RetrainedMargins,
     SparseAutoencoder,
+    Stability,
     Verification,
 )
 from safer_engine.cost import Planned, planned_total
@@ -109,21 +111,21 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
     spec = request.spec
     pairs, activations, evaluation = reader.get(PairSet), reader.get(Activations), reader.get(EvaluationSet)
     sae, latents, labels = reader.get(SparseAutoencoder), reader.get(Latents), reader.get(Labels)
-    scores, edits = reader.get(PairScores), reader.get(Edits)
+    scores, edits, stability = reader.get(PairScores), reader.get(Edits), reader.get(Stability)
     sections: dict[str, Node | list[Any] | None] = dict.fromkeys(_DEPENDS)
     if pairs is not None:
         sections["dataset"] = dataset_section(pairs, evaluation)
         if activations is not None:
-            sections["reward_model"] = reward_model_section(pairs, activations, spec)
+            sections["reward_model"] = reward_model_section(pairs, activations, reader.get(RetrainedMargins), spec)
         if scores is not None:
             sections["edits"] = edits_section(pairs, scores, edits, spec.report)
     if evaluation is not None:
         sections["evaluation"] = evaluation_section(evaluation, spec)
     if sae is not None:
-        sections["sae"] = sae_section(sae, latents, text=spec.report.text)
+        sections["sae"] = sae_section(sae, latents, stability, text=spec.report.text)
     if latents is not None:
         causal = reader.get(CausalEffects)
-        features = features_section(latents, labels, spec.report)
+        features = features_section(latents, labels, spec.report, stability)
         sections["features"] = list(features if causal is None else with_effects(features, causal))
     if labels is not None:
         sections["labels"] = labels_section(labels)
@@ -153,6 +155,8 @@ def _not_computed(request: ReportRequest, reader: _Reader, sections: dict[str, A
     if sae is not None:
         if sae.latents is None:
             reasons["sae.latents"] = reader.reason(Latents)
+        elif sae.latents.stability is None:
+            reasons["sae.latents.stability"] = reader.reason(Stability)
         if sae.recovered is None:
             reasons["sae.recovered"] = _recovered_reason(reader)
     if sections["features"] is not None:
@@ -162,6 +166,9 @@ def _not_computed(request: ReportRequest, reader: _Reader, sections: dict[str, A
             reasons["features[].safety_feature"] = reader.reason(Labels)
     if sections["edits"] is not None and reader.get(Edits) is None:
         reasons["edits.actions"] = reader.reason(Edits)
+    if sections["edits"] is not None:
+        ranks = [f"{axis.axis}: {axis.reason}" for axis in sections["edits"].axes if axis.doubtful_share is None]
+        reasons |= {"edits.axes[].doubtful_share": "suspicion is a rank; " + "; ".join(ranks)} if ranks else {}
     return dict(sorted(reasons.items()))
 
 
@@ -172,7 +179,7 @@ def _recovered_reason(reader: _Reader) -> str:
 
 
 def _provenance(request: ReportRequest, reader: _Reader, sections: dict[str, Any]) -> Provenance:
-    inputs = {name: getattr(request.sources, name) for name in ("model", "dataset", "evaluation", "corpus")}
+    inputs = {name: getattr(request.sources, name) for name in ("model", "dataset", "evaluation", "corpus", "base")}
     return Provenance(
         tool="safer-audit",
         tool_version=_version(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safer_engine.artifacts import Activations, EvaluationSet, PairSet
+from safer_engine.artifacts import Activations, EvaluationSet, PairSet, RetrainedMargins
 from safer_engine.pair_tables import longer_by
 from safer_engine.report.columns import by_id, histogram, scalars
 from safer_engine.report.model import (
@@ -86,10 +86,13 @@ def _rewards(rewards: pa.Table, columns: dict[str, list[Any]], side: str) -> NDA
     return np.asarray(by_id(rewards, columns["pair_id"], f"reward_{side}"), dtype=np.float64)
 
 
-def reward_model_section(pairs: PairSet, activations: Activations, spec: AuditSpec) -> RewardModel:
+def reward_model_section(
+    pairs: PairSet, activations: Activations, retrained: RetrainedMargins | None, spec: AuditSpec
+) -> RewardModel:
     """The reward model, its hook point, and its margins on the audited pairs."""
     meta = activations.meta
     scored = scored_pairs(pairs.pairs, activations.rewards)
+    apart = [] if retrained is None else retrained_slices(pairs.pairs, retrained, spec)
     return RewardModel(
         facts=_model_facts(meta, spec),
         hook=scalars(
@@ -106,8 +109,22 @@ def reward_model_section(pairs: PairSet, activations: Activations, spec: AuditSp
         ),
         invariance=scalars(meta.get("invariance") or {}),
         on_audited_pairs=[_measured(part) for part in evaluate(scored, spec.report.bootstrap, spec.seed).slices],
+        retrained=apart,
         margins=margin_histograms(scored),
     )
+
+
+def retrained_slices(table: pa.Table, retrained: RetrainedMargins, spec: AuditSpec) -> list[Measured]:
+    """What the retrained models make of the pairs that they did not see and can read."""
+    import pyarrow as pa
+
+    margins = retrained.margins.filter(retrained.margins["margin"].is_valid())
+    if not margins.num_rows:
+        return []
+    rewards = pa.table({"pair_id": margins["pair_id"], "reward_chosen": margins["margin"]})
+    rewards = rewards.append_column("reward_rejected", pa.array(np.zeros(margins.num_rows)))
+    scored = scored_pairs(table.take(margins["pair"]), rewards)
+    return [_measured(part) for part in evaluate(scored, spec.report.bootstrap, spec.seed).slices]
 
 
 def _model_facts(meta: dict[str, Any], spec: AuditSpec) -> Facts:

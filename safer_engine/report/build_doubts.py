@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 
 from safer_engine.artifacts import PairScores
 from safer_engine.report.columns import finite
-from safer_engine.report.model_doubts import AxisDoubt, ExpectedPrecision, SaeAdds
+from safer_engine.report.model_doubts import AxisDoubt, Decisions, ExpectedPrecision, SaeAdds
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of an axis that the curve is drawn at."""
@@ -39,15 +40,35 @@ def axis_doubts(scores: PairScores, actions: dict[str, str]) -> list[AxisDoubt]:
     """
     columns = scores.scores.select(["pair_id", "axis", "suspicion"]).to_pylist()
     by_axis: dict[str, list[tuple[float, str]]] = {}
+    sizes = Counter(str(row["axis"]) for row in columns)
     for row in columns:
         if row["suspicion"] is not None:
             by_axis.setdefault(str(row["axis"]), []).append((finite(row["suspicion"], "a suspicion"), row["pair_id"]))
-    return [_axis(axis, doubt, by_axis.get(axis, []), actions) for axis, doubt in sorted(scores.meta.get("doubts", {}).items())]
+    return [
+        _axis(axis, doubt, by_axis.get(axis, []), actions, _counted(axis, sizes[axis], scores.meta))
+        for axis, doubt in sorted(scores.meta.get("doubts", {}).items())
+    ]
 
 
-def _axis(axis: str, doubt: dict[str, Any], pairs: list[tuple[float, str]], actions: dict[str, str]) -> AxisDoubt:
+def _counted(axis: str, n: int, meta: dict[str, Any]) -> dict[str, Any]:
+    """Counts of suspicious and contested pairs of an axis, and what people decided."""
+    found = meta["standing"].get(axis, {"suspicious": 0, "contested": 0, "reasons": {}})
+    decided = meta["decisions"]["axes"].get(axis) if meta["decisions"]["n"] else None
+    return {
+        "n": n,
+        "n_suspicious": found["suspicious"],
+        "n_contested": found["contested"],
+        "contested_share": found["contested"] / n if n else None,
+        "contested_by": found["reasons"],
+        "decisions": None if decided is None else Decisions.model_validate(decided),
+    }
+
+
+def _axis(
+    axis: str, doubt: dict[str, Any], pairs: list[tuple[float, str]], actions: dict[str, str], counted: dict[str, Any]
+) -> AxisDoubt:
     sae = doubt.get("sae")
-    adds: dict[str, Any] = {"sae": SaeAdds(**sae) if sae else None, "sae_left_out": doubt.get("sae_left_out", False)}
+    adds: dict[str, Any] = {"sae": SaeAdds(**sae) if sae else None, "sae_left_out": doubt.get("sae_left_out", False), **counted}
     if doubt["kind"] != "probability":
         return AxisDoubt(axis=axis, kind=doubt["kind"], reason=doubt["reason"], doubtful_share=None, **adds)
     return AxisDoubt(
@@ -55,8 +76,8 @@ def _axis(axis: str, doubt: dict[str, Any], pairs: list[tuple[float, str]], acti
         kind=doubt["kind"],
         reason=None,
         doubtful_share=doubt["share"],
-        doubtful_lo=doubt["lo"],
-        doubtful_hi=doubt["hi"],
+        doubtful_share_lo=doubt["lo"],
+        doubtful_share_hi=doubt["hi"],
         expected_wrong=sum(p for p, name in pairs if actions.get(name) in _REMOVED),
         curve=_curve(sorted((p for p, _ in pairs), reverse=True)),
         **adds,

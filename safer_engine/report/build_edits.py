@@ -125,6 +125,8 @@ def _pair(row: dict[str, Any], source: dict[str, Any], action: str | None, text:
         action=action,
         suspicion=finite(row["suspicion"], "a suspicion"),
         suspicion_kind=row["suspicion_kind"],
+        status=row["status"],
+        disputed_by=list(row["disputed_by"] or []),
         reward_margin=finite(row["reward_margin"], "a reward margin"),
         pair_score=maybe_finite(row["pair_score"], "a pair score"),
         signals=signals,

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from safer_engine.artifacts import CausalEffects, Labels, Latents, SparseAutoencoder
+from safer_engine.artifacts import CausalEffects, Labels, Latents, SparseAutoencoder, Stability
 from safer_engine.label_tables import sae_digest
 from safer_engine.report.columns import EXPLANATION_LIMIT, PHRASE_LIMIT, Floats, clipped, finite, histogram, maybe_finite, scalars
-from safer_engine.report.model import Context, Curve, Feature, LatentsReport, Overview, SaeReport, SubsetSalience
+from safer_engine.report.model import Context, Feature, LatentsReport, SaeReport, SubsetSalience
 from safer_engine.report.model_labels import LabelAgreement, LabelCost, LabelDetection, LabelsReport
-from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
+from safer_engine.report.model_plots import Curve, Overview
+from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests, SeedMatch, SeedStability
 from safer_engine.spec import ReportSpec
 
 _CURVE_POINTS = 240
@@ -21,7 +22,9 @@ _LOWEST_RATE = 1e-6
 _NAMED = ("kind", "d_in", "d_sae", "k")
 
 
-def sae_section(sae: SparseAutoencoder, latents: Latents | None, *, text: bool = True) -> SaeReport:
+def sae_section(
+    sae: SparseAutoencoder, latents: Latents | None, stability: Stability | None = None, *, text: bool = True
+) -> SaeReport:
     """What the SAE is, how faithful it is, and all its latents at once."""
     facts, metrics = sae.json("sae.json"), sae.json("metrics.json")
     return SaeReport(
@@ -42,7 +45,7 @@ def sae_section(sae: SparseAutoencoder, latents: Latents | None, *, text: bool =
         interpretable=metrics.get("interpretable"),
         digest=sae_digest(sae),
         curve=_curve(sae),
-        latents=None if latents is None else _latents(latents, text),
+        latents=None if latents is None else _latents(latents, stability, text),
     )
 
 
@@ -80,7 +83,7 @@ def _curve(sae: SparseAutoencoder) -> Curve | None:
     )
 
 
-def _latents(latents: Latents, text: bool) -> LatentsReport:
+def _latents(latents: Latents, stability: Stability | None, text: bool) -> LatentsReport:
     table, meta = latents.latents, latents.meta
     rates = np.asarray(table.column("firing_rate").to_pylist(), dtype=np.float64)
     salience = np.asarray(table.column("salience").to_pylist(), dtype=np.float64)
@@ -92,7 +95,13 @@ def _latents(latents: Latents, text: bool) -> LatentsReport:
         overview=_overview(rates, salience),
         tests=SalienceTests.model_validate(meta["tests"]) if meta.get("tests") else None,
         clusters=[_cluster(one, text) for one in meta.get("clusters", [])],
+        stability=None if stability is None else _stability(stability.meta),
     )
+
+
+def _stability(meta: dict[str, Any]) -> SeedStability:
+    own = {name: value for name, value in meta.items() if name != "second_sae"}
+    return SeedStability(**own, second_fvu=maybe_finite(meta["second_sae"].get("fvu"), "FVU of the second SAE"))
 
 
 def _cluster(found: dict[str, Any], text: bool) -> PromptCluster:
@@ -134,7 +143,9 @@ def with_effects(features: list[Feature], causal: CausalEffects) -> list[Feature
     return [joined(feature) for feature in features]
 
 
-def features_section(latents: Latents, labels: Labels | None, shown: ReportSpec) -> list[Feature]:
+def features_section(
+    latents: Latents, labels: Labels | None, shown: ReportSpec, stability: Stability | None = None
+) -> list[Feature]:
     """The candidates: safety features first, then by salience; contexts on the first `shown.features`."""
     table = latents.latents
     rows = [row for row in table.to_pylist() if row["candidate"]]
@@ -143,16 +154,23 @@ def features_section(latents: Latents, labels: Labels | None, shown: ReportSpec)
     in_full = {row["latent_id"] for row in rows[: shown.features]}
     subsets, clusters = _subsets(latents), _clusters(latents)
     contexts = _contexts(latents, in_full) if shown.text else {}
+    matches = {} if stability is None else {row["latent_id"]: _match(row) for row in stability.matches.to_pylist()}
     return [
         _feature(row, labelled.get(row["latent_id"]), shown.text).model_copy(
             update={
                 "subsets": subsets.get(row["latent_id"], []),
                 "clusters": clusters.get(row["latent_id"], []),
                 "contexts": contexts.get(row["latent_id"], []),
+                "second_seed": matches.get(row["latent_id"]),
             }
         )
         for row in rows
     ]
+
+
+def _match(row: dict[str, Any]) -> SeedMatch:
+    cosine = finite(row["match_cosine"], f"the counterpart of latent {row['latent_id']}")
+    return SeedMatch(latent_id=row["match_id"], cosine=cosine, found_again=row["found_again"])
 
 
 def labels_section(labels: Labels) -> LabelsReport:

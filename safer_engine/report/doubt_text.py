@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from safer_engine.report.model import EditsReport, Evidence, SuspiciousPair
-from safer_engine.report.model_doubts import AxisDoubt
-from safer_engine.report.text import MINUS, NARROW_SPACE, fact, small_percent, visible
+from safer_engine.report.model_doubts import AxisDoubt, Interval
+from safer_engine.report.text import MINUS, NARROW_SPACE, count, fact, small_percent, visible
 from safer_engine.science.edits import RANK_BUDGET
 
 
@@ -14,17 +14,65 @@ def estimated(axes: Sequence[AxisDoubt]) -> str:
     """How many labels of each axis are estimated to be wrong, as a sentence with a space after it; empty where nothing is."""
     parts = [
         f"{small_percent(axis.doubtful_share)} of {visible(axis.axis)} "
-        f"({small_percent(axis.doubtful_lo)} to {small_percent(axis.doubtful_hi)})"
+        f"({small_percent(axis.doubtful_share_lo)} to {small_percent(axis.doubtful_share_hi)})"
         for axis in axes
-        if axis.doubtful_share is not None and axis.doubtful_lo is not None and axis.doubtful_hi is not None
+        if axis.doubtful_share is not None and axis.doubtful_share_lo is not None and axis.doubtful_share_hi is not None
     ]
-    return f"An estimated {', '.join(parts)} of the labels are wrong. " if parts else ""
+    return f"An estimated {', '.join(parts)} of the labels are doubtful. " if parts else ""
 
 
 def not_told(axis: AxisDoubt) -> str:
     """Why an axis has ranks only."""
     why = f" ({visible(axis.reason)})" if axis.reason else ""
     return f"Suspicion within {visible(axis.axis)} is a rank, not a probability{why}: a budget decides how many are recommended."
+
+
+def unchecked(axes: Sequence[AxisDoubt]) -> list[str]:
+    """Sentences about the axes whose probabilities nobody has checked, one for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for axis in axes:
+        if axis.kind == "probability" and (axis.decisions is None or axis.decisions.before is None):
+            why = axis.decisions.reason if axis.decisions is not None else None
+            by_reason.setdefault(f" ({visible(why)})" if why else "", []).append(visible(axis.axis))
+    return [
+        f"The probabilities of {' and '.join(names)} are estimates that nobody has checked{why}: decide on a hundred pairs and "
+        "name them in suspicion.decisions."
+        for why, names in by_reason.items()
+    ]
+
+
+def decided(axis: AxisDoubt) -> str:
+    """What people's decisions said of an axis's probabilities, as a sentence; empty where nobody decided."""
+    found = axis.decisions
+    if found is None:
+        return ""
+    head = f"{visible(axis.axis)}: people decided on {count(found.n)} labels and called {count(found.n_wrong)} wrong"
+    if found.before is None or found.after is None:
+        return f"{head}; probabilities stay as they were ({visible(found.reason or '')})."
+    change = "are recalibrated by that" if found.used else f"stay as they were ({visible(found.reason or '')})"
+    return (
+        f"{head}. Probabilities {change}: Brier score on these pairs {_told(found.before.brier)} before and "
+        f"{_told(found.after.brier)} after, each pair left out of its own map; calibration error {_told(found.before.ece)} and "
+        f"{_told(found.after.ece)}, of which chance alone would make {found.after.ece_chance:.3f}."
+    )
+
+
+def standing(axis: AxisDoubt) -> str:
+    """How many pairs of an axis are suspicious and how many of these contested, and why."""
+    reasons = ", ".join(f"{count(n)} {CONTESTED_WORDS.get(name, visible(name))}" for name, n in axis.contested_by.items())
+    return f"{count(axis.n_contested)} of {count(axis.n_suspicious)}{f' ({reasons})' if reasons else ''}"
+
+
+def _told(figure: Interval) -> str:
+    return f"{figure.value:.3f} ({figure.lo:.3f} to {figure.hi:.3f})"
+
+
+CONTESTED_WORDS = {
+    "annotators": "by their annotators",
+    "weak_preference": "by a weak preference",
+    "no_evidence": "for want of evidence",
+}
+"""Why a pair is contested, in words."""
 
 
 def how_chosen(edits: EditsReport) -> str:
@@ -41,8 +89,19 @@ def how_chosen(edits: EditsReport) -> str:
     return f"{chosen}; {ranks}." if "probability" in kinds else f"Budget: {ranks}."
 
 
-def sae_adds(axis: AxisDoubt) -> str:
-    """What the SAE adds on an axis, and what follows; empty where it could not be told."""
+def sae_adds(axes: Sequence[AxisDoubt]) -> list[str]:
+    """What the SAE adds on each axis where it could be told, and what follows."""
+    said = [_adds(axis) for axis in axes if axis.sae is not None]
+    if any(axis.sae is not None and not axis.sae.fair for axis in axes):
+        said.append(
+            "The reward model is taken to have been trained on these labels (suspicion.labels_seen), so its activations agree "
+            "with wrong ones too, the dense probe's most: this cannot tell whether the SAE finds more of them, and decides "
+            "nothing."
+        )
+    return said
+
+
+def _adds(axis: AxisDoubt) -> str:
     found = axis.sae
     if found is None:
         return ""
@@ -52,14 +111,7 @@ def sae_adds(axis: AxisDoubt) -> str:
         f"On {visible(axis.axis)} the SAE adds {_signed(found.bits)}{ends} bits a pair over a dense probe in its place "
         f"({agree} without it)."
     )
-    if axis.sae_left_out:
-        return f"{said} It adds nothing: the dense probe stands in its place."
-    if found.fair:
-        return said
-    return (
-        f"{said} The reward model is taken to have been trained on these labels, so its activations agree with wrong ones too, "
-        "the dense probe's most: this figure cannot tell whether the SAE finds more of them, and decides nothing."
-    )
+    return f"{said} It adds nothing: the dense probe stands in its place." if axis.sae_left_out else said
 
 
 def _signed(bits: float) -> str:

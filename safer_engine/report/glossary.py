@@ -21,7 +21,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "Discovery, q",
         "A latent whose salience chance hardly explains: q is the share of false ones to expect among those of its q or less. "
-        "Tested on one half of the groups; its salience is that of the other half. Found again: significant there too.",
+        "Tested on one half of the groups; its salience is that of the other half. Found again: significant there too. In a "
+        "second SAE: one trained from another seed has nearly the same direction, and it is a discovery of the same sign there.",
     ),
     (
         "Length-bound, mixed",

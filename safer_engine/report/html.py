@@ -19,7 +19,7 @@ from markupsafe import Markup
 from safer_engine.errors import ResourceError
 from safer_engine.report import plots, summary, text
 from safer_engine.report.build_doubts import SHOWN_BUDGETS
-from safer_engine.report.doubt_text import expected_at, how_chosen, sae_adds, sides
+from safer_engine.report.doubt_text import CONTESTED_WORDS, decided, expected_at, how_chosen, sae_adds, sides, standing
 from safer_engine.report.glossary import GLOSSARY
 from safer_engine.report.harsh import mild_name, veiled_words
 from safer_engine.report.label_words import about_labels, detection_words
@@ -57,8 +57,8 @@ _CONTENTS = (
     ("glossary", "Words"),
 )
 _CANDIDATE_COLUMNS = (
-    ("Latent", True), ("About", False), ("Rating", True), ("Detection", True), ("Status", False), ("Salience", True), ("t", True),
-    ("q", True), ("At equal length", True), ("Marks", False), ("Paper’s salience", True), ("Fires at", True), ("Responses", True),
+    ("Latent", True), ("About", False), ("Rating", True), ("Detection", True), ("Status", False), ("Salience", True),
+    ("q", True), ("At equal length", True), ("Marks", False), ("Fires at", True), ("Responses", True),
 )  # fmt: skip
 _STYLES = ("concise", "detailed plain", "detailed markdown")
 _DATA_FACTS = {"groups": "grouping", "n_rows": "input rows", "sides_truncated": "texts truncated"}
@@ -188,6 +188,9 @@ def _pair_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
         "sides": sides,
         "undoubted": lambda pair: summary.undoubted(pair, edits.budget if edits is not None else None),
         "doubt_budgets": SHOWN_BUDGETS,
+        "contested_words": CONTESTED_WORDS,
+        "decided": decided,
+        "standing": standing,
         "expected_at": expected_at,
         "how_chosen": how_chosen,
         "sae_adds": sae_adds,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from safer_engine.report import summary, text
 from safer_engine.report.label_words import about_labels, detection_words
-from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument
+from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.provenance import NO_PLAN, PlannedCost
 
 _FEATURES = 12
@@ -81,11 +81,13 @@ def _features(report: ReportDocument) -> list[str]:
     shown = [f for f in report.features if f.safety_feature] or report.features
     head = ("latent", "about", "rating", "detection", "fires on", "salience", "95 % interval", "q", "marks", "fires at", *_CAUSAL)
     rest = len(report.features) - len(shown[:_FEATURES])
+    stability = report.sae.latents.stability if report.sae and report.sae.latents else None
     return [
         "## Features",
         _table(head, [_feature_row(feature) for feature in shown[:_FEATURES]]),
         f"{text.count(rest)} more candidates are in features.parquet." if rest > 0 else "",
         escaped(about_labels(report.labels)) if report.labels is not None else "",
+        escaped(stability.words) if stability is not None else "",
     ]
 
 
@@ -94,6 +96,7 @@ def _marks(feature: Feature) -> list[str]:
         "discovery": feature.discovery,
         "not significant": feature.discovery is False,
         "found again": feature.replicated,
+        "in a second SAE": feature.second_seed is not None and feature.second_seed.found_again,
         "length-bound": feature.length_bound,
         "mixed sign": feature.mixed,
     }
@@ -136,7 +139,10 @@ def _accuracy(report: ReportDocument) -> list[str]:
         parts += [_table(("score", "slice", "comparisons", "accuracy"), rows), *_lengths(report.evaluation.length)]
     if report.reward_model is None:
         return [*parts, _absent(report, "reward_model")]
-    return [*parts, "On the audited pairs:", _measured(report.reward_model.on_audited_pairs)]
+    parts += ["On the audited pairs:", _measured(report.reward_model.on_audited_pairs)]
+    if report.reward_model.retrained:
+        parts += ["On the same pairs, by models trained without them:", _measured(report.reward_model.retrained)]
+    return parts
 
 
 def _lengths(rows: Sequence[Length]) -> list[str]:
@@ -172,6 +178,11 @@ def _measured(rows: Sequence[Measured]) -> str:
     )
 
 
+def _recommended(pair: SuspiciousPair) -> str:
+    asides = [" (contested)" if pair.disputed_by else "", " (no signal against the label)" if pair.undoubted else ""]
+    return f"{pair.action or text.NONE}{''.join(asides)}"
+
+
 def _pairs(report: ReportDocument) -> list[str]:
     edits = report.edits
     if edits is None:
@@ -183,7 +194,7 @@ def _pairs(report: ReportDocument) -> list[str]:
             code(pair.axis, 40),
             text.number(pair.suspicion, 3),
             text.signed(pair.reward_margin),
-            f"{pair.action or text.NONE}{' (no signal against the label)' if pair.undoubted else ''}",
+            _recommended(pair),
             _evidence([part for part in pair.evidence if part.contribution < 0]),
             _evidence([part for part in pair.evidence if part.contribution > 0]),
         )

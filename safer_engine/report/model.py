@@ -13,7 +13,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from safer_engine.report.model_doubts import AxisDoubt
 from safer_engine.report.model_labels import LabelDetection, LabelsReport
-from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests
+from safer_engine.report.model_plots import Curve, Overview
+from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests, SeedMatch, SeedStability
 from safer_engine.report.nodes import Count, Facts, Node, Rate
 from safer_engine.report.provenance import Provenance
 
@@ -111,6 +112,9 @@ class RewardModel(Node):
     on_audited_pairs: list[Measured] = Field(
         description="On the audited pairs themselves; a reward model trained on them is at its best here."
     )
+    retrained: list[Measured] = Field(
+        default_factory=list, description="The same by models that saw neither the pair nor its group; empty: none was trained."
+    )
     margins: list[Margins]
 
 
@@ -172,23 +176,6 @@ class Evaluation(Node):
     style_matrices: list[StyleMatrix] | None = None
 
 
-class Curve(Node):
-    """The course of the SAE's training, thinned out."""
-
-    positions: list[float]
-    loss: list[float]
-    dead_share: list[float | None]
-
-
-class Overview(Node):
-    """All latents as a grid of counts: firing rate against salience."""
-
-    log10_rate_edges: list[float]
-    salience_edges: list[float]
-    counts: list[list[Count]] = Field(description="[rate bin][salience bin].")
-    silent: Count = Field(description="Latents that never fired: in no bin.")
-
-
 class LatentsReport(Node):
     """All latents of the SAE, before any label."""
 
@@ -199,6 +186,7 @@ class LatentsReport(Node):
     overview: Overview
     tests: SalienceTests | None = Field(None, description="Null for the paper's estimator, which is not tested.")
     clusters: list[PromptCluster] = Field(default_factory=list)
+    stability: SeedStability | None = Field(None, description="Null where no second SAE was trained.")
 
 
 class SaeReport(Node):
@@ -282,6 +270,7 @@ class Feature(Node):
     p_max_t: float | None = Field(None, description="Adjusted for the largest of all latents.")
     salience_selection: float | None = Field(None, description="In the half that chooses: ranked by it, and the larger for it.")
     replicated: bool | None = Field(None, description="A discovery found again in the other half; null where it is none.")
+    second_seed: SeedMatch | None = Field(None, description="Null where no second SAE was trained.")
     salience_equal_length: float | None = Field(None, description="What is left where both responses are equally long.")
     equal_length_lo: float | None = None
     equal_length_hi: float | None = None
@@ -323,6 +312,10 @@ class SuspiciousPair(Node):
     action: str | None
     suspicion: Rate
     suspicion_kind: str
+    status: str | None = Field(
+        None, description="suspicious | contested; null where the evidence does not speak against the label."
+    )
+    disputed_by: list[str] = Field(default_factory=list, description="Why its label is open to dispute, suspicious or not.")
     reward_margin: float
     pair_score: float | None
     signals: dict[str, float | None] = Field(description="Each signal's value; higher = more doubtful.")

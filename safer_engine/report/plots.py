@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from safer_engine.report.harsh import mild_name
-from safer_engine.report.model import Curve, Estimate, Feature, Histogram, Overview
+from safer_engine.report.model import Estimate, Feature, Histogram
+from safer_engine.report.model_plots import Curve, Overview
 from safer_engine.report.svg import Scale, element, line, path, picture, power_of_ten, rect, text
 from safer_engine.report.text import count, number, percent, signed, small_percent
 

@@ -86,7 +86,7 @@ class Provenance(Node):
     tool: str
     tool_version: str
     seed: int
-    inputs: dict[Literal["model", "dataset", "evaluation", "corpus"], InputRecord]
+    inputs: dict[Literal["model", "dataset", "evaluation", "corpus", "base"], InputRecord]
     stages: list[StageRecord]
     not_computed: dict[str, str] = Field(description="Path of each null → why it is null.")
     text_included: bool = Field(description="False: ids and figures only.")

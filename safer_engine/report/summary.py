@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safer_engine.pair_tables import unusable
-from safer_engine.report.doubt_text import estimated, not_told
+from safer_engine.report.doubt_text import estimated, not_told, unchecked
 from safer_engine.report.harsh import mild_name
 from safer_engine.report.label_words import label_cautions
 from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument, SuspiciousPair
@@ -363,6 +363,7 @@ def _about_edits(report: ReportDocument) -> list[Caution]:
     if edits.n_scored == 0:
         found.append(Caution("stop", _nothing_scored(report)))
     found += [_care(not_told(axis)) for axis in edits.axes if axis.kind == "rank"]
+    found += map(_care, unchecked(edits.axes))
     rank_alone = _undoubted_share(edits)
     return [*found, _care(rank_alone)] if rank_alone else found
 

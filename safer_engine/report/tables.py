@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safer_engine.artifacts import Labels, Latents, PairScores
+from safer_engine.artifacts import Labels, Latents, PairScores, Stability
 from safer_engine.pair_tables import longer_by
 from safer_engine.report.columns import by_id, finite
 
@@ -36,8 +36,9 @@ def write_evaluation(path: Path, table: pa.Table, rewards: pa.Table) -> None:
             handle.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def features_table(latents: Latents, labels: Labels | None, *, text: bool) -> pa.Table:
-    """One row for each candidate latent: its columns in latents.arrow and, prefixed nowhere, those of its label.
+def features_table(latents: Latents, labels: Labels | None, stability: Stability | None = None, *, text: bool) -> pa.Table:
+    """One row for each candidate latent: its columns in latents.arrow, in stability.arrow (`second_seed_` before them) and,
+    prefixed nowhere, those of its label.
 
     Args:
         text: false leaves out what was written from texts (explanation, direction, terms).
@@ -46,6 +47,10 @@ def features_table(latents: Latents, labels: Labels | None, *, text: bool) -> pa
 
     table = latents.latents
     table = table.filter(pc.field("candidate")).drop_columns(["candidate"]).sort_by([("rank", "ascending")])
+    if stability is not None:
+        matches = stability.matches
+        names = [name if name == "latent_id" else f"second_seed_{name}" for name in matches.column_names]
+        table = _joined(table, matches.rename_columns(names))
     if labels is None:
         return table
     known = labels.labels.column_names

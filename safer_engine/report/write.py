@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from safer_engine.artifacts import EvaluationSet, Labels, Latents, PairScores
+from safer_engine.artifacts import EvaluationSet, Labels, Latents, PairScores, Stability
 from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import render_html
 from safer_engine.report.markdown import render_markdown
@@ -53,8 +53,10 @@ def _write_tables(request: ReportRequest, publish: Publish) -> None:
             write_evaluation(path, evaluation.pairs, evaluation.rewards)
     if isinstance(latents, Latents):
         known = labels if isinstance(labels, Labels) else None
+        stability = found.get(Stability)
+        again = stability if isinstance(stability, Stability) else None
         with publish("features.parquet") as path:
-            parquet.write_table(features_table(latents, known, text=request.spec.report.text), path)
+            parquet.write_table(features_table(latents, known, again, text=request.spec.report.text), path)
     if isinstance(scores, PairScores):
         with publish("pair_scores.parquet") as path:
             parquet.write_table(scores_table(scores), path)

@@ -1,9 +1,9 @@
 """What the SAE adds to the suspicion of an audit: how much more held-out scores with it tell about the labels than without it.
 
-A cross-fitted score predicts the label of a pair that it never saw: given its strength |s|, the label is as the score says with
-probability P(|s|) = ε + (1 − 2 ε) π(|s|) (`science.doubt_model`, fitted to the other folds). What it tells is
+A cross-fitted score predicts the label of a pair that it never saw. The other label would have turned the score round, so the
+score tells of the label, with the density f of `science.doubt_model` fitted to the other folds,
 
-    log2 (2 · P(|s|)) bits where it agrees with the label, log2 (2 · (1 − P(|s|))) where it does not,
+    log2 (2 f(s) / (f(s) + f(−s))) bits,
 
 0 for a coin, 1 for a label that is known. The SAE adds the difference of two means: with its signals, and with a dense probe in
 their place.
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import log_expit
 
 from safer_engine.science.doubt_model import fit_doubt
 from safer_engine.science.stats import group_bootstrap_mean
@@ -71,10 +71,8 @@ def label_information(score_P: Floats, held: HeldOut) -> Floats:
         cell_P, groups_P = held.cell_P[~here], held.groups_P[~here]
         known = np.isin(held.cell_P, np.unique(cell_P)) & here
         model = fit_doubt(score_P[~here], cell_P, groups_P, resamples=0, rng=np.random.default_rng(0))
-        share_P, slope_P = (values[held.cell_P[known]] for values in (model.share_C, model.slope_C))
-        agrees_P = share_P + (1 - 2 * share_P) * expit(slope_P * np.abs(score_P[known]))
-        told_P = np.where(score_P[known] > 0, agrees_P, np.where(score_P[known] < 0, 1 - agrees_P, 0.5))
-        bits_P[known] = np.log2(2 * np.maximum(told_P, np.finfo(np.float64).tiny))
+        here_P, there_P = (model.log_density(sign * score_P[known], held.cell_P[known]) for sign in (1, -1))
+        bits_P[known] = 1 + log_expit(here_P - there_P) / np.log(2)
     return bits_P
 
 

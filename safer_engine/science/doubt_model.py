@@ -1,21 +1,21 @@
 """From a score to the probability that a label is wrong, without a single label known to be wrong.
 
-A score s of a pair is signed: above 0 where the evidence agrees with the label. Turning a label round turns its score round, so
-the scores of a dataset of which a share ε is turned round have the density
+A score s of a pair is signed: above 0 where the evidence agrees with the label. Scores of right labels are taken as normal about
+μ > 0 with standard deviation σ. Turning a label round turns its score round, so scores of wrong labels lie about −ρ μ, with the
+same σ; ρ would be 1 were it not that a reward model that was trained on the wrong labels has learnt something of them. With a
+share ε of the labels wrong, scores have the density
 
-    f(s) = (1 − ε) g(s) + ε g(−s),      g: the density of the scores of right labels.
+    f(s) = (1 − ε) N(s; μ, σ²) + ε N(s; −ρ μ, σ²),
 
-Given |s|, whether s is positive is then a coin with P(s > 0 | |s|) = ε + (1 − 2 ε) π(|s|), π(u) = g(u) / (g(u) + g(−u)): the
-chance that evidence of that strength points the right way. With π(u) = 1 / (1 + e^{−a u}) (exact for mirrored normals, and for
-every family tilted exponentially) the signs alone tell ε and the slope a: evidence that is strong enough is never wrong, so the
-share of strong scores that contradict their label is ε. No shape of g is assumed. Then
+and the log-odds of a wrong label are a line,
 
-    P(wrong | s) = ε g(−s) / f(s) = ε / (ε + (1 − ε) e^{a s}),
+    log P(wrong | s) / P(right | s) = log ε / (1 − ε) − a (s − c),      a = (1 + ρ) μ / σ²,  c = (1 − ρ) μ / 2.
 
-which is ε where there is no evidence. Scores must be cross-fitted: one that saw its own label agrees with it too often, and ε
-comes out too small. Each cell (a subset) has its own ε and a, drawn towards the axis's as far as its own pairs do not tell them.
+A score of exactly 0 is no evidence: it counts for nothing, and its probability is ε. Scores must be cross-fitted: one that saw
+its own label agrees with it too often, and ε comes out too small. Each cell (a subset) has its own ε, μ and σ, drawn towards the
+axis's as far as its own pairs do not tell them; ρ is the axis's.
 
-Where no score is strong, ε and a cannot be told apart; `identified` says so, and then only the order of the scores counts.
+Where no score is strong, ε and μ cannot be told apart; `identified` says so, and then only the order of the scores counts.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ from safer_engine.errors import NumericalError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-_BINS = 128
-"""Strengths of evidence are binned per cell; their signs are all that is counted."""
-_SPREAD_SHARE, _SPREAD_SLOPE = 0.5, 0.5
-"""Standard deviations of logit ε and log a of the cells about the axis's."""
+_BINS = 256
+"""Scores are binned per cell, as many in each."""
+_SPREAD = 0.5
+"""Standard deviation of logit ε, log μ and log σ of the cells about the axis's."""
+_SPREAD_RATIO = 0.3
+"""Prior standard deviation of log ρ about ρ = 1."""
 _PRIOR = 0.5
 """Pairs' worth of a contradiction that nobody saw: keeps ε above 0 where no strong score contradicts its label."""
-_STARTS = (-4.0, -2.0, -0.7)
+_STARTS = (-3.0, -1.5, -0.5)
 REACH, MAX_WIDTH, MAX_IDENTIFIED = 0.9, 0.15, 0.35
-"""For ε to be told: least mean of π over the strongest tenth of the scores, widest interval, and largest upper end."""
+"""For ε to be told: least mean sureness of the strongest tenth of the scores, widest interval, and largest upper end."""
 MAX_SHARE = 0.5
 """ε stays below: a dataset of which more is wrong is one of its own contrary."""
 
@@ -52,40 +54,58 @@ class DoubtModel:
     Attributes:
         share: ε over the axis (mean of its cells', weighted by pairs), in (0, 0.5).
         lo, hi: ends of its interval, from resampling groups; None where it was not asked for or cannot be told.
-        share_C, slope_C: ε and a of each cell, a > 0 per unit of the score.
-        reach: mean of π over the strongest tenth of the scores.
+        share_C, mean_C, spread_C: ε, μ > 0 and σ > 0 of each cell, the latter two in units of the score.
+        ratio: ρ > 0.
+        reach: mean of 1 / (1 + e^{−a |s|}) over the strongest tenth of the scores, in [0.5, 1].
     """
 
     share: float
     lo: float | None
     hi: float | None
     share_C: Floats
-    slope_C: Floats
+    mean_C: Floats
+    spread_C: Floats
+    ratio: float
     reach: float
 
     @property
+    def slope_C(self) -> Floats:
+        """a of each cell, > 0, per unit of the score."""
+        return np.asarray((1 + self.ratio) * self.mean_C / self.spread_C**2)
+
+    @property
     def identified(self) -> bool:
-        """Whether some scores are strong enough, and the pairs enough, to tell ε from the slope."""
+        """Whether some scores are strong enough, and the pairs enough, to tell ε from how strong the evidence is."""
         if self.lo is None or self.hi is None:
             return False
         return self.reach >= REACH and self.hi - self.lo <= MAX_WIDTH and self.hi <= MAX_IDENTIFIED
 
+    def evidence(self, score_P: Floats, cell_P: Ints) -> Floats:
+        """Log-odds of a wrong label that the score adds to those of ε; 0 for a score of 0, else falling in the score."""
+        centre_C = (1 - self.ratio) * self.mean_C / 2
+        return np.asarray(np.where(score_P == 0, 0.0, -self.slope_C[cell_P] * (score_P - centre_C[cell_P])))
+
     def probability(self, score_P: Floats, cell_P: Ints) -> Floats:
-        """P(wrong | s) of each pair, in (0, 1), falling in the score."""
+        """P(wrong | s) of each pair, in (0, 1)."""
         share_P = self.share_C[cell_P]
         with np.errstate(over="ignore"):
-            return np.asarray(expit(np.log(share_P) - np.log1p(-share_P) - self.slope_C[cell_P] * score_P))
+            return np.asarray(expit(np.log(share_P) - np.log1p(-share_P) + self.evidence(score_P, cell_P)))
+
+    def log_density(self, score_P: Floats, cell_P: Ints) -> Floats:
+        """log f(s) of each score."""
+        parts = _log_parts(score_P, self.share_C[cell_P], self.mean_C[cell_P], self.spread_C[cell_P], self.ratio)
+        return np.asarray(np.logaddexp(*parts))
 
 
 def fit_doubt(
     score_P: Floats, cell_P: Ints, groups_P: Ints, *, resamples: int = 200, rng: np.random.Generator, level: float = 0.95
 ) -> DoubtModel:
-    """Fit ε and the slopes of one axis to the signs of its scores.
+    """Fit ε, μ and σ of the cells of one axis, and ρ, by penalised maximum likelihood.
 
     Args:
         score_P: cross-fitted scores, finite, above 0 where the evidence agrees with the label; a score of 0 says nothing.
         cell_P: cell (subset) of each pair, from 0.
-        groups_P: group of each pair, as integers: the unit of resampling.
+        groups_P: group of each pair: the unit of resampling.
         resamples: refits over resampled groups for the interval; 0 for none.
 
     Raises:
@@ -94,50 +114,45 @@ def fit_doubt(
     if len(score_P) == 0 or not np.isfinite(score_P).all():
         raise NumericalError("scores must be finite, and at least one")
     n_cells = int(cell_P.max()) + 1
-    bins = _Bins.of(score_P, cell_P, n_cells)
+    unit = float(np.sqrt((score_P[score_P != 0] ** 2).mean())) if score_P.any() else 1.0
+    bins = _Bins.of(score_P / unit, cell_P, n_cells)
     counts = bins.counts(np.ones(len(score_P)))
-    best = min((_fit(bins, counts, np.array([start, *_level_slope(bins)])) for start in _STARTS), key=lambda fit: fit.loss)
+    best = min((_fit(bins, counts, _start(start, n_cells)) for start in _STARTS), key=lambda fit: fit.loss)
     weights_C = np.bincount(cell_P, minlength=n_cells) / len(score_P)
+    slope_C = (1 + best.ratio) * best.mean_C / best.spread_C**2
     lo, hi = _interval(bins, best, weights_C, groups_P, (resamples, level), rng)
-    reach = _reach(score_P, best.slope_C[cell_P])
-    return DoubtModel(float(best.share_C @ weights_C), lo, hi, best.share_C, best.slope_C, reach)
+    share = float(best.share_C @ weights_C)
+    reach = _reach(score_P / unit, slope_C[cell_P])
+    return DoubtModel(share, lo, hi, best.share_C, best.mean_C * unit, best.spread_C * unit, best.ratio, reach)
 
 
 @dataclass(frozen=True)
 class _Bins:
-    """Strengths in bins: mean |s| and cell of each bin, bin of each pair (−1: score 0), and its sign."""
+    """Scores in bins: mean and cell of each bin, bin of each pair (−1: score 0)."""
 
-    strength_N: Floats
+    score_N: Floats
     cell_N: Ints
     bin_P: Ints
-    positive_P: NDArray[np.bool_]
     n_cells: int
 
     @staticmethod
     def of(score_P: Floats, cell_P: Ints, n_cells: int) -> _Bins:
-        strength_P = np.abs(score_P)
         bin_P = np.full(len(score_P), -1, dtype=np.int64)
-        strengths: list[Floats] = []
+        means: list[float] = []
         cells: list[int] = []
         for cell in range(n_cells):
-            rows = np.flatnonzero((cell_P == cell) & (strength_P > 0))
-            ordered = rows[np.argsort(strength_P[rows], kind="stable")]
-            for part in np.array_split(ordered, min(_BINS, len(ordered)) or 1):
-                if len(part):
-                    bin_P[part] = len(strengths)
-                    strengths.append(strength_P[part].mean())
-                    cells.append(cell)
-        return _Bins(np.array(strengths), np.array(cells, dtype=np.int64), bin_P, score_P > 0, n_cells)
+            rows = np.flatnonzero((cell_P == cell) & (score_P != 0))
+            ordered = rows[np.argsort(score_P[rows], kind="stable")]
+            for part in np.array_split(ordered, min(_BINS, len(ordered))) if len(ordered) else []:
+                bin_P[part] = len(means)
+                means.append(float(score_P[part].mean()))
+                cells.append(cell)
+        return _Bins(np.array(means), np.array(cells, dtype=np.int64), bin_P, n_cells)
 
-    def counts(self, weight_P: Floats) -> tuple[Floats, Floats]:
-        """Weighted counts of agreeing and of contradicting scores by bin."""
-        n, told = len(self.strength_N), self.bin_P >= 0
-        agree = told & self.positive_P
-        against = told & ~self.positive_P
-        return (
-            np.bincount(self.bin_P[agree], weight_P[agree], n).astype(np.float64),
-            np.bincount(self.bin_P[against], weight_P[against], n).astype(np.float64),
-        )
+    def counts(self, weights_P: Floats) -> Floats:
+        """Weight of the pairs in each bin."""
+        held = self.bin_P >= 0
+        return np.asarray(np.bincount(self.bin_P[held], weights_P[held], len(self.score_N)), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -145,53 +160,54 @@ class _Fit:
     loss: float
     parameters: Floats
     share_C: Floats
-    slope_C: Floats
+    mean_C: Floats
+    spread_C: Floats
+    ratio: float
 
 
-def _level_slope(bins: _Bins) -> tuple[float, ...]:
-    """Where the search begins for the slope: evidence of median strength points the right way three times in four."""
-    return (float(np.log(1.1 / np.median(bins.strength_N))) if len(bins.strength_N) else 0.0,)
+def _start(share: float, n_cells: int) -> Floats:
+    """Parameters to begin with: (logit 2ε, log μ, log σ, log ρ) of the axis, and the cells' deviations of the first three."""
+    return np.concatenate([[share, -0.2, -0.5, 0.0], np.zeros(3 * n_cells)])
 
 
-def _fit(bins: _Bins, counts: tuple[Floats, Floats], start: Floats) -> _Fit:
-    """Most likely parameters; `start` holds (logit 2ε, log a) of the axis, or all parameters of an earlier fit."""
-    n = bins.n_cells
-    first = start if len(start) == 2 + 2 * n else np.concatenate([start, np.zeros(2 * n)])
-    found = minimize(_loss, first, args=(bins, counts), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    share_C, slope_C = _cells(found.x, n)
-    return _Fit(float(found.fun), found.x, share_C, slope_C)
+def _fit(bins: _Bins, counts_N: Floats, start: Floats) -> _Fit:
+    found = minimize(_loss, start, args=(bins, counts_N), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return _Fit(float(found.fun), found.x, *_cells(found.x))
 
 
-def _cells(parameters: Floats, n: int) -> tuple[Floats, Floats]:
-    """ε and a of the cells: the axis's and each cell's deviation, in units of their spread."""
-    share_C = MAX_SHARE * expit(parameters[0] + _SPREAD_SHARE * parameters[2 : 2 + n])
-    slope_C = np.exp(parameters[1] + _SPREAD_SLOPE * parameters[2 + n :])
-    return np.asarray(share_C), np.asarray(slope_C)
+def _cells(parameters: Floats) -> tuple[Floats, Floats, Floats, float]:
+    """ε, μ and σ of the cells, and ρ: the axis's and each cell's deviation, in units of their spread."""
+    logit, mean, spread = parameters[:3, None] + _SPREAD * parameters[4:].reshape(3, -1)
+    return np.asarray(MAX_SHARE * expit(logit)), np.exp(mean), np.exp(spread), float(np.exp(parameters[3]))
 
 
-def _loss(parameters: Floats, bins: _Bins, counts: tuple[Floats, Floats]) -> tuple[float, Floats]:
-    """Minus the log-likelihood of the signs, with the deviations' normal prior, and its gradient."""
-    n, (agree_N, against_N) = bins.n_cells, counts
-    share_C, slope_C = _cells(parameters, n)
-    share_N, slope_N = share_C[bins.cell_N], slope_C[bins.cell_N]
-    evidence_N = slope_N * bins.strength_N
-    right_N = expit(evidence_N)
-    wrong_N = np.exp(log_expit(-evidence_N))
-    chance_N = share_N + (1 - 2 * share_N) * right_N
-    other_N = share_N + (1 - 2 * share_N) * wrong_N
-    deviations = parameters[2:]
-    tiny = np.finfo(np.float64).tiny
-    loss = -float(agree_N @ np.log(chance_N + tiny) + against_N @ np.log(other_N + tiny)) + 0.5 * float(deviations @ deviations)
-    loss -= _PRIOR * float(log_expit(parameters[0]))
-    slope_of_N = -(agree_N / (chance_N + tiny) - against_N / (other_N + tiny))
-    by_share_N = slope_of_N * (1 - 2 * right_N) * share_N * (1 - share_N / MAX_SHARE)
-    by_slope_N = slope_of_N * (1 - 2 * share_N) * right_N * wrong_N * evidence_N
-    by_share_C = np.bincount(bins.cell_N, by_share_N, n)
-    by_slope_C = np.bincount(bins.cell_N, by_slope_N, n)
-    common = np.array([by_share_C.sum() - _PRIOR * expit(-parameters[0]), by_slope_C.sum()])
-    return loss, np.concatenate([common, _SPREAD_SHARE * by_share_C, _SPREAD_SLOPE * by_slope_C]) + np.concatenate(
-        [np.zeros(2), deviations]
+def _log_parts(score: Floats, share: Floats, mean: Floats, spread: Floats, ratio: float) -> tuple[Floats, Floats]:
+    """log of both terms of f(s): right labels, wrong labels."""
+    constant = -np.log(spread) - 0.5 * np.log(2 * np.pi)
+    right = np.log1p(-share) - 0.5 * ((score - mean) / spread) ** 2 + constant
+    wrong = np.log(share + np.finfo(np.float64).tiny) - 0.5 * ((score + ratio * mean) / spread) ** 2 + constant
+    return right, wrong
+
+
+def _loss(parameters: Floats, bins: _Bins, counts_N: Floats) -> tuple[float, Floats]:
+    """Minus the log-likelihood of the scores, with the priors, and its gradient."""
+    (share_C, mean_C, spread_C, ratio), deviations = _cells(parameters), parameters[4:]
+    share_N, mean_N, spread_N = (values[bins.cell_N] for values in (share_C, mean_C, spread_C))
+    right_N, wrong_N = _log_parts(bins.score_N, share_N, mean_N, spread_N, ratio)
+    doubt_N = expit(wrong_N - right_N)
+    above_N, below_N = bins.score_N - mean_N, bins.score_N + ratio * mean_N
+    by_share_N = (doubt_N - share_N) / (1 - share_N) * (1 - share_N / MAX_SHARE)
+    by_mean_N = ((1 - doubt_N) * above_N - ratio * doubt_N * below_N) * mean_N / spread_N**2
+    by_spread_N = ((1 - doubt_N) * above_N**2 + doubt_N * below_N**2) / spread_N**2 - 1
+    by_ratio_N = -doubt_N * ratio * mean_N * below_N / spread_N**2
+    by_cell = np.stack(
+        [np.bincount(bins.cell_N, -counts_N * part, bins.n_cells) for part in (by_share_N, by_mean_N, by_spread_N)]
     )
+    loss = -float(counts_N @ np.logaddexp(right_N, wrong_N)) + 0.5 * float(deviations @ deviations)
+    loss += 0.5 * float(parameters[3] / _SPREAD_RATIO) ** 2 - _PRIOR * float(log_expit(parameters[0]))
+    common = np.append(by_cell.sum(axis=1), -float(counts_N @ by_ratio_N) + parameters[3] / _SPREAD_RATIO**2)
+    common[0] -= _PRIOR * expit(-parameters[0])
+    return loss, np.concatenate([common, _SPREAD * by_cell.ravel() + deviations])
 
 
 def _interval(
@@ -212,7 +228,8 @@ def _interval(
 
 def _exact_upper(bins: _Bins, best: _Fit, codes_P: Ints, weights_C: Floats, level: float) -> float:
     """Upper end for a share of the groups that hold a strong score (Clopper and Pearson): resampling none gives none."""
-    strong_N = expit(best.slope_C[bins.cell_N] * bins.strength_N) >= REACH
+    slope_C = (1 + best.ratio) * best.mean_C / best.spread_C**2
+    strong_N = expit(slope_C[bins.cell_N] * np.abs(bins.score_N)) >= REACH
     held_P = (bins.bin_P >= 0) & strong_N[bins.bin_P] if len(strong_N) else np.zeros(len(bins.bin_P), dtype=np.bool_)
     n_groups = len(np.unique(codes_P[held_P]))
     wrong = float(best.share_C @ weights_C) * n_groups

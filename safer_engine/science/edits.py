@@ -24,6 +24,8 @@ Action = Literal["keep", "review", "drop", "flip"]
 ACTIONS: tuple[Action, ...] = ("keep", "review", "drop", "flip")
 BOTH_ORDERS = "both_orders"
 """Reason of a `review` by rule: the same two responses are also in the data the other way round."""
+CONTESTED = "contested"
+"""Reason of a row whose label is open to dispute: it is reviewed at most."""
 MAX_BUDGET = 0.5
 RANK_BUDGET = 0.04
 """Share of an axis that is dropped where suspicion is a rank and nobody gave a budget."""
@@ -41,6 +43,7 @@ class Candidate:
         both_orders: the row is a matter for a person, whatever its suspicion.
         several: the row holds several pairs, so that it cannot be flipped.
         base: where suspicion is a probability: the share of wrong labels it starts from; None: it is a rank.
+        disputed: the label is open to dispute (`science.contested`): the row is never dropped or flipped.
     """
 
     pair_id: str
@@ -50,6 +53,7 @@ class Candidate:
     both_orders: bool = False
     several: bool = False
     base: float | None = None
+    disputed: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,11 @@ class EditRules:
 def recommend(rows: Sequence[Candidate], rules: EditRules) -> list[Action]:
     """An action per row.
 
-    With a budget: in each axis with n scored rows the ⌊budget · n⌋ rows of highest suspicion become `drop` (`flip` where that is
-    allowed and the row holds one pair), the next as many `review`. Without one, axes whose suspicion is a probability are edited
-    by gain (see the module). Rows in both orders become `review` by rule and take no place. Everything else, rows without a
-    suspicion among it, is kept. Equal suspicions are ordered by pair id.
+    With a budget: in each axis with n scored rows the ⌊budget · n⌋ undisputed rows of highest suspicion become `drop` (`flip`
+    where that is allowed and the row holds one pair); of the rest, disputed or not, the next as many become `review`. Without
+    one, axes whose suspicion is a probability are edited by gain (see the module), disputed rows left out. Rows in both orders
+    become `review` by rule and take no place. Everything else, rows without a suspicion among it, is kept. Equal suspicions are
+    ordered by pair id.
 
     Raises:
         SpecError: the budget is out of range.
@@ -103,9 +108,18 @@ def recommend(rows: Sequence[Candidate], rules: EditRules) -> list[Action]:
             _by_gain(rows, found, rules, actions)
         else:
             cut = budget_count(RANK_BUDGET if rules.budget is None else rules.budget, sizes[axis])
-            for place, index in enumerate(found[: 2 * cut]):
-                actions[index] = _removal(rows[index], rules) if place < cut else "review"
+            _by_rank(rows, found, rules, actions, cut)
     return actions
+
+
+def _by_rank(rows: Sequence[Candidate], found: Sequence[int], rules: EditRules, actions: list[Action], cut: int) -> None:
+    """Actions of one axis, most doubtful first; `actions` is filled in."""
+    removed = [index for index in found if not rows[index].disputed][:cut]
+    rest = set(found) - set(removed)
+    for index in removed:
+        actions[index] = _removal(rows[index], rules)
+    for index in [index for index in found if index in rest][:cut]:
+        actions[index] = "review"
 
 
 def _suspicion(row: Candidate) -> float:
@@ -122,6 +136,8 @@ def _by_gain(rows: Sequence[Candidate], found: Sequence[int], rules: EditRules, 
     right, n_edited = 0.0, 0
     edited: list[tuple[int, Action]] = []
     for index in found:
+        if rows[index].disputed:
+            continue
         p = _suspicion(rows[index])
         drop, flip = p * rules.cost_wrong - (1 - p) * rules.cost_lost, 2 * p - 1
         may_flip = _removal(rows[index], rules) == "flip" and flip >= drop
@@ -131,12 +147,12 @@ def _by_gain(rows: Sequence[Candidate], found: Sequence[int], rules: EditRules, 
         edited.append((index, "flip" if may_flip else "drop"))
         if right <= rules.false_edits * len(edited):
             n_edited = len(edited)
-    for index, action in edited[:n_edited]:
-        actions[index] = action
-    for index in found[n_edited:]:
+    for index in found:
         base = rows[index].base
         if base is not None and _suspicion(rows[index]) > base:
             actions[index] = "review"
+    for index, action in edited[:n_edited]:
+        actions[index] = action
 
 
 def budget_count(budget: float, n_rows: int) -> int:

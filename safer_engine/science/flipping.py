@@ -15,6 +15,7 @@ from safer_engine.science.pair_formats import WINNER, Layout, project
 from safer_engine.science.row_layouts import is_text_list
 from safer_engine.science.winners import other_winner
 
+_SIGNED = {"helpsteer3": "overall_preference", "helpsteer2": "preference_strength"}
 _INSTEAD = "apply with --action drop, or set the action of these rows to keep in edits.jsonl"
 Row = dict[str, Any]
 
@@ -35,15 +36,15 @@ def flip_row(row: Mapping[str, Any], layout: Layout) -> Row:
     try:
         if layout.name == "pku-saferlhf":
             _change(flipped, layout, f"{layout.label}_response_id", _other_response)
-        elif layout.name == "helpsteer3":
-            _change(flipped, layout, "overall_preference", _negated)
+        elif layout.name in _SIGNED:
+            _change(flipped, layout, _SIGNED[layout.name], _negated)
         elif layout.name == "scored":
             _flip_scores(flipped, layout)
         elif layout.name == WINNER:
             _set(flipped, layout, "winner", other_winner(project(row, layout.columns), layout.winners))
-            _turn_annotators(flipped, layout)
         else:
             _flip_sides(flipped, layout)
+        _turn_annotators(flipped, layout)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetRefused(f"a row of layout {layout.name} cannot be flipped: {error}", _INSTEAD) from error
     return flipped
@@ -60,7 +61,6 @@ def _flip_sides(row: Row, layout: Layout) -> None:
         other = name.replace("chosen", "rejected")
         if other != name and other in row and name not in _mapped(layout) and name != "chosen":
             row[name], row[other] = row[other], row[name]
-    _turn_annotators(row, layout)
 
 
 def _turn_annotators(row: Row, layout: Layout) -> None:

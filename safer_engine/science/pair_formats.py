@@ -20,6 +20,7 @@ from safer_engine.science.row_layouts import (
     Unrated,
     is_text_list,
     parse_anthropic,
+    parse_helpsteer2,
     parse_helpsteer3,
     parse_pku,
     parse_rewardbench,
@@ -28,6 +29,7 @@ from safer_engine.science.row_layouts import (
     parse_trl,
     parse_ultrafeedback,
     parse_winner,
+    with_opinions,
 )
 from safer_engine.science.winners import Winner, Winners, learn_winners, winner_of
 
@@ -37,6 +39,7 @@ SAMPLE_ROWS = 64
 WINNER = "winner"
 _PARSERS: dict[str, Parser] = {
     "helpsteer3": parse_helpsteer3,
+    "helpsteer2": parse_helpsteer2,
     "pku-saferlhf": parse_pku,
     "scored": parse_scored,
     "rmbench": parse_rmbench,
@@ -49,6 +52,7 @@ _PARSERS: dict[str, Parser] = {
 
 _NEEDED: dict[str, tuple[frozenset[str], ...]] = {
     "helpsteer3": (frozenset({"context", "response1", "response2", "overall_preference"}),),
+    "helpsteer2": (frozenset({"prompt", "response_1", "response_2", "preference_strength"}),),
     "pku-saferlhf": (
         frozenset({"prompt", "response_0", "response_1", "safer_response_id"}),
         frozenset({"prompt", "response_0", "response_1", "better_response_id"}),
@@ -246,8 +250,8 @@ def _read_row(index: int, row: dict[str, Any], layout: Layout) -> Iterator[Prefe
 
 def _sides(row: Row, layout: Layout) -> list[Sides]:
     if layout.name == WINNER:
-        return parse_winner(row, winner_of(row, layout.winners))
-    return _PARSERS[layout.name](row, layout.label)
+        return with_opinions(row, parse_winner(row, winner_of(row, layout.winners)))
+    return with_opinions(row, _PARSERS[layout.name](row, layout.label))
 
 
 def _check_characters(pairs: Sequence[Sides]) -> None:

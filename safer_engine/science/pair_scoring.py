@@ -16,7 +16,7 @@ from safer_engine.science.evidence import Evidence, no_evidence, scatter, top_co
 from safer_engine.science.folds import group_folds
 from safer_engine.science.pair_deltas import LatentDelta, LatentSums, latent_delta, matrix_of
 from safer_engine.science.probes import probe_doubt
-from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter
+from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter, retrained_doubt
 from safer_engine.science.suspicion import (
     AxisDoubt,
     AxisPairs,
@@ -99,6 +99,8 @@ class SignalInputs:
         head_delta_PD: Δ of the vector the reward head reads.
         dense_delta_PD: Δ of the mean activation at the hook.
         paper: the labelled safety features, if there are any.
+        retrained_P: reward margin of a model that did not see the pair, in units of that model's root mean square margin; NaN
+            where that model cannot read the pair.
     """
 
     groups_P: NDArray[Any]
@@ -109,6 +111,7 @@ class SignalInputs:
     head_delta_PD: NDArray[Any] | None = None
     dense_delta_PD: NDArray[Any] | None = None
     paper: PaperFeatures | None = None
+    retrained_P: Floats | None = None
 
     def take(self, rows: Ints) -> SignalInputs:
         """The same for some pairs."""
@@ -121,6 +124,7 @@ class SignalInputs:
             None if self.head_delta_PD is None else self.head_delta_PD[rows],
             None if self.dense_delta_PD is None else self.dense_delta_PD[rows],
             self.paper,
+            None if self.retrained_P is None else self.retrained_P[rows],
         )
 
 
@@ -154,6 +158,7 @@ class PairScoring:
     Attributes:
         suspicion_P: in [0, 1], higher = more doubtful: a probability or a rank, as `doubts` says of the pair's axis.
         base_P: the share of wrong labels a probability starts from; NaN under a rank.
+        evidence_P: how much the signals say, whichever way (see `AxisSuspicion`).
         signals: each signal's values (higher = more doubtful), by name.
         pair_score_P: the paper's score, None without labelled safety features.
         evidence: latents that speak for (+) and against (−) the label.
@@ -164,6 +169,7 @@ class PairScoring:
 
     suspicion_P: Floats
     base_P: Floats
+    evidence_P: Floats
     signals: dict[str, Floats]
     pair_score_P: Floats | None
     evidence: Evidence
@@ -191,7 +197,8 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
     left_out = {name: reason for name in params.weights if (reason := missing_input(name, inputs))}
     names = [name for name in params.weights if name not in left_out]
     signals = {name: np.full(n_pairs, np.nan) for name in names}
-    suspicion, base, evidence = np.full(n_pairs, np.nan), np.full(n_pairs, np.nan), []
+    suspicion, base, strength = (np.full(n_pairs, np.nan) for _ in range(3))
+    evidence: list[tuple[Ints, Evidence]] = []
     folds_of: dict[str, int] = {}
     doubts: dict[str, AxisDoubt] = {}
     for axis in np.unique(inputs.axes_P):
@@ -212,10 +219,12 @@ def score_pairs(inputs: SignalInputs, params: ScoringParams) -> PairScoring:
         rng = np.random.default_rng([params.seed, len(doubts)])
         values = {name: signal.doubt_P for name, signal in found.items()}
         made = _suspicion(values, part, folds_P, params, rng)
-        suspicion[rows], base[rows], doubts[str(axis)] = made.suspicion_P, made.base_P, made.doubt
+        suspicion[rows], base[rows], strength[rows] = made.suspicion_P, made.base_P, made.evidence_P
+        doubts[str(axis)] = made.doubt
     return PairScoring(
         suspicion_P=suspicion,
         base_P=base,
+        evidence_P=strength,
         signals=signals,
         pair_score_P=_paper_score(inputs),
         evidence=scatter(evidence, n_pairs) if evidence else no_evidence(n_pairs),
@@ -251,6 +260,8 @@ def missing_input(name: str, inputs: SignalInputs) -> str | None:
         return "there are no head vectors"
     if name == "dense" and inputs.dense_delta_PD is None:
         return "there are no mean activations"
+    if name == "retrained" and inputs.retrained_P is None:
+        return "no model was retrained"
     return None
 
 
@@ -264,6 +275,8 @@ def _axis_signal(name: str, part: SignalInputs, folds_P: Ints | None, params: Sc
     """One signal within one axis; None where it cannot be cross-fitted."""
     if name == "margin":
         return _AxisSignal(margin_doubt(part.margins_P))
+    if name == "retrained" and part.retrained_P is not None:
+        return _AxisSignal(retrained_doubt(part.retrained_P))
     if name == "paper" and params.estimator == "paper" and part.latents is not None and part.paper is not None:
         return _paper_axis(part.latents, part.paper, params)
     if folds_P is None:

@@ -77,8 +77,7 @@ def parse_trl(row: Row, label: Label) -> list[Sides]:
     """`[prompt,] chosen, rejected`: TRL's layouts, explicit or implicit prompt, conversational or plain."""
     if "prompt" in row and row["prompt"] is None and isinstance(row["chosen"], str) and not is_transcript(row["chosen"]):
         raise MalformedCell("the prompt is missing")
-    sides = split_sides(row.get("prompt"), row["chosen"], row["rejected"])
-    return [replace(sides, strength=_strength(row), annotators=_annotators(row.get("annotators"), 1))]
+    return [split_sides(row.get("prompt"), row["chosen"], row["rejected"])]
 
 
 def parse_anthropic(row: Row, label: Label) -> list[Sides]:
@@ -150,6 +149,32 @@ def parse_helpsteer3(row: Row, label: Label) -> list[Sides]:
     return [replace(split_sides(row["context"], good, bad), strength=abs(preference), annotators=annotators)]
 
 
+def parse_helpsteer2(row: Row, label: Label) -> list[Sides]:
+    """`prompt, response_1, response_2, preference_strength`: −3 (the first is much better) … 3 (the second is), whole numbers."""
+    preference = _number(row["preference_strength"])
+    if abs(preference) > 3 or preference != int(preference):
+        raise MalformedCell(f"preference_strength is {preference:g}, not a whole number from -3 to 3")
+    if preference == 0:
+        raise NoPreference
+    first, second = text_cell(row["response_1"]), text_cell(row["response_2"])
+    good, bad = (second, first) if preference > 0 else (first, second)
+    annotators = _annotators(row.get("individual_preference"), 1 if preference > 0 else -1)
+    return [replace(split_sides(row["prompt"], good, bad), strength=abs(preference), annotators=annotators)]
+
+
+def with_opinions(row: Row, pairs: list[Sides]) -> list[Sides]:
+    """The pairs with the row's own `strength` (or `margin`) and `annotators`, where its layout has none of its own."""
+    strength, annotators = _strength(row), _annotators(row.get("annotators"), 1)
+    return [
+        replace(
+            sides,
+            strength=strength if sides.strength is None else sides.strength,
+            annotators=annotators if sides.annotators is None else sides.annotators,
+        )
+        for sides in pairs
+    ]
+
+
 def parse_scored(row: Row, label: Label) -> list[Sides]:
     """Scored responses: `response_a, response_b, score_a, score_b`, or lists `responses, scores` (best against worst)."""
     if "responses" in row:
@@ -179,8 +204,7 @@ def parse_winner(row: Row, winner: Winner | None) -> list[Sides]:
     if "prompt" in row and row["prompt"] is None and isinstance(first, str) and not is_transcript(first):
         raise MalformedCell("the prompt is missing")
     good, bad = (first, second) if winner == "a" else (second, first)
-    sides = split_sides(row.get("prompt"), good, bad)
-    return [replace(sides, strength=_strength(row), annotators=_annotators(row.get("annotators"), 1))]
+    return [split_sides(row.get("prompt"), good, bad)]
 
 
 def is_text_list(cell: Any) -> TypeGuard[list[str]]:

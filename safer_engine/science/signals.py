@@ -227,6 +227,13 @@ def margin_doubt(margin_P: Floats) -> Floats:
     return -np.asarray(margin_P, dtype=np.float64)
 
 
+def retrained_doubt(margin_P: Floats) -> Floats:
+    """Minus the reward margin of a model that saw neither the pair nor its group; 0, no evidence, where it is NaN."""
+    if np.isinf(margin_P).any():
+        raise NumericalError("a retrained reward margin is not finite")
+    return -np.nan_to_num(np.asarray(margin_P, dtype=np.float64), nan=0.0)
+
+
 def unit_ranks(values_P: Floats) -> Floats:
     """Average ranks, scaled to [0, 1]: 0 the smallest value, 1 the largest; ties share their mean; a lone value is 0.5."""
     if not np.isfinite(values_P).all():

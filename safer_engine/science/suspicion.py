@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 Kind = Literal["rank", "probability"]
 Draws = tuple[int, np.random.Generator]
 """Resamples of groups for an interval, and what draws them."""
-CROSS_FITTED = frozenset({"latents", "knn", "dense"})
+CROSS_FITTED = frozenset({"latents", "knn", "dense", "retrained"})
 SAE_SIGNALS = frozenset({"latents", "knn", "paper"})
 
 
@@ -61,10 +61,15 @@ class AxisDoubt:
 
 @dataclass(frozen=True)
 class AxisSuspicion:
-    """Suspicion of each pair of an axis in [0, 1], and the share of wrong labels it starts from (NaN under `rank`)."""
+    """Suspicion of each pair of an axis in [0, 1], and the share of wrong labels it starts from (NaN under `rank`).
+
+    `evidence_P`: how much the signals say, whichever way, ≥ 0: the change of the log-odds from that share, or under `rank` the
+    weighted mean of the signals in units of their root mean square; NaN without signals.
+    """
 
     suspicion_P: Floats
     base_P: Floats
+    evidence_P: Floats
     doubt: AxisDoubt
 
 
@@ -94,9 +99,10 @@ def axis_suspicion(
     used = sorted(name for name in doubts if weights[name] > 0)
     ranks = fuse_ranks(doubts, weights, n_pairs)
     reason = _no_probability(used)
+    score = fused_score(doubts, weights) if used else np.zeros(n_pairs)
+    mean_P = np.abs(score) / sum(weights[name] for name in used) if used else unknown
     if reason is not None:
-        return AxisSuspicion(ranks, unknown, AxisDoubt("rank", reason))
-    score = fused_score(doubts, weights)
+        return AxisSuspicion(ranks, unknown, mean_P, AxisDoubt("rank", reason))
     cell_P, names = _cells(pairs.subsets_P)
     model = fit_doubt(score, cell_P, np.unique(pairs.groups_P, return_inverse=True)[1], resamples=resamples, rng=rng)
     sizes = np.bincount(cell_P, minlength=len(names)).tolist()
@@ -106,14 +112,16 @@ def axis_suspicion(
         "share": model.share, "lo": model.lo, "hi": model.hi, "reach": model.reach, "cells": cells,
     }  # fmt: skip
     if not model.identified:
-        return AxisSuspicion(ranks, unknown, AxisDoubt("rank", _not_identified(model), **figures))
-    return AxisSuspicion(model.probability(score, cell_P), model.share_C[cell_P], AxisDoubt("probability", **figures))
+        return AxisSuspicion(ranks, unknown, mean_P, AxisDoubt("rank", _not_identified(model), **figures))
+    evidence_P = np.abs(model.evidence(score, cell_P))
+    doubt = AxisDoubt("probability", **figures)
+    return AxisSuspicion(model.probability(score, cell_P), model.share_C[cell_P], evidence_P, doubt)
 
 
 def fused_score(doubts: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     """Minus the sum of the signals that weigh, each in units of its root mean square: above 0 where they agree with the label."""
     used = sorted(name for name in doubts if weights[name] > 0)
-    return -np.sum([weights[name] * _scaled(doubts[name]) for name in used], axis=0)
+    return np.asarray(-np.sum([weights[name] * _scaled(doubts[name]) for name in used], axis=0), dtype=np.float64)
 
 
 def dense_in_place(weights: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from safer_engine.errors import ModelRefused, SpecError
 from safer_engine.sources.model_loading import HARMLESS, first_lines, head_roots, quiet, some
 from safer_engine.sources.resolved import ResolvedModel
 from safer_engine.spec import RuntimeSpec
-from safer_engine.train_spec import LoraSpec
+from safer_engine.spec_recipe import LoraSpec
 
 if TYPE_CHECKING:
     import torch

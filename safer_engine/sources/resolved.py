@@ -54,20 +54,25 @@ class ResolvedInputs:
     corpus: ResolvedDataset | None = None
     """The text corpus of `sae.pretrain`."""
     extra: dict[str, str] = field(default_factory=dict)
-    """Digests of further files by spec section: of `labels`, the rubric's and the corrections (`label_files_digest`)."""
+    """Digests of further files by spec section: of `labels`, the rubric's and the corrections (`label_files_digest`); of
+    `suspicion`, the decisions' (`decision_digests`), where there are any."""
     labeller: ResolvedModel | None = None
     """The language model of a `local_lm` labeller."""
+    base: ResolvedModel | None = None
+    """What reward models are retrained from (`retraining.base`)."""
 
     def digest(self, section: str) -> str | None:
         """Content digest of what a spec section names outside itself, if anything."""
-        if section == "model":
-            return self.model.digest
-        if section == "dataset":
-            return self.dataset.digest
-        if section == "evaluation":
-            return self.evaluation.digest if self.evaluation else None
-        if section == "sae":
-            return self.corpus.digest if self.corpus else None
+        named: dict[str, ResolvedModel | ResolvedDataset | None] = {
+            "model": self.model,
+            "dataset": self.dataset,
+            "evaluation": self.evaluation,
+            "sae": self.corpus,
+            "retraining": self.base,
+        }
+        if section in named:
+            found = named[section]
+            return found.digest if found else None
         files = self.extra.get(section)
         if section == "labels" and self.labeller is not None:
             return hashlib.sha256(f"{files} {self.labeller.digest}".encode()).hexdigest()

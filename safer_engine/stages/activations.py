@@ -22,7 +22,7 @@ class ActivationsStage:
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet,)
     produces: ClassVar[type[Artifact]] = Activations
-    reads: ClassVar[tuple[str, ...]] = ("model", "hook", "causal", "split")
+    reads: ClassVar[tuple[str, ...]] = ("model", "hook", "causal.pairs", "split")
     opens: ClassVar[tuple[str, ...]] = ("model",)
 
     def parts(self, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:

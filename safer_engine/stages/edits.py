@@ -15,7 +15,7 @@ class EditsStage:
     """See `Edits` for what is written."""
 
     name: ClassVar[str] = "edits"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, PairScores)
     produces: ClassVar[type[Artifact]] = Edits

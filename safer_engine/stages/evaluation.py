@@ -14,7 +14,7 @@ class EvaluationStage:
     """Apart from the other stages, so that another evaluation set changes nothing of what the dataset gave."""
 
     name: ClassVar[str] = "evaluation"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet,)
     produces: ClassVar[type[Artifact]] = EvaluationSet

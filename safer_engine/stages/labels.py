@@ -10,7 +10,7 @@ from safer_engine.errors import SpecError
 from safer_engine.labellers import make_labeller
 from safer_engine.labellers.base import Labeller
 from safer_engine.labellers.corrections import label_files_digest, load_corrections
-from safer_engine.labellers.rubric import load_rubric
+from safer_engine.labellers.rubric import load_rubric, rubric_label
 from safer_engine.stage import Draft, Inputs, StageContext
 
 
@@ -34,7 +34,8 @@ class LabelsStage:
         expected = ctx.sources.extra.get("labels")
         if expected is not None and label_files_digest(spec) != expected:
             raise SpecError(
-                f"the rubric {spec.rubric} or the corrections changed while the audit ran", "run the same command again"
+                f"the rubric {rubric_label(spec.rubric)} or the corrections changed while the audit ran",
+                "run the same command again",
             )
         given = load_corrections(spec.corrections)
         corrections = label_tables.matching_corrections(given, inputs.get(SparseAutoencoder), latents)

@@ -24,7 +24,7 @@ class PairsStage:
     """Reads, checks, groups, samples and renders the dataset."""
 
     name: ClassVar[str] = "pairs"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = ()
     produces: ClassVar[type[Artifact]] = PairSet

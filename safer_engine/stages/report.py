@@ -15,7 +15,10 @@ from safer_engine.artifacts import (
     PairScores,
     PairSet,
     Report,
+    RetrainedMargins,
+    SecondAutoencoder,
     SparseAutoencoder,
+    Stability,
     Verification,
 )
 from safer_engine.spec import AuditSpec
@@ -26,7 +29,7 @@ class ReportStage:
     """See `Report` for what is written. The report prints the whole spec, so all of it but `runtime` enters the key."""
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 9
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (
         PairSet,
@@ -36,8 +39,11 @@ class ReportStage:
         Latents,
         Labels,
         CausalEffects,
+        RetrainedMargins,
         PairScores,
         Edits,
+        SecondAutoencoder,
+        Stability,
         Verification,
     )
     produces: ClassVar[type[Artifact]] = Report

@@ -26,12 +26,15 @@ STAGES = [
     "latents",
     "labels",
     "causal",
+    "retraining",
     "pair_scores",
     "edits",
+    "second_sae",
+    "stability",
     "verification",
     "report",
 ]
-ABSENT = {"evaluation", "causal", "verification"}
+ABSENT = {"evaluation", "causal", "retraining", "second_sae", "stability", "verification"}
 KEPT, READ = 36, 40
 
 

@@ -167,7 +167,7 @@ def test_an_upload_goes_on_where_it_stopped(
     [
         (("-m", "org/rm", "-d", "missing.jsonl"), "does not exist"),
         (("-m", "EMPTY", "-d", "org/pairs"), "config.json"),
-        (("-m", "org/rm", "-d", "org/pairs", "--set", "labels.rubric=RUBRIC"), "does not take"),
+        (("-m", "org/rm", "-d", "org/pairs", "--set", "labels.rubric=RUBRIC"), "title: Field required"),
         (("-m", "/srv/rm", "-d", "org/pairs"), "not among the allowed sources"),
         (("-m", "org/rm", "-d", "org/pairs", "--label", "x"), "KEY=VALUE"),
         (("-m", "org/rm", "-d", "org/pairs", "--label", "b@d=x"), "labels"),

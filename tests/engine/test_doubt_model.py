@@ -65,7 +65,7 @@ def test_probabilities_are_calibrated_in_each_cell() -> None:
 
 
 def test_a_pair_without_evidence_has_the_share_of_its_cell() -> None:
-    model = DoubtModel(0.1, None, None, np.array([0.05, 0.2]), np.array([1.0, 2.0]), 0.99)
+    model = DoubtModel(0.1, None, None, np.array([0.05, 0.2]), np.array([0.5, 1.0]), np.array([1.0, 1.0]), 1.0, 0.99)
     assert model.probability(np.zeros(2), np.array([0, 1])) == pytest.approx([0.05, 0.2])
     p = model.probability(np.array([-1e6, -1.0, 0.0, 1.0, 1e6]), np.zeros(5, dtype=np.int64))
     assert (np.diff(p) < 0).all()
@@ -113,7 +113,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     counts = bins.counts(np.ones(data.n))
     rng = np.random.default_rng(8)
     for _ in range(5):
-        at = rng.normal(size=6) * 0.5
+        at = rng.normal(size=10) * 0.5
         error = check_grad(lambda v: module._loss(v, bins, counts)[0], lambda v: module._loss(v, bins, counts)[1], at)
         assert error < 1e-3 * np.linalg.norm(module._loss(at, bins, counts)[1])
 
@@ -122,6 +122,21 @@ def test_pairs_with_a_score_of_zero_count_for_nothing() -> None:
     data = planted(5_000, (0.1,), (2.5,), seed=9)
     padded = Planted(np.r_[data.score, np.zeros(5_000)], np.zeros(10_000, dtype=np.int64), np.r_[data.wrong, data.wrong])
     assert fit(padded).share == pytest.approx(fit(data).share)
+    assert fit(padded).probability(np.zeros(1), np.zeros(1, dtype=np.int64)) == pytest.approx(fit(data).share)
+
+
+@pytest.mark.parametrize("ratio", [0.6, 1.3])
+def test_wrong_labels_that_a_model_has_half_learnt_are_found(ratio: float) -> None:
+    rng = np.random.default_rng(12)
+    wrong = rng.random(3_000) < 0.1
+    score = np.where(wrong, -3.0 * ratio, 3.0) + 1.3 * rng.normal(size=3_000)
+    model = fit_doubt(score, np.zeros(3_000, dtype=np.int64), np.arange(3_000), resamples=40, rng=rng)
+    assert model.identified
+    assert model.share == pytest.approx(wrong.mean(), abs=0.01)
+    assert model.ratio == pytest.approx(ratio, rel=0.1)
+    p = model.probability(score, np.zeros(3_000, dtype=np.int64))
+    assert p.sum() == pytest.approx(wrong.sum(), rel=0.1)
+    assert ((p - wrong) ** 2).mean() < 0.02
 
 
 def test_decisions_recalibrate_probabilities_that_were_too_sure() -> None:

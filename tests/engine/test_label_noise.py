@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, word_scores, write_rows
 from benchmarks.label_noise_rows import (
+    DEFAULT,
+    DEFAULT_DENSE,
     DENSE,
     DENSE_INSTEAD,
     FUSION,
@@ -19,14 +22,20 @@ from benchmarks.label_noise_rows import (
     MARGIN,
     PAPER,
     PROBE,
+    RETRAINED,
     WITHOUT,
     contradictions,
     fusions,
+    label_bits,
+    row_doubts,
 )
 from benchmarks.label_noise_table import figures, markdown_table, ratio, weighted_precision
 from safer_engine.demo_data import generate
 from safer_engine.errors import DatasetRefused
+from safer_engine.science.pair_scoring import ScoringParams, score_pairs
 from safer_engine.science.stats import average_precision
+from safer_engine.spec_signals import DEFAULT_SIGNALS, DEFAULT_SIGNALS_RETRAINED
+from tests.helpers.planted_pairs import planted_pairs
 
 CLEAN = list(generate(seed=2, n_groups=80, flip_share=0.0).rows)
 
@@ -87,12 +96,32 @@ def test_contradictions_are_counted_within_a_prompt() -> None:
     assert found.tolist() == [2.0, 3.0, 1.0, 0.0]
 
 
-def test_compared_fusions_move_the_weight_of_the_sae() -> None:
-    assert fusions({"latents": 2.0, "knn": 1.0, "margin": 1.0}) == {
-        WITHOUT: {"margin": 1.0, "probe_cv": 3.0},
-        DENSE_INSTEAD: {"margin": 1.0, "dense": 3.0},
-        FUSION: {"latents": 2.0, "knn": 1.0, "margin": 1.0},
-    }
+def test_compared_fusions_are_the_defaults_with_the_dense_probe_in_the_sae_s_place() -> None:
+    found = fusions(retrained=True)
+    assert found[FUSION] == {LATENTS: 1.0, "kNN on latents": 0.5, RETRAINED: 0.5}
+    assert found[DENSE_INSTEAD] == {DENSE: 1.0, "kNN on dense": 0.5, RETRAINED: 0.5}
+    assert not set(found[WITHOUT]) & {LATENTS, "kNN on latents"}
+    assert set(fusions(retrained=False)) == {DEFAULT, DEFAULT_DENSE}
+
+
+@pytest.mark.parametrize("retrained", [True, False])
+def test_rows_are_the_products_own_suspicion(retrained: bool) -> None:
+    planted = planted_pairs(5, n_groups=120)
+    rng = np.random.default_rng(0)
+    truth = np.where(planted.flipped, -1.0, 1.0)
+    margins = truth * 2 + rng.normal(size=len(truth)) if retrained else None
+    inputs = replace(planted.inputs, retrained_P=margins)
+    rows = row_doubts(inputs, [str(i) for i in range(len(truth))], seed=0)
+    weights = DEFAULT_SIGNALS_RETRAINED if retrained else DEFAULT_SIGNALS
+    found = score_pairs(inputs, ScoringParams(dict(weights), seed=0)).suspicion_P
+    row = FUSION if retrained else DEFAULT
+    assert average_precision(planted.flipped, rows[row]) == pytest.approx(average_precision(planted.flipped, found), abs=1e-6)
+    assert (RETRAINED in rows) == retrained
+    assert average_precision(planted.flipped, rows[row]) > 2 * average_precision(planted.flipped, rows["random"])
+    bits = label_bits(inputs, rows, "safety", 0)
+    assert bits[row] > 0.1
+    assert (FUSION in bits) == retrained
+    assert WITHOUT not in bits
 
 
 def frame(seed: int, strength: float) -> Any:

@@ -139,6 +139,39 @@ def test_helpsteer_annotators_are_turned_towards_the_chosen_side() -> None:
     assert (flat(second)[1], second.strength, second.annotators) == ("a:Good.", 1.0, (-2, 1))
 
 
+HELP2 = {"prompt": "Hi?", "response_1": "Good.", "response_2": "Bad.", "preference_strength": -2}
+
+
+def test_helpsteer2_says_which_response_and_how_much() -> None:
+    first, second = read(HELP2, {**HELP2, "preference_strength": 1, "individual_preference": [{"score": 1}, {"score": -1}]})
+    assert (flat(first)[1], first.strength, first.annotators) == ("a:Good.", 2.0, None)
+    assert (flat(second)[1], second.strength, second.annotators) == ("a:Bad.", 1.0, (1, -1))
+    tie, malformed = read({**HELP2, "preference_strength": 0}, {**HELP2, "preference_strength": 9})
+    assert (tie.reason, malformed.reason) == (Drop.TIE, Drop.MALFORMED)
+
+
+SAYS = {"strength": 0.5, "annotators": [1, 1, -1]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad."},
+        {"chosen": "\n\nHuman: Hi?\n\nAssistant: Good.", "rejected": "\n\nHuman: Hi?\n\nAssistant: Bad."},
+        {"prompt": "Hi?", "chosen": ["Good."], "rejected": ["Bad.", "Worse."], "subset": "x"},
+        {"prompt": "Hi?", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]},
+        {"prompt": "Hi?", "response_0": "Good.", "response_1": "Bad.", "safer_response_id": 0},
+        {"prompt": "Hi?", "response_a": "Good.", "response_b": "Bad.", "winner": "a"},
+    ],
+)
+def test_opinions_of_a_row_are_read_in_every_layout(row: dict[str, Any]) -> None:
+    found = read({**row, **SAYS})
+    assert found
+    assert {(pair.strength, pair.annotators, pair.reason) for pair in found} == {(0.5, (1, 1, -1), None)}
+    for bad in ({"annotators": "many"}, {"annotators": [0.5]}, {"annotators": [300]}, {"strength": "nan"}, {"strength": True}):
+        assert {pair.reason for pair in read({**row, **SAYS, **bad})} == {Drop.MALFORMED}
+
+
 def test_strength_of_the_preference() -> None:
     base = {"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad."}
     assert read({**base, "margin": "0.5"})[0].strength == 0.5

@@ -18,6 +18,7 @@ from safer_engine.pipeline import STAGES, AuditRequest, Found, plan, run_stage
 from safer_engine.planning import AuditSize, audit_size, estimate, estimate_of, model_size, record_rates
 from safer_engine.rates import machine_flops, rates_file
 from safer_engine.spec_layers import Layer, build_spec
+from safer_engine.spec_stability import StabilitySpec
 from safer_engine.store import LocalArtifactStore, Manifest, ManifestDraft
 from tests.helpers.tiny_model import build_reward_model
 
@@ -258,3 +259,20 @@ def test_check_reads_the_rubric(material: Path, tmp_path: Path, capsys: pytest.C
     assert run_main(flags) == 2
     assert "title" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_a_second_sae_costs_what_the_first_did_and_nothing_where_it_is_off(request_: AuditRequest, tmp_path: Path) -> None:
+    store = LocalArtifactStore(tmp_path)
+    off = estimate(request_, store)
+    assert [off.stages[name].seconds for name in ("second_sae", "stability")] == [0.0, 0.0]
+    record_rates(rates_file(store), off, _took(store, sae=100.0, latents=30.0), request_.spec)
+    asked = replace(request_, spec=request_.spec.model_copy(update={"stability": StabilitySpec(second_sae=True)}))
+    on = estimate(asked, store)
+    for name, like in (("second_sae", "sae"), ("stability", "latents")):
+        assert on.stages[name].work == on.stages[like].work
+        assert on.stages[name].seconds == pytest.approx(on.stages[like].seconds)
+        assert on.stages[name].memory_bytes == on.stages[like].memory_bytes
+    assert on.stages["second_sae"].disk_bytes == on.stages["sae"].disk_bytes
+    assert {name: stage.seconds for name, stage in on.stages.items() if name not in ("second_sae", "stability")} == {
+        name: stage.seconds for name, stage in estimate(request_, store).stages.items() if name not in ("second_sae", "stability")
+    }

@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 import pytest
 from markupsafe import Markup
 
-from safer_engine.report.model import Curve, Estimate, Feature, Histogram, Overview, Text
+from safer_engine.report.model import Estimate, Feature, Histogram, Text
+from safer_engine.report.model_plots import Curve, Overview
 from safer_engine.report.plots import (
     Bar,
     bars_plot,

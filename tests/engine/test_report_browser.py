@@ -159,12 +159,12 @@ def test_the_table_sorts(browser: Any, files: dict[str, Path]) -> None:
     with Visit(browser, files["plain"]) as visit:
         page = visit.page
         page.evaluate(UNFOLD)
-        cells = "[...document.querySelectorAll('.sortable tbody tr')].map((row) => Number(row.cells[4].dataset.v))"
-        page.click(".sortable thead th:nth-child(5) button")
+        cells = "[...document.querySelectorAll('.sortable tbody tr')].map((row) => Number(row.cells[5].dataset.v))"
+        page.click(".sortable thead th:nth-child(6) button")
         assert page.evaluate(cells) == sorted(page.evaluate(cells), reverse=True)
-        page.click(".sortable thead th:nth-child(5) button")
+        page.click(".sortable thead th:nth-child(6) button")
         assert page.evaluate(cells) == sorted(page.evaluate(cells))
-        assert page.get_attribute(".sortable thead th:nth-child(5)", "aria-sort") == "ascending"
+        assert page.get_attribute(".sortable thead th:nth-child(6)", "aria-sort") == "ascending"
         page.click(".sortable thead th:nth-child(3) button")
         ratings = page.evaluate("[...document.querySelectorAll('.sortable tbody tr')].map((row) => row.cells[2].dataset.v)")
         known = [int(value) for value in ratings if value]

@@ -198,7 +198,7 @@ def test_results_appear_as_they_come(audit: FakeAudit) -> None:
         seen.append((name, sum(getattr(report, section) is not None for section in sections)))
         progress = report.provenance.progress
         assert (progress.done if progress else len(STAGE_ARTIFACTS)) == len(found)
-    assert [n for _, n in seen] == [1, 2, 3, 4, 5, 5, 5, 6, 6, 6]
+    assert [n for _, n in seen] == [1, 2, 3, 4, 5, 5, 5, 5, 6, 6, 6, 6, 6]
 
 
 def test_what_is_not_there_yet_says_so(audit: FakeAudit) -> None:
@@ -405,7 +405,7 @@ def test_an_interim_report_replaces_files_and_leaves_none_behind(tmp_path: Path,
     out = tmp_path / "out"
     write_interim(AuditRequest(audit.spec, audit.sources), found, OutFolder(out))
     assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "report.md", "evaluation.jsonl", RECORD}
-    assert "Unfinished audit: 3 of 10 stages are finished" in (out / "report.html").read_text()
+    assert "Unfinished audit: 3 of 13 stages are finished" in (out / "report.html").read_text()
     write_interim(AuditRequest(audit.spec, audit.sources), {**audit.found}, OutFolder(out))
     assert "Unfinished audit" not in (out / "report.html").read_text()
     assert (out / "pair_scores.parquet").is_file()
@@ -438,7 +438,7 @@ def test_a_stopped_audit_says_where_and_why(tmp_path: Path, audit: FakeAudit) ->
     assert "Unfinished audit" not in page
     assert "> Stopped at sae: the disk is &lt;full&gt;. free 3 GB" in (tmp_path / "report.md").read_text()
     progress = json.loads((tmp_path / "report.json").read_text())["provenance"]["progress"]
-    expected = {"done": 3, "total": 10, "following": "sae", "stopped": "the disk is <full>. free 3 GB"}
+    expected = {"done": 3, "total": 13, "following": "sae", "stopped": "the disk is <full>. free 3 GB"}
     assert progress == expected
     write_interim(request, audit.found, OutFolder(tmp_path))
     finished = (tmp_path / "report.html").read_text()
@@ -496,7 +496,7 @@ def test_interim_reports_are_written_only_where_there_is_something_to_wait_for(t
     written(stages["verification"], dict(audit.found))
     assert not (tmp_path / "out").exists()
     written(stages["pairs"], {PairSet: audit.found[PairSet]})
-    assert "1 of 10 stages are finished" in (tmp_path / "out" / "report.html").read_text()
+    assert "1 of 13 stages are finished" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_stage_that_will_be_skipped_is_not_waited_for(tmp_path: Path, audit: FakeAudit) -> None:
@@ -527,7 +527,7 @@ def test_an_absent_evaluation_is_reported_and_not_waited_for(tmp_path: Path, aud
     assert not (tmp_path / "out").exists(), "it is absent at once, and the report after it says more"
     written(stages["evaluation"], {**found, EvaluationSet: Absent("no evaluation set was given")})
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Unfinished audit: 3 of 10 stages are finished" in page
+    assert "Unfinished audit: 3 of 13 stages are finished" in page
 
 
 def test_a_margin_that_is_not_finite_is_not_written(tmp_path: Path) -> None:

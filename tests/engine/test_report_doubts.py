@@ -20,7 +20,7 @@ class Scores(PairScores):
     def __init__(self, rows: list[tuple[str, str, float | None]], doubts: dict[str, Any]) -> None:
         names, axes, suspicions = zip(*rows, strict=True)
         self._table = pa.table({"pair_id": names, "axis": axes, "suspicion": pa.array(suspicions, pa.float64())})
-        self._meta = {"doubts": doubts}
+        self._meta = {"doubts": doubts, "decisions": {"n": 0, "axes": {}}, "standing": {}}
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -78,13 +78,15 @@ def test_the_share_of_all_pairs_is_told_only_where_every_axis_has_one() -> None:
 
 def test_an_axis_of_ranks_says_why_and_gives_no_figure() -> None:
     axes = axis_doubts(Scores([("a", "x", 0.5)], {"x": RANK}), {"a": "drop"})
-    assert axes == [AxisDoubt(axis="x", kind="rank", reason="too little is known", doubtful_share=None)]
+    assert axes == [AxisDoubt(axis="x", kind="rank", reason="too little is known", doubtful_share=None, n=1, contested_share=0.0)]
     assert "too little is known" in not_told(axes[0])
     assert estimated(axes) == ""
 
 
 def test_what_decides_the_edits_is_said() -> None:
-    known = AxisDoubt(axis="x", kind="probability", reason=None, doubtful_share=0.1, doubtful_lo=0.07, doubtful_hi=0.13)
+    known = AxisDoubt(
+        axis="x", kind="probability", reason=None, doubtful_share=0.1, doubtful_share_lo=0.07, doubtful_share_hi=0.13
+    )
     rank = AxisDoubt(axis="y", kind="rank", reason="why", doubtful_share=None)
 
     def edits(*axes: AxisDoubt) -> EditsReport:
@@ -105,8 +107,9 @@ def test_what_the_sae_adds_is_said_with_its_interval_and_what_follows(fair: bool
     doubt = {**told(0.1, 100), "sae": found, "sae_left_out": fair}
     (axis,) = axis_doubts(Scores([("a", "x", 0.5)], {"x": doubt}), {})
     assert axis.sae == SaeAdds(**found)
-    text = sae_adds(axis)
+    text = " ".join(sae_adds([axis, axis]))
+    assert text.count("decides nothing") == (not fair)
     assert "the SAE adds \u22120.031 [\u22120.050, +0.001] bits a pair" in text
     assert ("It adds nothing: the dense probe stands in its place." in text) == fair
     assert ("decides nothing" in text) == (not fair)
-    assert sae_adds(AxisDoubt(axis="x", kind="rank", reason=None, doubtful_share=None)) == ""
+    assert sae_adds([AxisDoubt(axis="x", kind="rank", reason=None, doubtful_share=None)]) == []

@@ -412,11 +412,11 @@ def test_sections_that_are_missing_say_why(tmp_path: Path) -> None:
     found: dict[type[Artifact], Artifact | Absent] = {kind: audit.found[kind] for kind in (PairSet, Activations)}
     early = build_report(ReportRequest(audit.spec, audit.sources, found, NOW))
     text = Page(render_html(early)).text
-    assert "Unfinished audit: 2 of 10 stages are finished" in text
+    assert "Unfinished audit: 2 of 13 stages are finished" in text
     assert text.count("Not in this report: not computed yet.") >= 4
     assert "On the audited pairs" in text
     assert {figure.value for figure in key_figures(early)} >= {"–", "180"}
-    assert "Unfinished audit: 2 of 10 stages are finished" in render_markdown(early)
+    assert "Unfinished audit: 2 of 13 stages are finished" in render_markdown(early)
 
 
 def test_unlabelled_features_are_shown_as_latents(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safer_engine.artifacts import Absent, Artifact, CausalEffects
 from safer_engine.errors import Interrupted
 from safer_engine.events import NullObserver
 from safer_engine.spec import AuditSpec
+from safer_engine.stage import SpecView, cache_key
 from safer_engine.stages.activations import ActivationsStage
 from safer_engine.stages.causal import CausalStage
 from safer_engine.stages.labels import LabelsStage
@@ -113,3 +114,21 @@ def test_left_out_with_its_reason(folder: Path, causal: dict[str, Any], reason: 
     found = run(folder, "store", **causal)
     assert isinstance(found, Absent)
     assert reason in found.reason
+
+
+def test_settings_of_ablation_leave_activations_as_they_are(folder: Path) -> None:
+    def spec_of(**causal: Any) -> AuditSpec:
+        document = {"model": {"path": str(folder / "model")}, "dataset": {"source": {"kind": "memory"}}, "causal": causal}
+        return AuditSpec.model_validate(document)
+
+    def key(**causal: Any) -> str:
+        request = prepare(spec_of(**causal), rows())
+        return cache_key(ActivationsStage(), request.spec, request.sources, {}, "project")
+
+    known = key()
+    assert {key(features=21), key(controls=7), key(enabled=False), key(sample=3)} == {known}
+    assert key(pairs=15) != known
+    view = SpecView(spec_of(), ActivationsStage.reads)
+    assert view.causal.pairs == 512
+    with pytest.raises(AttributeError, match="features"):
+        _ = view.causal.features

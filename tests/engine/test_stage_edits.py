@@ -41,6 +41,7 @@ def score_table(pair_ids: list[str], suspicion: list[float | None], axis: str = 
             "suspicion": pa.array(suspicion, pa.float64()),
             "suspicion_kind": ["rank"] * n,
             "suspicion_base": [None] * n,
+            "disputed_by": pa.array([[]] * n, pa.list_(pa.string())),
             "signal_margin": pa.array([None if s is None else -s for s in suspicion], pa.float64()),
             "evidence": pa.array([[{"latent_id": 3, "contribution": -0.25}]] * n, pa.list_(item)),
         }

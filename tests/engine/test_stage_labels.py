@@ -31,6 +31,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentWorld:
     return drawn
 
 
+@pytest.fixture
+def wide_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentWorld:
+    """The same with pairs enough for held-out windows of either kind."""
+    monkeypatch.setenv("LABEL_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    contexts = {**CONTEXTS, "held_out_window": 6}
+    drawn = draw_world(tmp_path / "store", n_pairs=60, salience={"candidates": 10, "max_rate": 1.0}, contexts=contexts)
+    drawn.run(LatentsStage())
+    return drawn
+
+
 def rows_of(labels: Any) -> list[dict[str, Any]]:
     assert isinstance(labels, Labels)
     return list(labels.labels.to_pylist())
@@ -165,8 +176,9 @@ def test_contexts_on_a_theme_are_found_by_the_offline_labeller(tmp_path: Path) -
     assert row["direction"] == "harmful_content"
 
 
-def test_labels_that_do_not_tell_where_a_latent_fires_are_unverified(world: LatentWorld) -> None:
+def test_labels_that_do_not_tell_where_a_latent_fires_are_unverified(wide_world: LatentWorld) -> None:
     """Every latent is said to be about one thing, and every window to show it: no better than a guess."""
+    world = wide_world
     with ChatEndpoint() as endpoint:
         every = json.dumps({"fires": list(range(1, 11))})
         endpoint.script = [answer(json.dumps(GOOD))] * 10
@@ -178,9 +190,31 @@ def test_labels_that_do_not_tell_where_a_latent_fires_are_unverified(world: Late
         assert {row["rating"] for row in rows} == {5}
         assert not any(row["safety_feature"] for row in rows)
         assert all(row["detection"] == 0.5 or row["detection_problem"] for row in rows)
+        assert sum(row["detection"] == 0.5 for row in rows) > 3
         assert labels.meta["spent"]["detection"]["calls"] == labels.meta["calls"] - 10 == len(endpoint.asked) - 10
         assert not any("Refusals." in message["content"] for asked in endpoint.asked[:10] for message in asked.body["messages"])
         assert all("Refusals." in asked.body["messages"][1]["content"] for asked in endpoint.asked[10:])
+
+
+def test_checks_survive_a_failure_and_no_request_is_sent_twice(wide_world: LatentWorld) -> None:
+    """The endpoint goes away while labels are checked: what it said of labels and windows is not asked again."""
+    world = wide_world
+    every = answer(json.dumps({"fires": list(range(1, 11))}))
+    with ChatEndpoint() as endpoint:
+        endpoint.script = [answer(json.dumps(GOOD))] * 10 + [every] * 3
+        endpoint.otherwise = status(503)
+        world.spec_sections |= {"labels": {**chat(endpoint), "detection_floor": 0.6}}
+        with pytest.raises(LabellerError, match="HTTP 503"):
+            world.run(LabelsStage())
+        answered = [asked.body for asked in endpoint.asked[:13]]
+        endpoint.otherwise = every
+        endpoint.asked.clear()
+        labels = world.run(LabelsStage())
+        assert labels.meta["spent"]["labels"]["calls"] == 0
+        assert len(endpoint.asked) == labels.meta["spent"]["detection"]["calls"]
+        assert endpoint.asked
+        assert not any(asked.body in answered for asked in endpoint.asked)
+    assert sum(row["detection"] == 0.5 for row in rows_of(labels)) > 3
 
 
 def test_a_persons_word_stands_for_its_own_sae_alone(world: LatentWorld, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_scores_equal_the_pure_functions(world: tuple[ScoreArtifacts, dict]) -> 
     data = PLANTED.inputs
     assert table.column_names == [
         "pair", "pair_id", "group", "axis", "subset", "reward_margin", "pair_score", "suspicion", "suspicion_kind",
-        "suspicion_base", "signal_latents", "signal_margin", "evidence",
+        "suspicion_base", "status", "disputed_by", "signal_latents", "signal_margin", "evidence",
     ]  # fmt: skip
     assert table["pair_id"].to_pylist() == [f"p{i}" for i in range(table.num_rows)]
     np.testing.assert_allclose(table["reward_margin"].to_numpy(), data.margins_P)

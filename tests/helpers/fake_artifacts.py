@@ -23,7 +23,10 @@ from safer_engine.artifacts import (
     Latents,
     PairScores,
     PairSet,
+    RetrainedMargins,
+    SecondAutoencoder,
     SparseAutoencoder,
+    Stability,
     Verification,
     view,
 )
@@ -95,8 +98,11 @@ def build(
         Latents: latents,
         Labels: writer.labels(latents, hostile),
         CausalEffects: Absent("causal effects are not computed in this version"),
+        RetrainedMargins: Absent("not asked for"),
         PairScores: writer.pair_scores(pairs),
         Edits: writer.edits(pairs),
+        SecondAutoencoder: Absent("a second SAE was not asked for"),
+        Stability: Absent("a second SAE was not asked for"),
         Verification: Absent("no model was retrained on the edited data"),
     }
     return FakeAudit(spec, _sources(root, hostile), found, store, pairs, evaluation)
@@ -341,6 +347,7 @@ class _Writer:
         }
         signals = {"latents": {"weight": 2.0}, "margin": {"weight": 1.0}}
         meta = {"estimator": "fusion", "signals": signals, "folds": 5, "doubts": {"safety": ranked, "chat": ranked}}
+        meta |= {"decisions": {"n": 0, "n_open": 0, "n_unknown": 0, "axes": {}}, "standing": {}}
         return self._commit(PairScores, "pair_scores", {"pair_scores.arrow": _table(scores_of(rows))}, meta)
 
     def edits(self, rows: list[dict[str, Any]]) -> Artifact:

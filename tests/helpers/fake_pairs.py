@@ -124,6 +124,7 @@ def scores_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "pair_id": row["pair_id"], "group": row["group"], "axis": row["axis"], "subset": row["subset"],
                 "reward_margin": margins[i], "pair_score": 1.0 - 2 * doubt, "suspicion": doubt, "suspicion_kind": "rank",
+                "status": "suspicious" if doubt > 0.5 else None, "disputed_by": [],
                 "suspicion_base": None,
                 "signal_latents": doubt * 3, "signal_margin": -margins[i],
                 "evidence": [{"latent_id": k, "contribution": (0.5 - doubt) / (k + 1)} for k in (3, 0, 4)],

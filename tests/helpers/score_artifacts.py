@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
-from safer_engine.artifacts import Absent, Activations, Artifact, Labels, Latents, PairSet
+from safer_engine.artifacts import Absent, Activations, Artifact, Labels, Latents, PairSet, RetrainedMargins
 from safer_engine.events import NullObserver
 from safer_engine.science.pair_scoring import SignalInputs
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
@@ -43,7 +43,7 @@ class ScoreArtifacts:
 
     def pairs(self, table: pa.Table, rows: pa.Table) -> PairSet:
         """A pair set; only the columns that scoring and edits read."""
-        found: PairSet = self.commit("pairs", PairSet, {"pairs.arrow": table, "rows.arrow": rows})
+        found: PairSet = self.commit("pairs", PairSet, {"pairs.arrow": table, "rows.arrow": rows}, {"layout": "trl"})
         return found
 
     def activations(self, data: SignalInputs, shards: dict[str, dict[str, torch.Tensor]], d_in: int) -> Activations:
@@ -108,7 +108,7 @@ class ScoreArtifacts:
         with self.store.open_work(stage.name, KEY) as work:
             view = SpecView(audit, stage.reads)
             context = StageContext(stage.name, view, audit.runtime, sources, work, NullObserver(), audit.seed)
-            draft = stage.run(context, Inputs(found))
+            draft = stage.run(context, Inputs({RetrainedMargins: Absent("not asked for"), **found}))
             assert isinstance(draft, Draft)
             kind = stage.produces.__name__
             return stage.produces(self.store.commit(stage.name, KEY, work, ManifestDraft(1, kind, draft.meta)))
@@ -122,9 +122,12 @@ def pair_tables(data: SignalInputs, flipped_orders: tuple[int, ...] = ()) -> tup
         {
             "pair_id": ids,
             "row": pa.array(range(n_pairs), pa.int64()),
+            "content_digest": [f"{i:064x}" for i in range(n_pairs)],
             "group": data.groups_P.tolist(),
             "axis": data.axes_P.tolist(),
             "subset": data.subsets_P.tolist(),
+            "strength": pa.nulls(n_pairs, pa.float64()),
+            "annotators": pa.nulls(n_pairs, pa.list_(pa.int8())),
             "both_orders": [i in flipped_orders for i in range(n_pairs)],
         }
     )

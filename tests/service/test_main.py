@@ -86,7 +86,8 @@ def test_it_serves_until_it_is_asked_to_stop_and_lets_streams_go(tmp_path: Path,
             with httpx.stream("GET", f"{url}/v1/audits/{job.id}/events", headers=headers, trust_env=False, timeout=60) as stream:
                 for line in stream.iter_lines():
                     told.append(line)
-                    came.set()
+                    if line == "event: job":
+                        came.set()
 
         watcher = threading.Thread(target=watch)
         watcher.start()

@@ -152,6 +152,17 @@ def test_the_model_of_a_local_labeller_is_a_source_like_others() -> None:
     assert refused(labelled_by("/etc")).startswith("labels.labeller.path")
 
 
+def test_the_base_of_a_retraining_is_a_source_like_others() -> None:
+    def retrained_from(path: str) -> AuditSpec:
+        return audit(retraining={"base": path})
+
+    for path in ("good/base@main", UPLOAD, "/data/open/base", "s3://bucket/models/base"):
+        check_audit(retrained_from(path), MINE)
+    assert upload_digests(retrained_from(UPLOAD))["u:base"] == DIGEST
+    for path in ("evil/base", "/etc", "/data/open/../secret", "../base"):
+        assert refused(retrained_from(path)).startswith("retraining.base: ")
+
+
 def test_corrections_come_as_entries_and_not_as_a_path() -> None:
     entry = {"sae": DIGEST, "latent_id": 3, "rating": 1, "explanation": "Commas.", "by": "Ana"}
     check_audit(audit(labels={"corrections": [entry]}), MINE)

@@ -15,6 +15,7 @@ import pytest
 from safer_engine.errors import ArtifactError, DatasetRefused, InputRefused, ModelRefused
 from safer_engine.sources.models import resolve_model
 from safer_engine.spec import AuditSpec, ModelSpec, RuntimeSpec
+from safer_engine.spec_retraining import RetrainingSpec
 from service.errors import NotFound, SourceNotAllowed
 from service.infra.stores import Stores
 from tests.helpers.hub_stand_in import HubStandIn, commit_of
@@ -73,6 +74,23 @@ def test_uploads_are_opened_under_their_names(place: Workplace, stack: ExitStack
     assert found.model.path.is_relative_to(place.settings.folder / "cache" / "inputs")
     told = finder.names(f"in {found.model.path}/config.json and {place.settings.folder}/x")
     assert told == f"in {spec.model.path}/config.json and …/x"
+
+
+def test_the_base_of_a_retraining_is_opened_where_it_is_asked_for(
+    place: Workplace, stack: ExitStack, model: Path, tmp_path: Path
+) -> None:
+    spec = spec_of(place.upload(model), place.upload(rows_file(tmp_path / "one")))
+    spec = spec.model_copy(update={"retraining": RetrainingSpec(base=spec.model.path)})
+    found = finder_of(place, stack).audit(spec, {})
+    assert found.base is not None
+    assert found.base.origin == spec.model.path
+    assert found.base.path.is_dir()
+    pins = {**pins_of(found), "base": found.base.digest}
+    recorded = finder_of(place, stack).audit(spec, pins, roles=("dataset",)).base
+    assert recorded is not None
+    assert (recorded.digest, str(recorded.path)) == (found.base.digest, "/nonexistent")
+    with pytest.raises(ModelRefused, match="not the model that this job began with"):
+        finder_of(place, stack).audit(spec, {**pins, "base": "0" * 64}, roles=("base",))
 
 
 def test_only_what_is_asked_for_is_opened_and_the_rest_is_as_recorded(

@@ -66,6 +66,24 @@ def test_the_key_is_the_engines_and_depends_on_what_was_pinned(store: LocalArtif
     assert make_order(lease("activations"), job(spec=moved), rows(store), store).key == order.key
 
 
+def test_a_retraining_goes_by_the_pinned_base_and_precision(store: LocalArtifactStore) -> None:
+    spec = {**SPEC, "retraining": {"base": "org/base"}}
+    pins = {**PINS, "base": "b", "retraining.dtype": "bfloat16"}
+    order = make_order(lease("retraining"), job(spec=spec, inputs=pins), rows(store), store)
+    settled = audit_spec(order)
+    assert settled.retraining is not None
+    assert settled.retraining.recipe.dtype == "bfloat16"
+    base = pinned_inputs(settled, pins).base
+    assert base is not None
+    assert (base.digest, base.origin) == ("b", "org/base")
+    for other in ({"base": "c"}, {"retraining.dtype": "float32"}):
+        moved = make_order(lease("retraining"), job(spec=spec, inputs={**pins, **other}), rows(store), store)
+        assert moved.key != order.key
+    named = {**SPEC, "retraining": {"base": "elsewhere/base"}, "labels": {"keep": 3}}
+    assert make_order(lease("retraining"), job(spec=named, inputs=pins), rows(store), store).key == order.key
+    assert audit_spec(make_order(lease("retraining"), job(), rows(store), store)).retraining is None
+
+
 def test_an_order_travels_as_json(store: LocalArtifactStore) -> None:
     order = make_order(lease("activations", UnitKind.PART, "shards-00001-00009"), job(), rows(store), store)
     assert order.part == "shards-00001-00009"
