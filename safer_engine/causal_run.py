@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from safer_engine import sae_files
 from safer_engine.artifacts import Activations
-from safer_engine.science.ablation import Edit, Stream, direct_attribution, reward_changes, sequence_of
+from safer_engine.science.ablation import Changes, Edit, Stream, direct_attribution, reward_changes, sequence_of
 from safer_engine.science.readings import choose_by_hash
 from safer_engine.science.reward_recovered import ResidualPair, Rewards
 from safer_engine.science.sae import Sae
@@ -24,6 +24,8 @@ from safer_engine.stage import StageContext
 
 Floats = NDArray[np.float64]
 _SIGNS = (1.0, -1.0)
+_HELD_BATCHES = 8
+"""Batches of tokens whose streams are in memory at once, to find sequences of one length among."""
 
 
 @dataclass(frozen=True)
@@ -137,18 +139,29 @@ class CausalRun:
         arrays = {"margin": margin_S.numpy(), "z": z_S.numpy(), "fired": fired_S.numpy()}
         return {**arrays, "pairs": np.asarray([pairs]), "positions": np.asarray([positions])}
 
-    def _ablate(self, name: str, edits: list[Edit], everywhere: int, sample: frozenset[int]) -> dict[str, Any]:
-        budget = self.ctx.runtime.batch_tokens
-        pairs, before, after, runs = [], [], [], 0
+    def _windows(self, name: str) -> Iterator[tuple[list[int], list[Stream]]]:
+        """Pairs of a file with their streams (two each), a bounded number of tokens at a time."""
+        pairs: list[int] = []
+        streams: list[Stream] = []
         for index, pair in self.rows.of(name):
-            wanted = edits if index in sample else edits[:everywhere]
-            found = [reward_changes(stream, self.sae, wanted, self.rewards, budget) for stream in self._streams(pair)]
-            change_2E = np.full((2, len(edits)), np.nan)
-            for side, one in enumerate(found):
-                change_2E[side, : len(wanted)] = one.change_E.numpy()
             pairs.append(index)
-            before.append([one.reward for one in found])
-            after.append(change_2E)
-            runs += sum(one.runs for one in found)
-        shaped = {"reward": np.asarray(before).reshape(-1, 2), "change": np.asarray(after).reshape(-1, 2, len(edits))}
-        return {"pair": np.asarray(pairs, dtype=np.int64), **shaped, "runs": np.asarray([runs])}
+            streams += self._streams(pair)
+            if sum(len(stream.ids_T) for stream in streams) >= _HELD_BATCHES * self.ctx.runtime.batch_tokens:
+                yield pairs, streams
+                pairs, streams = [], []
+        if pairs:
+            yield pairs, streams
+
+    def _ablate(self, name: str, edits: list[Edit], everywhere: int, sample: frozenset[int]) -> dict[str, Any]:
+        found: list[Changes] = []
+        order: list[int] = []
+        for pairs, streams in self._windows(name):
+            wanted = [edits if index in sample else edits[:everywhere] for index in pairs for _ in _SIGNS]
+            found += reward_changes(streams, self.sae, wanted, self.rewards, self.ctx.runtime.batch_tokens)
+            order += pairs
+        change_NE = np.full((len(found), len(edits)), np.nan)
+        for change_E, one in zip(change_NE, found, strict=True):
+            change_E[: len(one.change_E)] = one.change_E.numpy()
+        reward_N = np.asarray([one.reward for one in found], dtype=np.float64)
+        shaped = {"reward": reward_N.reshape(-1, 2), "change": change_NE.reshape(-1, 2, len(edits))}
+        return {"pair": np.asarray(order, dtype=np.int64), **shaped, "runs": np.asarray([sum(one.runs for one in found)])}

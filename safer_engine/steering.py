@@ -95,17 +95,14 @@ def _rewards(request: AuditRequest, pairs: PairSet, activations: Activations, sa
     ids = (token_ids(pairs.pairs, "chosen"), token_ids(pairs.pairs, "rejected"))
     rows = sae_files.ResidualRows(activations, np.ones(pairs.pairs.num_rows, dtype=bool), ids)
     edits = [Edit((latent,), scale) for scale in scales]
+    above = lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids)  # noqa: E731
     order, rewards = [], []
     for name in activations.names("residual-"):
         for index, pair in rows.of(name):
             order.append(index)
-            sides = []
-            for h_TD, ids_T, covered_T in zip(pair.h_TD, pair.ids_T, pair.covered_T, strict=True):
-                stream = sequence_of(sae, h_TD, ids_T, covered_T)
-                above = lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids)  # noqa: E731
-                found = reward_changes(stream, sae, edits, above, request.spec.runtime.batch_tokens)
-                sides.append([found.reward, *(found.reward + found.change_E).tolist()])
-            rewards.append(sides)
+            sides = [sequence_of(sae, *side) for side in zip(pair.h_TD, pair.ids_T, pair.covered_T, strict=True)]
+            found = reward_changes(sides, sae, [edits] * 2, above, request.spec.runtime.batch_tokens)
+            rewards.append([[one.reward, *(one.reward + one.change_E).tolist()] for one in found])
     return order, np.asarray(rewards)
 
 

@@ -8,8 +8,9 @@ Only positive z are activations; negative values of an SAE that keeps them are l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from safer_engine.errors import NumericalError
 from safer_engine.science.reward_recovered import Rewards
 from safer_engine.science.sae import Sae
 
-_ROWS = 1024
+_ROWS = 64
+"""Positions whose active directions are held at once."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,26 @@ class Stream:
     indices_NK: Tensor
     scale_N1: Tensor
 
-    @property
+    @cached_property
+    def _index(self) -> tuple[dict[int, tuple[int, int]], Tensor, Tensor]:
+        """Where each latent fires: its span in the two tensors (place among the covered positions, activation)."""
+        place_M, slot_M = (self.values_NK > 0).nonzero(as_tuple=True)
+        latent_M, order_M = self.indices_NK[place_M, slot_M].sort(stable=True)
+        ids, counts = torch.unique_consecutive(latent_M, return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        spans = dict(zip(ids.tolist(), zip([0, *ends[:-1]], ends, strict=True), strict=True))
+        return spans, place_M[order_M], self.values_NK[place_M, slot_M][order_M]
+
+    @cached_property
     def latents(self) -> frozenset[int]:
         """Latents that fire at a covered position."""
-        return frozenset(torch.unique(self.indices_NK[self.values_NK > 0]).tolist())
+        return frozenset(self._index[0])
 
-    def activation(self, latent: int) -> Tensor:
-        """z [N] of a latent at the covered positions."""
-        return (self.values_NK * (self.indices_NK == latent)).sum(1)
+    def firing(self, latent: int) -> tuple[Tensor, Tensor]:
+        """Where a latent fires: places among the covered positions, and z there."""
+        spans, place_M, z_M = self._index
+        start, end = spans.get(latent, (0, 0))
+        return place_M[start:end], z_M[start:end]
 
 
 @dataclass(frozen=True)
@@ -82,42 +96,76 @@ def sequence_of(sae: Sae, h_TD: Tensor, ids_T: Tensor, covered_T: Tensor) -> Str
 
 def edited(sequence: Stream, sae: Sae, edit: Edit) -> Tensor:
     """The residual stream [T, D] under an edit; the sequence's own is not changed."""
-    change_ND = torch.zeros_like(sequence.h_TD[sequence.at_N])
-    for latent in edit.latents:
-        z_N = sequence.activation(latent)
-        dz_N = (edit.factor - 1) * z_N + edit.offset
-        change_ND += dz_N[:, None] * sae.W_dec_SD[latent]
     h_TD = sequence.h_TD.clone()
-    h_TD[sequence.at_N] += change_ND * sequence.scale_N1
+    for latent in edit.latents:
+        place_M, z_M = sequence.firing(latent)
+        change_M1 = ((edit.factor - 1) * z_M)[:, None] * sequence.scale_N1[place_M]
+        h_TD[sequence.at_N[place_M]] += change_M1 * sae.W_dec_SD[latent]
+        if edit.offset:
+            h_TD[sequence.at_N] += edit.offset * sequence.scale_N1 * sae.W_dec_SD[latent]
     return h_TD
 
 
-def reward_changes(sequence: Stream, sae: Sae, edits: Sequence[Edit], rewards: Rewards, batch_tokens: int) -> Changes:
-    """Run the upper blocks under each edit that changes anything; the others are exactly 0.
+def reward_changes(
+    sequences: Sequence[Stream], sae: Sae, edits: Sequence[Sequence[Edit]], rewards: Rewards, batch_tokens: int
+) -> list[Changes]:
+    """Run the upper blocks under each edit of each sequence that changes anything; the others are exactly 0.
 
-    Edits of a sequence share batches, which so hold no padding; each batch holds the unedited sequence too, and changes
-    are against that row, so that rounding that hangs on a batch's size is not taken for an effect.
+    Sequences of one length share batches, which so hold no padding; each batch holds its sequences unedited too, and
+    changes are against these rows, so that rounding that hangs on a batch's size is not taken for an effect.
+
+    Args:
+        edits: those of each sequence.
 
     Raises:
         NumericalError: a reward is not finite.
     """
-    firing = sequence.latents
-    active = [index for index, edit in enumerate(edits) if edit.changes(firing)]
-    change_E = torch.zeros(len(edits), dtype=torch.float64)
-    width = max(1, batch_tokens // max(1, len(sequence.ids_T)) - 1)
-    reward, runs = 0.0, 0
-    for start in range(0, max(1, len(active)), width):
-        part = active[start : start + width]
-        h_BTD = torch.stack([sequence.h_TD, *(edited(sequence, sae, edits[index]) for index in part)])
-        ids_BT = sequence.ids_T.expand(len(h_BTD), -1)
+    change = [torch.zeros(len(own), dtype=torch.float64) for own in edits]
+    reward, runs = [0.0] * len(sequences), [0] * len(sequences)
+    for rows in _batches(sequences, edits, batch_tokens):
+        h_BTD = torch.stack([_row(sequences[at], sae, None if which is None else edits[at][which]) for at, which in rows])
+        ids_BT = torch.stack([sequences[at].ids_T for at, _ in rows])
         with torch.no_grad():
-            found_B = rewards(h_BTD, torch.ones_like(ids_BT), ids_BT).double().cpu()
-        if not bool(found_B.isfinite().all()):
+            found = rewards(h_BTD, torch.ones_like(ids_BT), ids_BT).double().cpu()
+        if not bool(found.isfinite().all()):
             raise NumericalError("a reward under ablation is not finite", "run the reward model in float32 (model.dtype)")
-        reward = reward if start else float(found_B[0])
-        change_E[part] = found_B[1:] - found_B[0]
-        runs += len(found_B)
-    return Changes(reward, change_E, runs)
+        unedited = 0.0
+        for (at, which), value in zip(rows, found.tolist(), strict=True):
+            if which is None:
+                unedited, reward[at] = value, value
+            else:
+                change[at][which] = value - unedited
+            runs[at] += 1
+    return [Changes(*parts) for parts in zip(reward, change, runs, strict=True)]
+
+
+def _row(sequence: Stream, sae: Sae, edit: Edit | None) -> Tensor:
+    return sequence.h_TD if edit is None else edited(sequence, sae, edit)
+
+
+def _batches(
+    sequences: Sequence[Stream], edits: Sequence[Sequence[Edit]], batch_tokens: int
+) -> Iterator[list[tuple[int, int | None]]]:
+    """Rows (sequence, edit or None for unedited) of each batch: one length, each sequence's unedited row before its edits."""
+    by_length: dict[int, list[int]] = {}
+    for at, sequence in enumerate(sequences):
+        by_length.setdefault(len(sequence.ids_T), []).append(at)
+    for length, members in sorted(by_length.items()):
+        most = max(2, batch_tokens // max(1, length))
+        rows: list[tuple[int, int | None]] = []
+        for at in members:
+            waiting = [index for index, edit in enumerate(edits[at]) if edit.changes(sequences[at].latents)]
+            while True:
+                if len(rows) > most - 2:
+                    yield rows
+                    rows = []
+                taken = waiting[: most - len(rows) - 1]
+                rows += [(at, None), *((at, which) for which in taken)]
+                waiting = waiting[len(taken) :]
+                if not waiting:
+                    break
+        if rows:
+            yield rows
 
 
 def direct_attribution(sequence: Stream, sae: Sae, rewards: Rewards) -> Tensor:
@@ -133,7 +181,7 @@ def direct_attribution(sequence: Stream, sae: Sae, rewards: Rewards) -> Tensor:
     grad_ND = grad_BTD[0, sequence.at_N].float() * sequence.scale_N1
     total_S = torch.zeros(sae.shape.d_sae, dtype=torch.float64)
     for rows in torch.split(torch.arange(len(grad_ND), device=grad_ND.device), _ROWS):
-        slope_NK = (grad_ND[rows] @ sae.W_dec_SD.T).gather(1, sequence.indices_NK[rows])
+        slope_NK = (sae.W_dec_SD[sequence.indices_NK[rows]] @ grad_ND[rows, :, None])[:, :, 0]
         effect_NK = (-sequence.values_NK[rows] * slope_NK).double().cpu()
         total_S.index_add_(0, sequence.indices_NK[rows].flatten().cpu(), effect_NK.flatten())
     if not bool(total_S.isfinite().all()):

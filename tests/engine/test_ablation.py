@@ -39,7 +39,7 @@ def test_a_linear_head_gives_the_planted_effect(normalisation: Normalisation) ->
     head = lambda h, _mask, _ids: h.double().sum(1) @ reads_D.double()  # noqa: E731
     stream = sequence_of(sae, h_TD, torch.arange(9), covered_T)
     latents = [*sorted(stream.latents), *sorted(set(range(18)) - stream.latents)[:1]]
-    found = reward_changes(stream, sae, [Edit((i,)) for i in latents] + [Edit((i,), 2.0) for i in latents], head, 64)
+    found = reward_changes([stream], sae, [[Edit((i,), factor) for factor in (0.0, 2.0) for i in latents]], head, 64)[0]
     mean_T1, std_T1 = h_TD.mean(1, keepdim=True), h_TD.std(1, keepdim=True) + 1e-6
     scaled_TD = h_TD * 0.5 if normalisation.kind == "scalar" else (h_TD - mean_T1) / std_T1
     c_T = torch.full((9,), 2.0) if normalisation.kind == "scalar" else std_T1[:, 0]
@@ -50,7 +50,7 @@ def test_a_linear_head_gives_the_planted_effect(normalisation: Normalisation) ->
     torch.testing.assert_close(found.change_E[len(latents) :], -known_S[latents], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(direct_attribution(stream, sae, head), known_S, rtol=1e-4, atol=1e-5)
     assert found.change_E[len(latents) - 1] == 0
-    offset = reward_changes(stream, sae, [Edit((latents[-1],), 0.0, 0.3)], head, 64).change_E
+    offset = reward_changes([stream], sae, [[Edit((latents[-1],), 0.0, 0.3)]], head, 64)[0].change_E
     by_hand = 0.3 * float(c_T[covered_T].sum()) * float(sae.W_dec_SD[latents[-1]] @ reads_D)
     assert float(offset[0]) == pytest.approx(by_hand, rel=1e-4)
 
@@ -68,7 +68,7 @@ def test_upper_blocks_alone_are_the_whole_model_with_the_edit_in_it(arch: str, n
     above = lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids)  # noqa: E731
     stream = sequence_of(sae, h_TD, ids_T, torch.arange(len(ids_T)) >= len(ids_T) // 2)
     latents = sorted(stream.latents)[:3]
-    found = reward_changes(stream, sae, [Edit((i,)) for i in latents], above, 10_000)
+    found = reward_changes([stream], sae, [[Edit((i,)) for i in latents]], above, 10_000)[0]
     assert found.reward == pytest.approx(whole, abs=1e-5)
     for latent, change in zip(latents, found.change_E.tolist(), strict=True):
         assert change == pytest.approx(_full(rm, layer, ids_T, edited(stream, sae, Edit((latent,)))) - whole, abs=1e-4)
@@ -89,10 +89,34 @@ def test_small_batches_change_nothing_and_silent_latents_are_not_run() -> None:
     stream = sequence_of(sae, h_TD, torch.arange(8), torch.ones(8, dtype=torch.bool))
     head = lambda h, _mask, _ids: (h.double() ** 3).sum((1, 2))  # noqa: E731
     edits = [Edit((i,)) for i in range(18)]
-    one, many = (reward_changes(stream, sae, edits, head, tokens) for tokens in (1, 10_000))
+    one, many = (reward_changes([stream], sae, [edits], head, tokens)[0] for tokens in (1, 10_000))
     torch.testing.assert_close(one.change_E, many.change_E, rtol=1e-12, atol=1e-12)
     assert many.runs == 1 + len(stream.latents) < 19
     assert one.runs == 2 * len(stream.latents)
+
+
+def test_sequences_share_batches_and_keep_their_own_effects() -> None:
+    sae = planted(6, SCALINGS[0])
+    generator = torch.Generator().manual_seed(3)
+    lengths = (8, 5, 8, 8, 5)
+    streams = [
+        sequence_of(sae, torch.randn(n, 6, generator=generator), torch.arange(n), torch.ones(n, dtype=torch.bool))
+        for n in lengths
+    ]
+    seen: list[tuple[int, ...]] = []
+
+    def head(h_BTD: Tensor, _mask: Tensor, ids_BT: Tensor) -> Tensor:
+        seen.append(tuple(ids_BT.shape))
+        return (h_BTD.double() ** 3).sum((1, 2))
+
+    edits = [[Edit((i,)) for i in range(number, 18)] + [Edit((0, 1, 2), 2.0)] for number in range(5)]
+    together = reward_changes(streams, sae, edits, head, 160)
+    assert all(rows * length <= 160 for rows, length in seen)
+    assert len(seen) < 2 * len(streams)
+    for stream, own, found in zip(streams, edits, together, strict=True):
+        alone = reward_changes([stream], sae, [own], head, 10_000)[0]
+        torch.testing.assert_close(found.change_E, alone.change_E, rtol=1e-12, atol=1e-12)
+        assert found.reward == alone.reward
 
 
 def test_benjamini_hochberg_by_hand() -> None:
