@@ -320,12 +320,13 @@ def _model_for(stage: str, spec: AuditSpec) -> str:
     return _LIKE[stage] if spec.stability.second_sae else ""
 
 
-def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float:
+def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float:  # noqa: PLR0911 - one answer per stage
     dense = 2.0 * size.d_in * sae_width(spec.sae, size.d_in)
     if stage in ("activations", "evaluation"):
         return 2.0 * size.body_parameters * (load.tokens_eval if stage == "evaluation" else load.tokens - load.tokens_eval)
     if stage == "causal":
-        return causal_runs(spec.causal, load.n_pairs) * 2.0 * size.body_parameters * load.per_text * (1 - spec.hook.depth)
+        above = 2.0 * size.body_parameters * load.per_text * (1 - spec.hook.depth)
+        return causal_runs(spec.causal, load.n_pairs) * above
     if stage == "retraining":
         return retraining_work(spec.retraining, load.tokens - load.tokens_eval, size.body_parameters)
     if stage == "sae":

@@ -27,9 +27,10 @@ from safer_engine.artifacts import (
 from safer_engine.cost import Planned, planned_total
 from safer_engine.evaluation_pairs import NO_EVALUATION
 from safer_engine.pipeline import STAGES
+from safer_engine.report.build_causal import causal_section, with_effects
 from safer_engine.report.build_data import dataset_section, evaluation_section, reward_model_section
 from safer_engine.report.build_edits import edits_section
-from safer_engine.report.build_features import features_section, labels_section, sae_section, with_effects
+from safer_engine.report.build_features import features_section, labels_section, sae_section
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.nodes import Node
 from safer_engine.report.provenance import InputRecord, PlannedCost, Progress, Provenance, StageCost, StageRecord, Timing
@@ -127,6 +128,8 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
         causal = reader.get(CausalEffects)
         features = features_section(latents, labels, spec.report, stability)
         sections["features"] = list(features if causal is None else with_effects(features, causal))
+        if causal is not None:
+            sections["causal"] = causal_section(causal)
     if labels is not None:
         sections["labels"] = labels_section(labels)
     return sections
@@ -160,10 +163,8 @@ def _not_computed(request: ReportRequest, reader: _Reader, sections: dict[str, A
         if sae.recovered is None:
             reasons["sae.recovered"] = _recovered_reason(reader)
     if sections["features"] is not None:
-        if reader.get(CausalEffects) is None:
-            reasons["features[].causal_effect"] = reader.reason(CausalEffects)
-        if reader.get(Labels) is None:
-            reasons["features[].safety_feature"] = reader.reason(Labels)
+        columns = {"features[].causal_effect": CausalEffects, "features[].safety_feature": Labels}
+        reasons |= {name: reader.reason(kind) for name, kind in columns.items() if reader.get(kind) is None}
     if sections["edits"] is not None and reader.get(Edits) is None:
         reasons["edits.actions"] = reader.reason(Edits)
     if sections["edits"] is not None:

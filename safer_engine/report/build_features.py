@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from safer_engine.artifacts import CausalEffects, Labels, Latents, SparseAutoencoder, Stability
+from safer_engine.artifacts import Labels, Latents, SparseAutoencoder, Stability
 from safer_engine.label_tables import sae_digest
 from safer_engine.report.columns import EXPLANATION_LIMIT, PHRASE_LIMIT, Floats, clipped, finite, histogram, maybe_finite, scalars
 from safer_engine.report.model import Context, Feature, LatentsReport, SaeReport, SubsetSalience
@@ -124,23 +124,6 @@ def _overview(rates: Floats, salience: Floats) -> Overview:
         counts=[[int(c) for c in row] for row in counts],
         silent=int((~firing).sum()),
     )
-
-
-def with_effects(features: list[Feature], causal: CausalEffects) -> list[Feature]:
-    """The features with what ablating them does, over all pairs."""
-    found = {row["latent_id"]: row for row in causal.effects.to_pylist() if row["axis"] is None and row["role"] != "control"}
-
-    def joined(feature: Feature) -> Feature:
-        row = found.get(feature.latent_id)
-        if row is None:
-            return feature
-        what = "a causal effect"
-        names = {"": "margin", "_lo": "margin_lo", "_hi": "margin_hi"}
-        effect = {f"causal_effect{end}": maybe_finite(row[name], what) for end, name in names.items()}
-        judged = {"causal_p": maybe_finite(row["p_adjusted"], what), "causal_verified": row["verified"]}
-        return feature.model_copy(update={**effect, **judged})
-
-    return [joined(feature) for feature in features]
 
 
 def features_section(

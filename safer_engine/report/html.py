@@ -17,7 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from safer_engine.errors import ResourceError
-from safer_engine.report import plots, summary, text
+from safer_engine.report import plots, plots_causal, summary, text
 from safer_engine.report.build_doubts import SHOWN_BUDGETS
 from safer_engine.report.doubt_text import CONTESTED_WORDS, decided, expected_at, how_chosen, sae_adds, sides, standing
 from safer_engine.report.glossary import GLOSSARY
@@ -203,6 +203,7 @@ def _figure_context(report: ReportDocument) -> dict[str, Any]:
     longest = max((cost.seconds for cost in report.provenance.timing.stages), default=0.0)
     return {
         "salience_plot": plots.salience_plot,
+        "causal_plot": plots_causal.causal_plot,
         "salience_spark": plots.salience_spark,
         "curve_plot": plots.curve_plot,
         "density_plot": plots.density_plot,

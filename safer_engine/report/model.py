@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from safer_engine.report.model_causal import CausalReport
 from safer_engine.report.model_doubts import AxisDoubt
 from safer_engine.report.model_labels import LabelDetection, LabelsReport
 from safer_engine.report.model_plots import Curve, Overview
@@ -372,6 +373,7 @@ class ReportDocument(Node):
     sae: SaeReport | None
     features: list[Feature] | None
     labels: LabelsReport | None = Field(None, description="Who labelled the candidates, and how the labels were checked.")
+    causal: CausalReport | None = Field(None, description="Null where no latent was ablated.")
     edits: EditsReport | None
     verification: None = Field(description="Retraining arms and their effects.")
     verdict: None = Field(description="pass, fail or inconclusive, by a named policy.")
