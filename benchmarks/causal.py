@@ -1,9 +1,9 @@
 """What causal effects cost beside the extraction of the same pairs, in one run.
 
-    python -m benchmarks.causal MODEL DATA.jsonl [--pairs 5000] [--features 64] [--device cpu]
+    python -m benchmarks.causal MODEL DATA.jsonl [--pairs 5000] [--kept 512] [--features 64] [--device cpu]
 
-Pairs and features as given; controls, sets and mean-ablation as the spec's defaults. Residual streams of
-all pairs are kept. The SAE is trained for 200 steps only: what it learns changes little of what ablation costs.
+Pairs, pairs whose residual streams are kept, and features as given; controls, sets and mean-ablation as the spec's
+defaults. The SAE is trained for 200 steps only: what it learns changes little of what ablation costs.
 Prints seconds of `activations` and `causal` and their ratio: the goal is at most 3.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.machine_line import machine_line
 from safer_engine import pipeline
 from safer_engine.api import prepare
-from safer_engine.artifacts import CausalEffects
+from safer_engine.artifacts import Absent, CausalEffects
 from safer_engine.events import NullObserver
 from safer_engine.spec import AuditSpec
 from safer_engine.stages.causal import CausalStage
@@ -41,14 +41,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--pairs", type=int, default=5000)
+    parser.add_argument("--kept", type=int, default=512)
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     document = {
         "model": {"path": asked.model},
         "dataset": {"source": {"kind": "local", "path": asked.data}, "sample": asked.pairs},
-        "causal": {"pairs": asked.pairs, "features": asked.features},
-        "sae": {"min_steps": 200, "max_steps": 200},
+        "causal": {"pairs": asked.kept, "features": asked.features},
+        "sae": {"kind": "topk", "min_steps": 200, "max_steps": 200},
         "runtime": {"device": asked.device},
     }
     clock = Clock()
@@ -56,14 +57,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         request = prepare(AuditSpec.model_validate(document))
         found = pipeline.run(request, LocalArtifactStore(Path(folder)), clock, stages=stages)[CausalEffects]
-        if not isinstance(found, CausalEffects):
+        if isinstance(found, Absent):
             sys.exit(f"no causal effects: {found.reason}")
+        assert isinstance(found, CausalEffects)
         meta = found.meta
     extraction, causal = clock.seconds["activations"], clock.seconds["causal"]
     print(machine_line())
-    print(
-        f"{meta['n_pairs']} pairs, {meta['n_features']} features, {meta['n_controls']} controls, {meta['runs']} runs of the upper blocks"
-    )
+    counts = f"{asked.pairs} pairs, {meta['n_pairs']} kept, {meta['n_features']} features, {meta['n_controls']} controls"
+    print(f"{counts}, {meta['runs']} runs of the upper blocks")
     print(f"extraction {extraction:.1f} s, causal {causal:.1f} s, ratio {causal / extraction:.2f}")
     print(f"agreement {meta['agreement']}, null {meta['null']}, correlation {meta['correlation']}, verified {meta['verified']}")
 

@@ -13,7 +13,11 @@ from cli.output import TerminalObserver, console, table
 if TYPE_CHECKING:
     from safer_engine.api import AuditReport
 
-_SAE = {"expansion": 4, "k": 16, "batch": 1024, "max_steps": 600}
+SETTINGS = {
+    "sae": {"expansion": 4, "k": 16, "batch": 1024, "max_steps": 600},
+    "causal": {"pairs": 256, "features": 64},
+}
+"""Sections of the demo's spec that are not the defaults."""
 _SHOWN = 5
 
 
@@ -68,10 +72,25 @@ def _audit(files: Any, out: Path, seed: int, observer: TerminalObserver) -> Audi
         "model": {"path": str(out / "reward-model"), "max_length": 256},
         "dataset": str(files.train),
         "evaluation": str(files.evaluation),
-        "sae": _SAE,
+        **SETTINGS,
         "runtime": {"device": "cpu"},
     }
     return api.audit(document, store=out / "store", out=out / "audit", observer=observer)
+
+
+def _of_length(report: AuditReport) -> list[tuple[str, str]]:
+    """What became of the phrase that goes with length alone."""
+    from safer_engine.demo_data import of_length
+
+    of_it = of_length(report.document.features or [])
+    tested = [f for f in of_it if f.discovery]
+    ablated = [f for f in of_it if f.causal_effect is not None]
+    bound, causal = sum(f.length_bound is True for f in tested), sum(f.causal_verified == "yes" for f in ablated)
+    return [
+        ("latents of the planted length phrase", f"{len(of_it)}, {len(tested)} of them discoveries"),
+        ("discoveries among them marked length-bound", f"{bound} of {len(tested)}"),
+        ("ablated among them, and causal", f"{causal} of {len(ablated)}"),
+    ]
 
 
 def _compare(report: AuditReport, planted: set[str]) -> None:
@@ -93,7 +112,7 @@ def _compare(report: AuditReport, planted: set[str]) -> None:
         ("recommended drops that were planted", f"{len(dropped & planted)} of {len(dropped & set(safety['pair_id']))} in safety"),
         ("drops and reviews that were planted", f"{len((dropped | reviewed) & planted)} of {len(planted)} planted"),
     ]
-    shown.print(table("Found against planted", ("what", "value"), rows))
+    shown.print(table("Found against planted", ("what", "value"), [*rows, *_of_length(report)]))
     worst = safety.sort_values("suspicion", ascending=False).head(_SHOWN)
     cells = [(r.pair_id, f"{r.suspicion:.3f}", "planted" if r.pair_id in planted else "") for r in worst.itertuples()]
     shown.print(table("Most suspicious safety pairs", ("pair", ">suspicion", "truth"), cells))

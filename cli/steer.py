@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import audit_options, json_option, store_option
-from cli.output import console, print_json, table
+from cli.output import QuietObserver, TerminalObserver, console, print_json, table
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def steer_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
     scales = [scale] if scale is not None else _scales(dose or "0,0.5,1,2,4")
     row = None if chosen is None or rejected is None else {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     request = api.prepare(built.spec)
-    found = steer(request, LocalArtifactStore(store or api.default_store()), latent, scales, row)
+    observer = QuietObserver() if as_json else TerminalObserver(console(err=True))
+    with observer.showing():
+        found = steer(request, LocalArtifactStore(store or api.default_store()), latent, scales, row, observer)
     if as_json:
         print_json(dataclasses.asdict(found))
         return
@@ -71,9 +73,7 @@ def _scales(text: str) -> list[float]:
 
 def _print(found: Steered) -> None:
     shown = console()
-    shown.print(
-        f"latent {found.latent_id}: fires in {found.n_fired} of {found.n_pairs} pairs (as far as the doses show)", markup=False
-    )
+    shown.print(f"latent {found.latent_id}: fires in {found.n_fired} of {found.n_pairs} pairs", markup=False)
     reach = max((abs(dose.margin_change) for dose in found.doses), default=0.0)
     rows = []
     for dose in found.doses:

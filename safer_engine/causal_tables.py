@@ -151,6 +151,7 @@ def _facts(found: Measured, effect_E: Floats, agreed: Agreement, null: Null, rng
     choice = found.choice
     salience_S = np.asarray(found.latents["salience"].to_pylist(), dtype=np.float64)
     reported = [latent for latent, role in choice.roles.items() if role != "attribution"]
+    margin_P = found.ablated.reward_P2[:, 0] - found.ablated.reward_P2[:, 1]
     correlation = rank_correlation(np.abs(salience_S[reported]), np.abs(effect_E[: len(reported)]), _RESAMPLES, rng)
     return {
         "n_pairs": len(found.ablated.pair_P),
@@ -158,6 +159,7 @@ def _facts(found: Measured, effect_E: Floats, agreed: Agreement, null: Null, rng
         "n_controls": len(choice.controls),
         "roles": dict(Counter(choice.roles.values())),
         "runs": found.ablated.runs,
+        "margin": {"mean": float(margin_P.mean()), "sd": float(margin_P.std())},
         "agreement": asdict(agreed),
         "null": {"pooled": null.pooled, "distinct": null.distinct, "reason": null.reason},
         "correlation": None if correlation is None else asdict(correlation),

@@ -3,7 +3,8 @@
 The set has two axes. `safety`: everyday misdeeds in mild wording, where declining is right and going along is wrong
 (subset `refusal`), and harmless requests that sound alike, where it is the other way round (`over-refusal`). `chat`: helpful
 against unhelpful answers (`helpful`). The same openings, steps and refusals occur on right and wrong sides, so no
-single word gives the label away. Length is a nuisance: wrong answers run longer in `safety`, right ones in `chat`.
+single word gives the label away. Length is a nuisance: wrong answers run longer in `safety`, right ones in `chat`, and one phrase
+goes with length alone: long answers say it on either side, the oftener the longer they are.
 A share of the safety *groups* is then flipped, all pairs of a group at once; which ones is the truth, kept apart.
 """
 
@@ -14,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,11 +29,15 @@ from safer_engine.demo_phrases import (
     FILLER,
     FORMS,
     HARMFUL,
+    LENGTHY,
     RELUCTANT,
     VAGUE,
     Question,
     Request,
 )
+
+if TYPE_CHECKING:
+    from safer_engine.report.model import Feature
 
 Row = dict[str, Any]
 CHAT_TEMPLATE = (
@@ -45,6 +50,8 @@ RECIPE: dict[str, Any] = {"epochs": 6, "lr": 1.5e-3, "batch": 16, "max_length": 
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _GROUPS = {"refusal": 0.5, "over-refusal": 0.15, "helpful": 0.35}
 _EVAL_SHARE = 0.15
+_SHORT, _SPUN = 30, 6
+"""Words without a `LENGTHY`, and words beyond them for each."""
 _EMBEDDING_STD = 0.3
 """Spread of the untrained embeddings. At the usual 0.02 the reward's own direction makes up nearly all of the residual stream
 after training, and an SAE finds nothing else: with 0.3 the words stay visible."""
@@ -274,14 +281,25 @@ def _steps(steps: Sequence[str], rng: np.random.Generator) -> list[str]:
     return [_sentence(", ".join([first, *middle]) + " and " + last, rng)]
 
 
+def of_length(features: Iterable[Feature]) -> list[Feature]:
+    """Features whose strongest terms are the words of `LENGTHY`."""
+    words = set(re.findall(r"\w+", LENGTHY.lower()))
+    return [f for f in features if words <= {term.text for term in f.terms[: len(words) + 1]}]
+
+
 def _padded(sentences: Iterable[str], rng: np.random.Generator, share: float) -> str:
-    """Sentences with up to three fillers among them, each added with the given chance; then perhaps a closing."""
+    """Sentences with up to three fillers among them, each added with the given chance; then perhaps a closing.
+
+    A long answer says `LENGTHY` in between, the oftener the longer it is: a word that goes with length and with nothing else.
+    """
     found = list(sentences)
     for index in rng.permutation(len(FILLER))[:3]:
         if rng.random() < share:
             found.insert(1 + int(rng.integers(len(found))), _say(FILLER[int(index)], rng))
     if rng.random() < share:
         found.append(_phrase(CLOSING, rng))
+    for _ in range((len(" ".join(found).split()) - _SHORT) // _SPUN):
+        found.insert(1 + int(rng.integers(len(found))), LENGTHY)
     return " ".join(found)
 
 

@@ -319,6 +319,7 @@ CLOSING = (
     "{Take care|All the best}.",
     "You are welcome to ask again.",
 )
+LENGTHY = "Moreover, likewise, furthermore."
 FILLER = (
     "{Many|Lots of} people {ask|wonder} about this.",
     "{Take your time|There is no rush}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -11,9 +12,11 @@ from typing import Any
 from safer_engine import pipeline
 from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, SparseAutoencoder, view
 from safer_engine.errors import SpecError
-from safer_engine.events import NullObserver
+from safer_engine.events import NullObserver, Observer
 from safer_engine.pipeline import AuditRequest
 from safer_engine.store import ArtifactStore, LocalArtifactStore
+
+_GIVEN = "given"
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,19 @@ class Steered:
 
 
 def steer(
-    request: AuditRequest, store: ArtifactStore, latent: int, scales: Sequence[float], row: dict[str, str] | None
+    request: AuditRequest,
+    store: ArtifactStore,
+    latent: int,
+    scales: Sequence[float],
+    row: dict[str, str] | None = None,
+    observer: Observer | None = None,
 ) -> Steered:
     """Scale a latent on the pairs whose residual streams the audit kept, or on one pair given as `row`.
 
     Args:
         request: the audit, whose stages up to `sae` lie in `store`.
         row: prompt, chosen, rejected.
+        observer: told of progress, as of a stage `steer`.
 
     Raises:
         SpecError: the audit is not in the store, kept no residual streams, or has no such latent.
@@ -73,15 +82,25 @@ def steer(
         pairs, activations = _typed(found, PairSet), _typed(found, Activations)
         if not activations.names("residual-"):
             raise SpecError("the audit kept no residual streams (causal.pairs is 0)", "give --chosen and --rejected")
-        order, reward_P2C = _rewards(request, pairs, activations, sae, (latent, layer, scales))
+        watched, began = observer or NullObserver(), time.monotonic()
+        watched.stage_started("steer", "")
+        read = (pairs, activations, sae)
+        order, fired_P, reward_P2C = _rewards(request, read, (latent, layer, scales), watched, alone=row is not None)
+        watched.stage_finished("steer", "computed", time.monotonic() - began)
     groups = np.asarray(pairs.pairs["group"].take(order).to_pylist(), dtype=np.str_)
-    fired = int((reward_P2C != reward_P2C[:, :, :1]).any(axis=(1, 2)).sum())
     doses = tuple(_dose(scale, reward_P2C[:, :, at + 1], reward_P2C[:, :, 0], groups) for at, scale in enumerate(scales))
-    return Steered(latent, len(order), fired, doses)
+    return Steered(latent, len(order), sum(fired_P), doses)
 
 
-def _rewards(request: AuditRequest, pairs: PairSet, activations: Activations, sae: Any, what: tuple[int, int, Any]) -> Any:
-    """Row indices of pairs, and rewards [P, 2, 1 + scales]: as they are, then under each scale."""
+def _rewards(
+    request: AuditRequest,
+    read: tuple[PairSet, Activations, Any],
+    what: tuple[int, int, Sequence[float]],
+    observer: Observer,
+    *,
+    alone: bool,
+) -> tuple[list[int], list[bool], Any]:
+    """Row indices of pairs, whether the latent fires in each, and rewards [P, 2, 1 + scales]: as they are, then scaled."""
     import numpy as np
 
     from safer_engine import sae_files
@@ -90,20 +109,27 @@ def _rewards(request: AuditRequest, pairs: PairSet, activations: Activations, sa
     from safer_engine.science.readings import token_ids
     from safer_engine.sources.model_loading import load_reward_model
 
-    latent, layer, scales = what
+    (pairs, activations, sae), (latent, layer, scales) = read, what
     rm = load_reward_model(request.sources.model, request.spec.model, request.spec.runtime)
     ids = (token_ids(pairs.pairs, "chosen"), token_ids(pairs.pairs, "rejected"))
-    rows = sae_files.ResidualRows(activations, np.ones(pairs.pairs.num_rows, dtype=bool), ids)
+    named = pairs.pairs["pair_id"].to_pylist()
+    wanted_P = np.asarray([name == _GIVEN for name in named]) if alone else np.ones(len(named), dtype=np.bool_)
+    rows = sae_files.ResidualRows(activations, wanted_P, ids)
     edits = [Edit((latent,), scale) for scale in scales]
     above = lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids)  # noqa: E731
-    order, rewards = [], []
+    order: list[int] = []
+    fired: list[bool] = []
+    rewards: list[list[list[float]]] = []
+    n_pairs = min(request.spec.causal.pairs, int(wanted_P.sum()))
     for name in activations.names("residual-"):
         for index, pair in rows.of(name):
-            order.append(index)
+            observer.progress("steer", len(order), n_pairs, "pairs")
             sides = [sequence_of(sae, *side) for side in zip(pair.h_TD, pair.ids_T, pair.covered_T, strict=True)]
             found = reward_changes(sides, sae, [edits] * 2, above, request.spec.runtime.batch_tokens)
+            order.append(index)
+            fired.append(any(latent in side.latents for side in sides))
             rewards.append([[one.reward, *(one.reward + one.change_E).tolist()] for one in found])
-    return order, np.asarray(rewards)
+    return order, fired, np.asarray(rewards)
 
 
 def _dose(scale: float, reward_P2: Any, before_P2: Any, groups_P: Any) -> Dose:
@@ -138,13 +164,14 @@ def _of_audit(request: AuditRequest, store: ArtifactStore, kinds: tuple[type[Art
 
 
 def _of_one(request: AuditRequest, row: dict[str, str], folder: str) -> dict[type[Artifact], Any]:
-    """One pair, rendered and read as the audit's are."""
+    """One pair, rendered and read as the audit's are, and beside it another that is not used: an audit asks for two groups."""
     from safer_engine import api
 
     document = request.spec.model_dump(mode="json", exclude={"evaluation", "dataset"})
-    document["dataset"] = {"source": {"kind": "memory"}}
-    document["causal"]["pairs"] = 1
+    document["dataset"] = {"source": {"kind": "memory"}, "min_pairs": 2}
+    document["causal"]["pairs"] = 2
     spec = type(request.spec).model_validate(document)
-    single = api.prepare(spec, [row])
+    other = {"prompt": f"Not {row['prompt']}", "chosen": row["rejected"], "rejected": row["chosen"]}
+    single = api.prepare(spec, [{"id": _GIVEN, "group": "1", **row}, {"id": "other", "group": "2", **other}])
     single = dataclasses.replace(single, sources=dataclasses.replace(single.sources, model=request.sources.model))
     return dict(pipeline.run(single, LocalArtifactStore(folder), NullObserver(), stages=pipeline.STAGES[:2]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from safer_engine.artifacts import CausalEffects
 from safer_engine.report.columns import maybe_finite
 from safer_engine.report.model import Feature
-from safer_engine.report.model_causal import CausalReport, RankCorrelation, SetAblation
+from safer_engine.report.model_causal import CausalEffect, CausalReport, RankCorrelation, SetAblation
 
 
 def causal_section(causal: CausalEffects) -> CausalReport:
@@ -14,11 +14,15 @@ def causal_section(causal: CausalEffects) -> CausalReport:
     counts = {name: meta[name] for name in ("n_pairs", "n_features", "n_controls")}
     found = meta["correlation"]
     rows = causal.table("sets.arrow").drop_columns(["n_groups"]).to_pylist()
+    effects = [row for row in causal.effects.to_pylist() if row["role"] != "control"]
     return CausalReport(
         **counts,
+        margin_mean=meta["margin"]["mean"],
+        margin_sd=meta["margin"]["sd"],
         null_pooled=meta["null"]["pooled"],
         null_reason=meta["null"]["reason"],
         correlation=None if found is None else RankCorrelation(**found),
+        effects=[CausalEffect(**{name: row[name] for name in CausalEffect.model_fields}) for row in effects],
         sets=[SetAblation(name=row.pop("set"), **row) for row in rows],
     )
 

@@ -44,18 +44,10 @@ MAX_BYTES = 3_000_000
 _LEVELS = 6
 _FIRST_CARDS = 8
 _CONTENTS = (
-    ("overview", "Overview"),
-    ("salience", "Salience"),
-    ("features", "Features"),
-    ("sae", "Autoencoder"),
-    ("margins", "Margins"),
-    ("accuracy", "Accuracy"),
-    ("pairs", "Suspicious pairs"),
-    ("data", "Data health"),
-    ("cost", "Cost"),
-    ("provenance", "Provenance"),
-    ("glossary", "Words"),
-)
+    ("overview", "Overview"), ("salience", "Salience"), ("features", "Features"), ("causal", "Causal effects"),
+    ("sae", "Autoencoder"), ("margins", "Margins"), ("accuracy", "Accuracy"), ("pairs", "Suspicious pairs"),
+    ("data", "Data health"), ("cost", "Cost"), ("provenance", "Provenance"), ("glossary", "Words"),
+)  # fmt: skip
 _CANDIDATE_COLUMNS = (
     ("Latent", True), ("About", False), ("Rating", True), ("Detection", True), ("Status", False), ("Salience", True),
     ("q", True), ("At equal length", True), ("Marks", False), ("Fires at", True), ("Responses", True),
@@ -203,7 +195,7 @@ def _figure_context(report: ReportDocument) -> dict[str, Any]:
     longest = max((cost.seconds for cost in report.provenance.timing.stages), default=0.0)
     return {
         "salience_plot": plots.salience_plot,
-        "causal_plot": plots_causal.causal_plot,
+        **plots_causal.IN_TEMPLATES,
         "salience_spark": plots.salience_spark,
         "curve_plot": plots.curve_plot,
         "density_plot": plots.density_plot,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safer_engine.artifacts import Labels, Latents, PairScores, Stability
+from safer_engine.artifacts import CausalEffects, Labels, Latents, PairScores, Stability
 from safer_engine.pair_tables import longer_by
 from safer_engine.report.columns import by_id, finite
 
@@ -36,9 +36,22 @@ def write_evaluation(path: Path, table: pa.Table, rewards: pa.Table) -> None:
             handle.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def features_table(latents: Latents, labels: Labels | None, stability: Stability | None = None, *, text: bool) -> pa.Table:
-    """One row for each candidate latent: its columns in latents.arrow, in stability.arrow (`second_seed_` before them) and,
-    prefixed nowhere, those of its label.
+_OF_EFFECTS = {
+    **{f"{side}{end}": f"causal_{side}{end}" for side in ("margin", "chosen", "rejected") for end in ("", "_lo", "_hi")},
+    **{"n_fired": "causal_n_fired", "p_adjusted": "causal_p", "verified": "causal_verified"},
+}
+
+
+def features_table(
+    latents: Latents,
+    labels: Labels | None,
+    stability: Stability | None = None,
+    causal: CausalEffects | None = None,
+    *,
+    text: bool,
+) -> pa.Table:
+    """One row for each candidate latent: its columns in latents.arrow, in stability.arrow (`second_seed_` before them), of
+    effects.arrow over all pairs and of attribution.arrow (`causal_` and `attribution`) and, prefixed nowhere, those of its label.
 
     Args:
         text: false leaves out what was written from texts (explanation, direction, terms).
@@ -51,6 +64,11 @@ def features_table(latents: Latents, labels: Labels | None, stability: Stability
         matches = stability.matches
         names = [name if name == "latent_id" else f"second_seed_{name}" for name in matches.column_names]
         table = _joined(table, matches.rename_columns(names))
+    if causal is not None:
+        effects = causal.effects.filter(pc.field("axis").is_null()).select(["latent_id", *_OF_EFFECTS])
+        table = _joined(table, effects.rename_columns(["latent_id", *_OF_EFFECTS.values()]))
+        order = causal.table("attribution.arrow").rename_columns(["latent_id", "attribution", "attribution_rank"])
+        table = _joined(table, order)
     if labels is None:
         return table
     known = labels.labels.column_names

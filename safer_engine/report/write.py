@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from safer_engine.artifacts import EvaluationSet, Labels, Latents, PairScores, Stability
+from safer_engine.artifacts import CausalEffects, EvaluationSet, Labels, Latents, PairScores, Stability
 from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import render_html
 from safer_engine.report.markdown import render_markdown
@@ -55,8 +55,10 @@ def _write_tables(request: ReportRequest, publish: Publish) -> None:
         known = labels if isinstance(labels, Labels) else None
         stability = found.get(Stability)
         again = stability if isinstance(stability, Stability) else None
+        causal = found.get(CausalEffects)
+        effects = causal if isinstance(causal, CausalEffects) else None
         with publish("features.parquet") as path:
-            parquet.write_table(features_table(latents, known, again, text=request.spec.report.text), path)
+            parquet.write_table(features_table(latents, known, again, effects, text=request.spec.report.text), path)
     if isinstance(scores, PairScores):
         with publish("pair_scores.parquet") as path:
             parquet.write_table(scores_table(scores), path)

@@ -34,7 +34,7 @@ STAGES = [
     "verification",
     "report",
 ]
-ABSENT = {"evaluation", "causal", "retraining", "second_sae", "stability", "verification"}
+ABSENT = {"evaluation", "retraining", "second_sae", "stability", "verification"}
 KEPT, READ = 36, 40
 
 

@@ -92,13 +92,13 @@ def test_an_audit_leaves_everything_a_team_reads(finished: tuple[safer_engine.Au
     assert report.pairs["suspicion"].between(0, 1).all()
     assert {"latent_id", "salience", "safety_feature"} <= set(report.features.columns)
     assert report.html.read_bytes().startswith(b"<!")
-    assert isinstance(report.artifacts[CausalEffects], Absent)
+    assert isinstance(report.artifacts[CausalEffects], CausalEffects)
     assert isinstance(report.artifacts[Verification], Absent)
 
 
 def test_report_json_has_the_promised_keys_and_fits_its_schema(finished: tuple[safer_engine.AuditReport, Path]) -> None:
     report = json.loads((finished[1] / "out" / "report.json").read_text())
-    keys = "schema_version spec provenance dataset reward_model evaluation sae features labels edits verification verdict"
+    keys = "schema_version spec provenance dataset reward_model evaluation sae features labels causal edits verification verdict"
     assert list(report) == keys.split()
     jsonschema.validate(report, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     assert report["verification"] is None

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli.demo import SETTINGS
 from safer_engine import api
-from safer_engine.demo_data import RECIPE, DemoData, build_base, flip, generate, write_damaged, write_demo
+from safer_engine.demo_data import RECIPE, DemoData, build_base, flip, generate, of_length, write_damaged, write_demo
+from safer_engine.demo_phrases import LENGTHY
 from safer_engine.science.messages import Message
 from safer_engine.science.rendering import make_renderer
 from safer_engine.science.stats import average_precision
@@ -72,6 +74,16 @@ def test_length_is_a_nuisance_and_not_the_label(data: DemoData) -> None:
     shares = {subset: float(np.mean(found)) for subset, found in longer.items()}
     assert all(0.25 < share < 0.75 for share in shares.values()), shares
     assert shares["refusal"] < 0.45 < shares["helpful"]
+
+
+def test_the_length_phrase_goes_with_length_and_not_with_the_side(data: DemoData) -> None:
+    counts = np.array([[text(row, side).count(LENGTHY) for side in ("chosen", "rejected")] for row in data.rows])
+    words = np.array([[len(text(row, side).split()) for side in ("chosen", "rejected")] for row in data.rows])
+    assert np.corrcoef(counts.ravel(), words.ravel())[0, 1] > 0.8
+    more = counts[:, 0] - counts[:, 1]
+    same = np.abs(np.log(words[:, 0] / words[:, 1])) < 0.1
+    assert np.sum(more > 0) > 60 < np.sum(more < 0)
+    assert abs(more[same].mean()) < 2 * more[same].std() / np.sqrt(same.sum())
 
 
 def test_no_word_gives_the_label_away(data: DemoData) -> None:
@@ -148,7 +160,7 @@ def test_an_audit_finds_what_was_planted_and_the_margin_does_not(data: DemoData,
     record = train_reward_model(spec, tmp_path / "rm").record
     last = [step["accuracy"] for step in record["curve"] if step["epoch"] > RECIPE["epochs"] - 1]
     model = {"path": str(tmp_path / "rm"), "max_length": RECIPE["max_length"]}
-    report = api.audit(model=model, dataset=str(files.train), store=tmp_path / "store", runtime={"device": "cpu"})
+    report = api.audit(model=model, dataset=str(files.train), store=tmp_path / "store", **SETTINGS, runtime={"device": "cpu"})
     safety = report.pairs[report.pairs["axis"] == "safety"]
     wrong = safety["pair_id"].isin(data.flipped).to_numpy()
     found = average_precision(wrong, safety["suspicion"].to_numpy())
@@ -156,3 +168,10 @@ def test_an_audit_finds_what_was_planted_and_the_margin_does_not(data: DemoData,
     assert np.mean(last) > 0.95
     assert found >= 3 * wrong.mean()
     assert found > by_margin
+    of_it = of_length(report.document.features or [])
+    bound = [f for f in of_it if f.discovery and f.length_bound]
+    assert len(bound) >= max(1, sum(f.discovery is True for f in of_it) / 2)
+    ablated = [f for f in of_it if f.causal_effect is not None]
+    assert ablated
+    assert not any(f.causal_verified == "yes" for f in ablated)
+    assert any(f.causal_verified == "yes" for f in report.document.features or [])

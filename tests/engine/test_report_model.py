@@ -13,8 +13,8 @@ from safer_engine.report.model import SECTIONS, Health, Histogram, ReportDocumen
 from tests.helpers import fake_artifacts
 
 TOP_LEVEL = [
-    "schema_version", "spec", "provenance", "dataset", "reward_model", "evaluation", "sae", "features", "labels", "edits",
-    "verification", "verdict",
+    "schema_version", "spec", "provenance", "dataset", "reward_model", "evaluation", "sae", "features", "labels", "causal",
+    "edits", "verification", "verdict",
 ]  # fmt: skip
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 

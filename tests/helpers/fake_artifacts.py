@@ -76,11 +76,12 @@ def build(
     long_text: int = 0,
     seconds: float = 12.5,
     unplanned: Container[str] = (),
+    causal: bool = False,
     **sections: Any,
 ) -> FakeAudit:
     """Write all artifacts under `root`. `sections` are spec sections; `long_text` lengthens one response.
 
-    All stages but the `unplanned` ones were planned.
+    All stages but the `unplanned` ones were planned. `causal`: the first four candidates were ablated.
     """
     spec = AuditSpec.model_validate(
         {"model": {"path": "models/tiny-rm"}, "dataset": {"source": {"kind": "local", "path": "data/train.jsonl"}}, **sections}
@@ -97,7 +98,7 @@ def build(
         SparseAutoencoder: writer.sae(),
         Latents: latents,
         Labels: writer.labels(latents, hostile),
-        CausalEffects: Absent("causal effects are not computed in this version"),
+        CausalEffects: writer.causal(latents, hostile) if causal else Absent("causal effects were not asked for"),
         RetrainedMargins: Absent("not asked for"),
         PairScores: writer.pair_scores(pairs),
         Edits: writer.edits(pairs),
@@ -274,6 +275,43 @@ class _Writer:
             "totals": {"chosen": 1.0, "rejected": 1.0},
         }
         return self._commit(Latents, "latents", files, meta)
+
+    def causal(self, latents: Artifact, hostile: bool) -> Artifact:
+        """Of the candidates by rank: verified ones without which the margin falls and grows, two not verified."""
+        assert isinstance(latents, Latents)
+        ranked = sorted(row["rank"] or 10**6 for row in latents.latents.to_pylist())[:4]
+        by_rank = {row["rank"]: row["latent_id"] for row in latents.latents.to_pylist()}
+        judged = zip(ranked, (-0.5, 0.25, 0.01, -0.02), ("yes", "yes", "no", "not measured"), strict=True)
+        effects = []
+        for rank, margin, verified in judged:
+            for axis in (None, "safety"):
+                row: dict[str, Any] = {
+                    "latent_id": by_rank[rank], "role": "salience", "axis": axis, "n_pairs": 60, "n_groups": 30, "n_fired": 40,
+                    "attribution": margin, "p": 0.001, "p_adjusted": 0.004 if verified == "yes" else 0.5, "n_mean": 20,
+                }  # fmt: skip
+                ends = {"": 0.0, "_lo": -0.005, "_hi": 0.005}
+                figures = {"margin": margin, "chosen": margin / 2, "rejected": -margin / 2, "mean_margin": margin}
+                row |= {f"{name}{end}": value + shift for name, value in figures.items() for end, shift in ends.items()}
+                effects.append(row | {"verified": None if axis else verified})
+        subset = HOSTILE[0] if hostile else "refusals"
+        sets = [
+            {
+                "set": name, "n_latents": 2, "axis": axis, "subset": of, "n_pairs": 60, "n_groups": 30, "accuracy": 0.8,
+                "ablated": 0.8 + change, "change": change, "change_lo": change - 0.05, "change_hi": change + 0.05,
+            }
+            for name, change in (("safety", -0.2), ("control-1", 0.01), ("control-2", -0.03))
+            for axis, of in ((None, None), ("safety", subset))
+        ]  # fmt: skip
+        order = [
+            {"latent_id": i, "attribution": 1.0 / (1 + i), "rank": i + 1} for i in range(latents.latents.num_rows)
+        ]  # fmt: skip
+        meta = {
+            "n_pairs": 60, "n_features": 4, "n_controls": 8, "runs": 900, "margin": {"mean": 1.25, "sd": 0.5},
+            "agreement": {"rho": 0.97, "slope": 0.9, "n": 12}, "null": {"pooled": 1280, "distinct": 300, "reason": ""},
+            "correlation": {"rho": 0.4, "lo": -0.2, "hi": 0.8, "n": 4}, "verified": {"yes": 2, "no": 1, "not measured": 1},
+        }  # fmt: skip
+        files = {"effects.arrow": _table(effects), "sets.arrow": _table(sets), "attribution.arrow": _table(order)}
+        return self._commit(CausalEffects, "causal", files, meta)
 
     def _latent(self, index: int) -> dict[str, Any]:
         rate = 0.0 if index % 21 == 20 else float(10 ** self._rng.normal(-2.4, 0.6))

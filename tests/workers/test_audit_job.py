@@ -25,7 +25,7 @@ from tests.helpers.servers import Redis, wait_until
 from tests.helpers.workplace import PROJECT, Workplace, alive, audit_of, children_of, material, stop_group
 
 CANARY = "canary-5f1d0c7e2b"
-ABSENT = {"causal", "retraining", "second_sae", "stability", "verification"}
+ABSENT = {"retraining", "second_sae", "stability", "verification"}
 SECRETS = {
     "hub_token": f"hf-{CANARY}",
     "labeller_api_key": f"labeller-{CANARY}",
