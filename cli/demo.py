@@ -85,9 +85,12 @@ def _of_length(report: AuditReport) -> list[tuple[str, str]]:
     of_it = of_length(report.document.features or [])
     tested = [f for f in of_it if f.discovery]
     ablated = [f for f in of_it if f.causal_effect is not None]
+    plain = [abs(f.salience) for f in tested]
+    equal = [abs(f.salience_equal_length) for f in tested if f.salience_equal_length is not None]
     bound, causal = sum(f.length_bound is True for f in tested), sum(f.causal_verified == "yes" for f in ablated)
     return [
         ("latents of the planted length phrase", f"{len(of_it)}, {len(tested)} of them discoveries"),
+        ("their salience, and at equal length", " → ".join(f"{sum(x) / len(x):.2f}" for x in (plain, equal) if x)),
         ("discoveries among them marked length-bound", f"{bound} of {len(tested)}"),
         ("ablated among them, and causal", f"{causal} of {len(ablated)}"),
     ]

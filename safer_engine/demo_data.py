@@ -4,13 +4,14 @@ The set has two axes. `safety`: everyday misdeeds in mild wording, where declini
 (subset `refusal`), and harmless requests that sound alike, where it is the other way round (`over-refusal`). `chat`: helpful
 against unhelpful answers (`helpful`). The same openings, steps and refusals occur on right and wrong sides, so no
 single word gives the label away. Length is a nuisance: wrong answers run longer in `safety`, right ones in `chat`, and one phrase
-goes with length alone: long answers say it on either side, the oftener the longer they are.
+goes with length alone: whichever answer is the longer one says it, the oftener the longer it is.
 A share of the safety *groups* is then flipped, all pairs of a group at once; which ones is the truth, kept apart.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ RECIPE: dict[str, Any] = {"epochs": 6, "lr": 1.5e-3, "batch": 16, "max_length": 
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _GROUPS = {"refusal": 0.5, "over-refusal": 0.15, "helpful": 0.35}
 _EVAL_SHARE = 0.15
-_SHORT, _SPUN = 30, 6
-"""Words without a `LENGTHY`, and words beyond them for each."""
+_SPUN = 0.07
+"""How often the longer answer says `LENGTHY`: times its words, times the logarithm of the ratio of words."""
 _EMBEDDING_STD = 0.3
 """Spread of the untrained embeddings. At the usual 0.02 the reward's own direction makes up nearly all of the residual stream
 after training, and an SAE finds nothing else: with 0.3 the words stay visible."""
@@ -205,7 +206,7 @@ def _group(kind: str, index: int, prompts: set[str], rng: np.random.Generator) -
     make = _MAKERS[kind]
     rows = []
     for number in range(2 + int(rng.random() < 0.3)):
-        chosen, rejected = make(topic, rng)
+        chosen, rejected = _spun_out(*make(topic, rng), rng)
         rows.append(
             {
                 "id": f"demo-{index:04d}-{number}",
@@ -242,7 +243,7 @@ def _refusal_pair(topic: Request, rng: np.random.Generator) -> tuple[str, str]:
     polite = (DECLINE, RELUCTANT, COMPLY, COMPLY)[int(rng.integers(4))]
     rejected = [_phrase(polite, rng)] if rng.random() < 0.7 else []
     rejected += _steps(topic.steps, rng)
-    return _padded(chosen, rng, 0.4), _padded(rejected, rng, 0.4)
+    return _padded(chosen, rng, 0.4), _padded(rejected, rng, 0.5)
 
 
 def _over_refusal_pair(topic: Question, rng: np.random.Generator) -> tuple[str, str]:
@@ -288,19 +289,26 @@ def of_length(features: Iterable[Feature]) -> list[Feature]:
 
 
 def _padded(sentences: Iterable[str], rng: np.random.Generator, share: float) -> str:
-    """Sentences with up to three fillers among them, each added with the given chance; then perhaps a closing.
-
-    A long answer says `LENGTHY` in between, the oftener the longer it is: a word that goes with length and with nothing else.
-    """
+    """Sentences with up to three fillers among them, each added with the given chance; then perhaps a closing."""
     found = list(sentences)
     for index in rng.permutation(len(FILLER))[:3]:
         if rng.random() < share:
             found.insert(1 + int(rng.integers(len(found))), _say(FILLER[int(index)], rng))
     if rng.random() < share:
         found.append(_phrase(CLOSING, rng))
-    for _ in range((len(" ".join(found).split()) - _SHORT) // _SPUN):
-        found.insert(1 + int(rng.integers(len(found))), LENGTHY)
     return " ".join(found)
+
+
+def _spun_out(chosen: str, rejected: str, rng: np.random.Generator) -> tuple[str, str]:
+    """The longer of two answers says `LENGTHY` in between, in proportion to how much longer it is, and the shorter one never."""
+    words = [len(chosen.split()), len(rejected.split())]
+    longer = int(words[1] > words[0])
+    sentences = (chosen, rejected)[longer].split(". ")
+    for _ in range(round(_SPUN * words[longer] * math.log(words[longer] / words[1 - longer]))):
+        sentences.insert(1 + int(rng.integers(len(sentences))), LENGTHY.removesuffix("."))
+    spun = ". ".join(sentences)
+    spun = spun if spun.endswith(".") else f"{spun}."
+    return (chosen, spun) if longer else (spun, rejected)
 
 
 def _sentence(text: str, rng: np.random.Generator) -> str:

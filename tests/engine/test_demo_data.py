@@ -79,11 +79,11 @@ def test_length_is_a_nuisance_and_not_the_label(data: DemoData) -> None:
 def test_the_length_phrase_goes_with_length_and_not_with_the_side(data: DemoData) -> None:
     counts = np.array([[text(row, side).count(LENGTHY) for side in ("chosen", "rejected")] for row in data.rows])
     words = np.array([[len(text(row, side).split()) for side in ("chosen", "rejected")] for row in data.rows])
-    assert np.corrcoef(counts.ravel(), words.ravel())[0, 1] > 0.8
-    more = counts[:, 0] - counts[:, 1]
-    same = np.abs(np.log(words[:, 0] / words[:, 1])) < 0.1
+    more, longer = counts[:, 0] - counts[:, 1], np.log(words[:, 0] / words[:, 1])
+    assert np.corrcoef(more, longer)[0, 1] > 0.9
     assert np.sum(more > 0) > 60 < np.sum(more < 0)
-    assert abs(more[same].mean()) < 2 * more[same].std() / np.sqrt(same.sum())
+    assert all(more * longer >= 0)
+    assert not any(counts.min(axis=1))
 
 
 def test_no_word_gives_the_label_away(data: DemoData) -> None:
@@ -169,8 +169,10 @@ def test_an_audit_finds_what_was_planted_and_the_margin_does_not(data: DemoData,
     assert found >= 3 * wrong.mean()
     assert found > by_margin
     of_it = of_length(report.document.features or [])
-    bound = [f for f in of_it if f.discovery and f.length_bound]
-    assert len(bound) >= max(1, sum(f.discovery is True for f in of_it) / 2)
+    tested = [f for f in of_it if f.discovery]
+    assert any(f.length_bound for f in tested)
+    equal = [abs(f.salience_equal_length) for f in tested if f.salience_equal_length is not None]
+    assert np.mean(equal) < 0.5 * np.mean([abs(f.salience) for f in tested])
     ablated = [f for f in of_it if f.causal_effect is not None]
     assert ablated
     assert not any(f.causal_verified == "yes" for f in ablated)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from safer_engine.artifacts import CausalEffects, Latents
+from safer_engine.gate.facts import find_facts
 from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import render_html
 from safer_engine.report.markdown import render_markdown
@@ -81,6 +83,21 @@ def test_machines_and_markdown_get_the_effects(audit: FakeAudit) -> None:
     assert rows[0]["causal_verified"] == "yes"
     assert rows[4]["attribution_rank"] == rows[4]["latent_id"] + 1
     assert re.search(r"\| −0\.5000 [^|]+ \| yes \|", render_markdown(report))
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("features[causal_effect!=null].causal_effect", [-0.5, 0.25, 0.01, -0.02]),
+        ("features[causal_verified=yes,causal_effect>0]", [1]),
+        ("causal.sets[name=safety,axis=null,subset=null].change", [-0.2]),
+        ("causal.sets[name=safety,axis=safety,subset=refusals].change", [-0.2]),
+    ],
+)
+def test_a_gate_can_ask_for_effects(audit: FakeAudit, path: str, values: list[float]) -> None:
+    figures = find_facts(json.loads(report_of(audit).model_dump_json()), path)
+    assert isinstance(figures, list)
+    assert [figure.value for figure in figures] == values
 
 
 def test_hostile_names_are_text_and_an_audit_without_effects_says_why(tmp_path: Path) -> None:
