@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from safer_engine.labellers.checking import CheckedLabel, CheckedLabels, HeldOut
+    from safer_engine.labellers.model_labeller import Kept
     from safer_engine.spec_labels import Correction, LabelSpec
 
 
@@ -25,15 +27,17 @@ class WorkAnswers:
 
     work: WorkArea
 
-    def get(self, key: str) -> str | None:
+    def get(self, key: str) -> Kept | None:
         """See `Answers.get`."""
-        path = self.work.scratch / f"answer-{key}.txt"
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        from safer_engine.labellers.model_labeller import Kept
 
-    def put(self, key: str, answer: str) -> None:
+        path = self.work.scratch / f"answer-{key}.json"
+        return Kept(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def put(self, key: str, answer: Kept) -> None:
         """See `Answers.put`."""
-        with self.work.publish(f"answer-{key}.txt", scratch=True) as path:
-            path.write_text(answer, encoding="utf-8", errors="replace", newline="")
+        with self.work.publish(f"answer-{key}.json", scratch=True) as path:
+            path.write_text(json.dumps(asdict(answer)), encoding="utf-8", newline="")
 
 
 def candidate_windows(latents: Latents) -> list[Candidate]:

@@ -20,13 +20,22 @@ WINDOWS_PER_CHECK = 10
 _MAX_FAILURES_IN_A_ROW = 3
 
 
+@dataclass(frozen=True)
+class Kept:
+    """An answer and what it took: requests, retries included, and their price."""
+
+    content: str
+    calls: int
+    cost: float
+
+
 class Answers(Protocol):
     """Answers kept by the hash of what was asked, so that nothing is paid for twice."""
 
-    def get(self, key: str) -> str | None:
+    def get(self, key: str) -> Kept | None:
         """The stored answer, if any."""
 
-    def put(self, key: str, answer: str) -> None:
+    def put(self, key: str, answer: Kept) -> None:
         """Store an answer durably."""
 
 
@@ -51,6 +60,7 @@ class ModelLabeller(ABC):
         self.rubric = rubric
         self.calls, self.cost = 0, 0.0
         self._answers = answers
+        self._counted = set[str]()
         self._reserved = tuple(reserved)
 
     @property
@@ -140,13 +150,22 @@ class ModelLabeller(ABC):
         return Judged(tuple(fires), problem), failed
 
     def _kept(self, prompt: Prompt) -> Reply:
-        """The answer that is kept, or else a new one, which is kept from now on."""
+        """The answer that is kept, or else a new one, which is kept from now on.
+
+        What an earlier attempt paid for a kept answer counts here too, so that limits hold across attempts; its requests
+        without an answer do not.
+        """
         asked = {**self.asked(prompt), "rubric": self.rubric.model_dump(mode="json")}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        content = self._answers.get(key)
-        if content is not None:
-            return Reply(content)
+        kept = self._answers.get(key)
+        if kept is not None:
+            if key not in self._counted:
+                self._counted.add(key)
+                self.calls, self.cost = self.calls + kept.calls, self.cost + kept.cost
+            return Reply(kept.content)
+        calls, cost = self.calls, self.cost
         reply = self.ask(prompt)
         if reply.content is not None:
-            self._answers.put(key, reply.content)
+            self._answers.put(key, Kept(reply.content, self.calls - calls, self.cost - cost))
+            self._counted.add(key)
         return reply

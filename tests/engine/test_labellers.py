@@ -12,6 +12,7 @@ from safer_engine.labellers import make_labeller
 from safer_engine.labellers.base import Candidate, Labeller, Labelling, LatentLabel, Window, label_all
 from safer_engine.labellers.chat_api import ChatApiLabeller, Patience
 from safer_engine.labellers.lexicon import LexiconLabeller, TermIndex, distinctive_words, focus_word, mean_weight, near_words
+from safer_engine.labellers.model_labeller import Kept
 from safer_engine.labellers.prompts import Unparsed, build_prompt, fence_for, parse_answer
 from safer_engine.labellers.rubric import Rubric, TermCategory, built_in_rubrics, load_rubric, rubric_digest, words_of
 from safer_engine.spec_labels import ChatApiLabeller as ChatApiSpec
@@ -56,33 +57,33 @@ def quiet(done: int, total: int) -> None:
     assert 0 <= done < total
 
 
-class Kept:
+class InMemory:
     """Answers in memory."""
 
     def __init__(self) -> None:
-        self.stored: dict[str, str] = {}
+        self.stored: dict[str, Kept] = {}
 
-    def get(self, key: str) -> str | None:
+    def get(self, key: str) -> Kept | None:
         return self.stored.get(key)
 
-    def put(self, key: str, answer: str) -> None:
+    def put(self, key: str, answer: Kept) -> None:
         self.stored[key] = answer
 
 
-def chat(endpoint: ChatEndpoint, rubric: Rubric, answers: Kept | None = None, **changes: object) -> ChatApiLabeller:
+def chat(endpoint: ChatEndpoint, rubric: Rubric, answers: InMemory | None = None, **changes: object) -> ChatApiLabeller:
     fields = {"base_url": endpoint.url, "model": "m-1", "api_key_env": "LABEL_KEY", "timeout": 5.0, "retries": 2, **changes}
     spec = ChatApiSpec.model_validate(fields)
-    return ChatApiLabeller(spec, rubric, answers or Kept(), Patience(first=0.001, longest=0.3))
+    return ChatApiLabeller(spec, rubric, answers or InMemory(), Patience(first=0.001, longest=0.3))
 
 
 @pytest.fixture(params=["lexicon", "chat_api"])
 def any_labeller(request: pytest.FixtureRequest, rubric: Rubric) -> Iterator[Labeller]:
     """Every labeller there is, for what holds of all."""
     if request.param == "lexicon":
-        yield make_labeller(LexiconSpec(), rubric, Kept())
+        yield make_labeller(LexiconSpec(), rubric, InMemory())
         return
     with ChatEndpoint() as endpoint:
-        yield make_labeller(ChatApiSpec(base_url=endpoint.url, model="m-1", api_key_env="LABEL_KEY"), rubric, Kept())
+        yield make_labeller(ChatApiSpec(base_url=endpoint.url, model="m-1", api_key_env="LABEL_KEY"), rubric, InMemory())
 
 
 class TestEveryLabeller:
@@ -427,7 +428,7 @@ class TestChatApi:
         assert found.labels[1].explanation == "HTTP 400"
 
     def test_an_endpoint_that_is_down_ends_the_labelling(self, rubric: Rubric) -> None:
-        kept = Kept()
+        kept = InMemory()
         candidates = [candidate(n, REFUSAL, n=5 + n) for n in range(10)]
         with ChatEndpoint([answer(json.dumps(GOOD))], otherwise=status(502)) as endpoint:
             with pytest.raises(LabellerError, match=r"3 latents in a row: HTTP 502 after 3 attempts") as caught:
@@ -473,16 +474,18 @@ class TestChatApi:
         assert "authorization" not in endpoint.asked[0].headers
 
     def test_answers_are_kept_by_what_was_asked(self, rubric: Rubric) -> None:
-        kept, one = Kept(), [candidate(1, REFUSAL)]
+        kept, one = InMemory(), [candidate(1, REFUSAL)]
         with ChatEndpoint() as endpoint:
             chat(endpoint, rubric, kept).label(one, [], quiet)
             again = chat(endpoint, rubric, kept).label(one, [], quiet)
-            assert (again.calls, again.cost, len(endpoint.asked)) == (0, 0.0, 1)
+            assert (again.calls, len(endpoint.asked)) == (1, 1)
+            twice = chat(endpoint, rubric, kept).label([*one, *one], [], quiet)
+            assert (twice.calls, len(endpoint.asked)) == (1, 1)
             chat(endpoint, rubric, kept, model="m-2").label(one, [], quiet)
             chat(endpoint, load_rubric("length"), kept).label(one, [], quiet)
             chat(endpoint, rubric, kept).label([candidate(1, RECIPE)], [], quiet)
             assert len(endpoint.asked) == 4
-        assert all(KEY not in text for item in kept.stored.items() for text in item)
+        assert all(KEY not in key + answer.content for key, answer in kept.stored.items())
 
     def test_the_number_of_calls_is_capped_retries_included(self, rubric: Rubric) -> None:
         candidates = [candidate(n, REFUSAL, n=5 + n) for n in range(5)]
@@ -516,9 +519,9 @@ class TestChatApi:
     @pytest.mark.parametrize("url", ["ftp://host/v1", "host/v1", "http://", "http://h/v1?x=1", "http://[::1", "http://h:x/v1"])
     def test_a_base_url_that_is_none_is_refused(self, rubric: Rubric, url: str) -> None:
         with pytest.raises(SpecError, match="base_url"):
-            ChatApiLabeller(ChatApiSpec(base_url=url, model="m"), rubric, Kept())
+            ChatApiLabeller(ChatApiSpec(base_url=url, model="m"), rubric, InMemory())
 
     def test_credentials_in_the_base_url_are_refused_and_not_repeated(self, rubric: Rubric) -> None:
         with pytest.raises(SpecError, match="user name or password") as caught:
-            ChatApiLabeller(ChatApiSpec(base_url="https://me:hunter2@host/v1", model="m"), rubric, Kept())
+            ChatApiLabeller(ChatApiSpec(base_url="https://me:hunter2@host/v1", model="m"), rubric, InMemory())
         assert "hunter2" not in str(caught.value)

@@ -123,12 +123,14 @@ def test_answers_survive_a_failure_and_the_key_is_written_nowhere(world: LatentW
         endpoint.otherwise = status(503)
         with pytest.raises(LabellerError, match="HTTP 503"):
             world.run(LabelsStage())
-        kept = list(world.root.rglob("answer-*.txt"))
+        kept = list(world.root.rglob("answer-*.json"))
         assert len(kept) == 6
         endpoint.otherwise = answer(json.dumps(GOOD))
         endpoint.asked.clear()
-        assert world.run(LabelsStage()).meta["counts"] == {"labelled": 10}
+        labels = world.run(LabelsStage())
+        assert labels.meta["counts"] == {"labelled": 10}
         assert len(endpoint.asked) == 4
+        assert labels.meta["spent"]["labels"]["calls"] == 10  # what the first attempt paid for its answers counts too
         endpoint.asked.clear()
         world.run(LabelsStage())
         assert endpoint.asked == []  # committed
@@ -210,8 +212,8 @@ def test_checks_survive_a_failure_and_no_request_is_sent_twice(wide_world: Laten
         endpoint.otherwise = every
         endpoint.asked.clear()
         labels = world.run(LabelsStage())
-        assert labels.meta["spent"]["labels"]["calls"] == 0
-        assert len(endpoint.asked) == labels.meta["spent"]["detection"]["calls"]
+        assert labels.meta["spent"]["labels"]["calls"] == 10
+        assert len(endpoint.asked) + 3 == labels.meta["spent"]["detection"]["calls"]
         assert endpoint.asked
         assert not any(asked.body in answered for asked in endpoint.asked)
     assert sum(row["detection"] == 0.5 for row in rows_of(labels)) > 3
