@@ -5,9 +5,9 @@ Imported when the stage runs, for it brings torch along. Each file of residual s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from safer_engine.science.sae import Sae
 from safer_engine.stage import StageContext
 
 Floats = NDArray[np.float64]
+Told = Callable[[float], None]
 _SIGNS = (1.0, -1.0)
 _HELD_BATCHES = 8
 """Batches of tokens whose streams are in memory at once, to find sequences of one length among."""
@@ -79,15 +80,20 @@ class CausalRun:
         """Files of residual streams."""
         return self.activations.names("residual-")
 
-    def sample(self, pair_ids: list[str], n: int) -> frozenset[int]:
-        """`n` of the kept pairs, chosen by the hash of their ids."""
+    @cached_property
+    def kept(self) -> list[frozenset[int]]:
+        """Row indices of the kept pairs, by file."""
         from safetensors import safe_open
 
-        kept: set[int] = set()
+        found = []
         for name in self.names:
             with safe_open(self.activations.path(name), framework="np") as handle:
-                kept |= set(handle.get_tensor("pair").tolist())
-        found = sorted(kept)
+                found.append(frozenset(handle.get_tensor("pair").tolist()))
+        return found
+
+    def sample(self, pair_ids: list[str], n: int) -> frozenset[int]:
+        """`n` of the kept pairs, chosen by the hash of their ids."""
+        found = sorted(frozenset().union(*self.kept))
         chosen = choose_by_hash([pair_ids[index] for index in found], n, self.ctx.base_seed, "causal")
         return frozenset(found[index] for index in chosen)
 
@@ -101,21 +107,27 @@ class CausalRun:
     def ablation(self, edits: list[Edit], everywhere: int, sample: frozenset[int]) -> Ablated:
         """Effects of edits: the first `everywhere` on all kept pairs, the others on those of `sample` alone."""
 
-        def read(name: str) -> dict[str, Any]:
-            return self._ablate(name, edits, everywhere, sample)
+        def read(name: str, told: Told) -> dict[str, Any]:
+            return self._ablate(name, (edits, everywhere, sample), told)
 
         parts = [self._unit("ablation", index, read) for index in range(len(self.names))]
         pair_P, reward_P2, change_P2E = (np.concatenate([part[key] for part in parts]) for key in ("pair", "reward", "change"))
         return Ablated(pair_P, reward_P2, change_P2E, int(sum(part["runs"][0] for part in parts)))
 
-    def _unit(self, what: str, index: int, compute: Any) -> dict[str, Any]:
+    def _unit(self, what: str, index: int, compute: Callable[[str, Told], dict[str, Any]]) -> dict[str, Any]:
+        """What is computed of a file, kept across restarts; `compute` tells how many of its pairs are done."""
         from safetensors.numpy import load_file, save_file
 
-        self.ctx.progress(index, len(self.names), f"files ({what})")
+        before, total = sum(map(len, self.kept[:index])), sum(map(len, self.kept))
+
+        def told(done: float) -> None:
+            self.ctx.progress(before + done, total, f"pairs ({what})")
+
+        told(0)
         name = f"{what}-{index:05d}.safetensors"
         path = self.ctx.work.scratch / name
         if not path.is_file():
-            found = compute(self.names[index])
+            found = compute(self.names[index], told)
             with self.ctx.work.publish(name, scratch=True) as temporary:
                 save_file({key: np.ascontiguousarray(value) for key, value in found.items()}, temporary)
         return dict(load_file(path))
@@ -124,11 +136,12 @@ class CausalRun:
         for h_TD, ids_T, covered_T in zip(pair.h_TD, pair.ids_T, pair.covered_T, strict=True):
             yield sequence_of(self.sae, h_TD, ids_T, covered_T)
 
-    def _attribute(self, name: str) -> dict[str, Any]:
+    def _attribute(self, name: str, told: Told) -> dict[str, Any]:
         d_sae = self.sae.shape.d_sae
         margin_S, z_S, fired_S = (torch.zeros(d_sae, dtype=torch.float64) for _ in range(3))
         pairs = positions = 0
         for _, pair in self.rows.of(name):
+            told(pairs)
             pairs += 1
             for sign, stream in zip(_SIGNS, self._streams(pair), strict=True):
                 margin_S += sign * direct_attribution(stream, self.sae, self.rewards)
@@ -152,12 +165,20 @@ class CausalRun:
         if pairs:
             yield pairs, streams
 
-    def _ablate(self, name: str, edits: list[Edit], everywhere: int, sample: frozenset[int]) -> dict[str, Any]:
+    def _ablate(self, name: str, wanted: tuple[list[Edit], int, frozenset[int]], told: Told) -> dict[str, Any]:
+        edits, everywhere, sample = wanted
         found: list[Changes] = []
         order: list[int] = []
         for pairs, streams in self._windows(name):
-            wanted = [edits if index in sample else edits[:everywhere] for index in pairs for _ in _SIGNS]
-            found += reward_changes(streams, self.sae, wanted, self.rewards, self.ctx.runtime.batch_tokens)
+            own = [edits if index in sample else edits[:everywhere] for index in pairs for _ in _SIGNS]
+            found += reward_changes(
+                streams,
+                self.sae,
+                own,
+                self.rewards,
+                self.ctx.runtime.batch_tokens,
+                partial(_told_within, told, len(order), len(pairs)),
+            )
             order += pairs
         change_NE = np.full((len(found), len(edits)), np.nan)
         for change_E, one in zip(change_NE, found, strict=True):
@@ -165,3 +186,7 @@ class CausalRun:
         reward_N = np.asarray([one.reward for one in found], dtype=np.float64)
         shaped = {"reward": reward_N.reshape(-1, 2), "change": change_NE.reshape(-1, 2, len(edits))}
         return {"pair": np.asarray(order, dtype=np.int64), **shaped, "runs": np.asarray([sum(one.runs for one in found)])}
+
+
+def _told_within(told: Told, before: int, here: int, share: float) -> None:
+    told(before + share * here)

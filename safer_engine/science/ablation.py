@@ -8,7 +8,7 @@ Only positive z are activations; negative values of an SAE that keeps them are l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,7 +107,12 @@ def edited(sequence: Stream, sae: Sae, edit: Edit) -> Tensor:
 
 
 def reward_changes(
-    sequences: Sequence[Stream], sae: Sae, edits: Sequence[Sequence[Edit]], rewards: Rewards, batch_tokens: int
+    sequences: Sequence[Stream],
+    sae: Sae,
+    edits: Sequence[Sequence[Edit]],
+    rewards: Rewards,
+    batch_tokens: int,
+    told: Callable[[float], None] = lambda _share: None,
 ) -> list[Changes]:
     """Run the upper blocks under each edit of each sequence that changes anything; the others are exactly 0.
 
@@ -116,13 +121,16 @@ def reward_changes(
 
     Args:
         edits: those of each sequence.
+        told: share of the work that is done, in [0, 1), before each batch; may raise to stop.
 
     Raises:
         NumericalError: a reward is not finite.
     """
     change = [torch.zeros(len(own), dtype=torch.float64) for own in edits]
     reward, runs = [0.0] * len(sequences), [0] * len(sequences)
+    work = sum(1 + sum(edit.changes(at.latents) for edit in own) for at, own in zip(sequences, edits, strict=True))
     for rows in _batches(sequences, edits, batch_tokens):
+        told(min(0.999, sum(runs) / work))
         h_BTD = torch.stack([_row(sequences[at], sae, None if which is None else edits[at][which]) for at, which in rows])
         ids_BT = torch.stack([sequences[at].ids_T for at, _ in rows])
         with torch.no_grad():

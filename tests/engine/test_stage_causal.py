@@ -98,7 +98,7 @@ def test_payload_is_what_the_artifact_promises(folder: Path) -> None:
     assert all(row["attribution"] == attribution[latent] for latent, row in by_latent.items())
 
 
-@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize("at", [2, 12, 23])
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(folder: Path, at: int) -> None:
     whole = run(folder, "store")
     with pytest.raises(Interrupted):
