@@ -214,7 +214,7 @@ def test_what_is_not_there_yet_says_so(audit: FakeAudit) -> None:
 def test_absent_stages_give_their_reasons(audit: FakeAudit, report: ReportDocument) -> None:
     reasons = report.provenance.not_computed
     assert reasons["verification"] == "no model was retrained on the edited data"
-    assert reasons["features[].causal_effect"] == "causal effects are not computed in this version"
+    assert reasons["features[].causal_effect"] == "causal effects were not asked for"
     assert "evaluation" not in reasons
     without = _build(audit, {**audit.found, Labels: Absent("labels were switched off"), Edits: Absent("no edits wanted")})
     assert without.provenance.not_computed["features[].safety_feature"] == "labels were switched off"
