@@ -1,9 +1,9 @@
 """What causal effects cost beside the extraction of the same pairs, in one run.
 
-    python -m benchmarks.causal MODEL DATA.jsonl [--pairs 5000] [--kept 512] [--features 64] [--device cpu]
+    python -m benchmarks.causal MODEL DATA.jsonl [--pairs 5000] [--kept 512] [--sample 64] [--features 64]
 
-Pairs, pairs whose residual streams are kept, and features as given; controls, sets and mean-ablation as the spec's
-defaults. The SAE is trained for 200 steps only: what it learns changes little of what ablation costs.
+Pairs, pairs whose residual streams are kept, those of them that mean-ablation is run on, and features as given; controls
+and sets as the spec's defaults. The SAE is trained for 200 steps only: what it learns changes little of what ablation costs.
 Prints seconds of `activations` and `causal` and their ratio: the goal is at most 3.
 """
 
@@ -42,13 +42,14 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--pairs", type=int, default=5000)
     parser.add_argument("--kept", type=int, default=512)
+    parser.add_argument("--sample", type=int, default=64)
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     document = {
         "model": {"path": asked.model},
         "dataset": {"source": {"kind": "local", "path": asked.data}, "sample": asked.pairs},
-        "causal": {"pairs": asked.kept, "features": asked.features},
+        "causal": {"pairs": asked.kept, "sample": asked.sample, "features": asked.features},
         "sae": {"kind": "topk", "min_steps": 200, "max_steps": 200},
         "runtime": {"device": asked.device},
     }

@@ -47,6 +47,10 @@ def test_effects_against_the_labels_come_first(audit: FakeAudit) -> None:
     places = [shown.index(f'<td class="n">{number}</td><td>') for number in ("+0.2500", "−0.5000", "−0.0200", "+0.0100")]
     assert places == sorted(places)
     assert "+1.25, standard deviation 0.50" in shown
+    folded = shown[shown.index("By axis and side") :]
+    assert (
+        '<td class="n">−0.2500</td><td class="n">+0.2500</td><td class="n">−0.5000</td><td class="n">−0.5000</td></tr>' in folded
+    )
     assert "+0.40 (−0.20 … +0.80; 4 features)" in shown
 
 
