@@ -15,6 +15,9 @@ from safer_engine.report.plots import Frame
 from safer_engine.report.svg import Scale, element, line, picture, text
 from safer_engine.report.text import signed
 
+_ROOM = 6.0
+"""Largest effect that the upward scale has room for, times the largest there is: names of the directions stand beyond it."""
+
 
 def disagreements_first(features: Sequence[Feature]) -> list[Feature]:
     """Ablated features: verified ones without which the margin grows, the other verified ones, the rest; larger effects first."""
@@ -33,7 +36,7 @@ def causal_plot(features: Sequence[Feature], carded: frozenset[int], *, narrow: 
     reach = max((abs(f.salience) for f, _ in points), default=0.0) * 1.1 or 1.0
     largest = max((abs(effect) for _, effect in points), default=0.0) or 1.0
     x = Scale(-reach, reach, frame.left, frame.right)
-    y = Scale(-_bent(1.6), _bent(1.6), frame.bottom, frame.top)
+    y = Scale(-_bent(_ROOM), _bent(_ROOM), frame.bottom, frame.top)
     parts = _axes(x, y, frame, largest)
     parts += [_dot(f, effect, x(f.salience), y(_bent(effect / largest)), f.latent_id in carded) for f, effect in points[::-1]]
     label = f"Scatter plot: {len(points)} features by salience and causal effect. The table below holds the same figures."
