@@ -258,7 +258,7 @@ class CausalEffects(Artifact):
         p, p_adjusted (against controls, all pairs); verified (yes | no | not measured); intervals and p null where none.
     `attribution.arrow`, one row per latent: latent_id, attribution, rank (from 1, by size).
     `sets.arrow`: set (safety | control-N), n_latents, axis string?, subset string?, n_pairs, n_groups, accuracy, ablated
-        (pair accuracy), change, change_lo, change_hi.
+        (pair accuracy), change, change_lo, change_hi, margin, margin_lo, margin_hi (its mean change).
     meta: n_pairs, n_features, n_controls, runs, margin {mean, sd} (of the kept pairs, as they are), agreement {rho, slope, n},
         null {pooled, distinct, reason}, correlation (of absolute salience with absolute effect; {rho, lo, hi, n} or null),
         verified {status: n}.

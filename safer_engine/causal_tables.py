@@ -233,11 +233,12 @@ def _judged(row: dict[str, Any], null: Null, index: int) -> dict[str, Any]:
 
 
 def _set_rows(found: Measured, index: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Pair accuracy with and without a set: all pairs, then each subset of an axis."""
+    """Pair accuracy with and without a set, and the change of the margin: all pairs, then each subset of an axis."""
     name = list(found.choice.sets)[index]
     at = len(found.choice.single) + index
     before_P = found.ablated.reward_P2[:, 0] - found.ablated.reward_P2[:, 1]
-    after_P = before_P + found.ablated.change_P2E[:, 0, at] - found.ablated.change_P2E[:, 1, at]
+    margin_P = found.ablated.change_P2E[:, 0, at] - found.ablated.change_P2E[:, 1, at]
+    after_P = before_P + margin_P
     right_P, still_P = (before_P > 0).astype(np.float64), (after_P > 0).astype(np.float64)
     rows, groups = [], _groups(found)
     for names, within in [*_strata(found, "axis"), *_strata(found, "axis", "subset")[1:]]:
@@ -245,7 +246,7 @@ def _set_rows(found: Measured, index: int, rng: np.random.Generator) -> list[dic
         row: dict[str, Any] = {"set": name, "n_latents": len(found.choice.sets[name]), "subset": None, **names}
         row |= {"n_pairs": change.n, "n_groups": change.n_groups}
         row |= {"accuracy": float(right_P[within].mean()), "ablated": float(still_P[within].mean())}
-        rows.append(row | _columns("change", change))
+        rows.append(row | _columns("change", change) | _columns("margin", _mean(margin_P[within], groups[within], rng)))
     return rows
 
 
@@ -265,7 +266,7 @@ def _effects_schema() -> pa.Schema:
 def _sets_schema() -> pa.Schema:
     import pyarrow as pa
 
-    floats = ("accuracy", "ablated", "change", "change_lo", "change_hi")
+    floats = ("accuracy", "ablated", "change", "change_lo", "change_hi", "margin", "margin_lo", "margin_hi")
     return pa.schema(
         [("set", pa.string()), ("n_latents", pa.int32()), ("axis", pa.string()), ("subset", pa.string())]
         + [(name, pa.int32()) for name in ("n_pairs", "n_groups")]

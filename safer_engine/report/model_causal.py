@@ -31,6 +31,9 @@ class SetAblation(Node):
     change: float
     change_lo: float | None
     change_hi: float | None
+    margin: float = Field(description="Mean change of the margin.")
+    margin_lo: float | None
+    margin_hi: float | None
 
 
 class CausalEffect(Node):

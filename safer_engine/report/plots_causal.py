@@ -79,18 +79,18 @@ def _dot(feature: Feature, effect: float, across: float, up: float, linked: bool
 
 @dataclass(frozen=True)
 class SetRow:
-    """A slice of the pairs with the safety features ablated, and the change of accuracy under each set of controls there."""
+    """A slice of the pairs with the safety features ablated, and the same under each set of controls."""
 
     safety: SetAblation
-    controls: list[float]
+    controls: list[SetAblation]
 
 
 def sets_ablated(causal: CausalReport) -> list[SetRow]:
     """The safety features' rows in order, with the controls' of the same axis and subset."""
-    controls: dict[tuple[str | None, str | None], list[float]] = {}
+    controls: dict[tuple[str | None, str | None], list[SetAblation]] = {}
     for row in causal.sets:
         if row.name != SAFETY_SET:
-            controls.setdefault((row.axis, row.subset), []).append(row.change)
+            controls.setdefault((row.axis, row.subset), []).append(row)
     return [SetRow(row, controls.get((row.axis, row.subset), [])) for row in causal.sets if row.name == SAFETY_SET]
 
 

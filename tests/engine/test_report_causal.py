@@ -68,11 +68,13 @@ def test_the_plot_has_a_dot_for_each_and_colours_the_verified(audit: FakeAudit) 
 def test_sets_stand_beside_their_controls(audit: FakeAudit) -> None:
     report = report_of(audit)
     assert report.causal is not None
-    assert [(row.safety.subset, row.controls) for row in sets_ablated(report.causal)] == [
+    assert [(row.safety.subset, [one.change for one in row.controls]) for row in sets_ablated(report.causal)] == [
         (None, [0.01, -0.03]),
         ("refusals", [0.01, -0.03]),
     ]
-    assert "<td>−0.250 … −0.150</td><td>−0.030 … +0.010</td>" in section(render_html(report))
+    shown = section(render_html(report))
+    assert "<td>−0.250 … −0.150</td><td>−0.030 … +0.010</td>" in shown
+    assert '<td class="n">−0.400</td><td>−0.500 … −0.300</td><td>−0.060 … +0.020</td>' in shown
 
 
 def test_machines_and_markdown_get_the_effects(audit: FakeAudit) -> None:

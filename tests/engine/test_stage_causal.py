@@ -52,12 +52,15 @@ class Stops(NullObserver):
         return self.seen >= self.at
 
 
-def run(folder: Path, store: str, observer: NullObserver | None = None, **causal: Any) -> Artifact | Absent:
+def run(
+    folder: Path, store: str, observer: NullObserver | None = None, labels: dict[str, Any] | None = None, **causal: Any
+) -> Artifact | Absent:
     document = {
         "model": {"path": str(folder / "model"), "dtype": "float32"},
         "dataset": {"source": {"kind": "memory"}},
         "salience": {"candidates": 30},
         "causal": {**CAUSAL, **causal},
+        "labels": labels or {},
         "sae": SAE,
         "runtime": {"device": "cpu", "shard_pairs": 7, "threads": 1},
     }
@@ -96,6 +99,23 @@ def test_payload_is_what_the_artifact_promises(folder: Path) -> None:
     attribution = {row["latent_id"]: row["attribution"] for row in found.table("attribution.arrow").to_pylist()}
     assert len(attribution) == 96
     assert all(row["attribution"] == attribution[latent] for latent, row in by_latent.items())
+
+
+def test_a_set_of_one_is_the_latent_itself_and_controls_stand_beside_it(folder: Path) -> None:
+    found = run(folder, "sets", labels={"min_rating": 1, "detection_floor": None}, features=1, control_sets=3)
+    assert isinstance(found, CausalEffects)
+    assert found.meta["roles"]["safety"] == 1
+    sets = found.table("sets.arrow").to_pylist()
+    whole = {row["set"]: row for row in sets if row["axis"] is None and row["subset"] is None}
+    assert list(whole) == ["safety", "control-1", "control-2", "control-3"]
+    assert {row["n_latents"] for row in sets} == {1}
+    alone = next(row for row in found.effects.to_pylist() if row["role"] == "safety" and row["axis"] is None)
+    assert whole["safety"]["margin"] == pytest.approx(alone["margin"], abs=1e-6)
+    for row in sets:
+        assert row["change"] == pytest.approx(row["ablated"] - row["accuracy"], abs=1e-12)
+        assert row["change_lo"] <= row["change"] + 1e-12
+        assert row["margin_hi"] >= row["margin"] - 1e-12
+    assert sorted({row["axis"] for row in sets if row["subset"] is not None}) == ["a", "b"]
 
 
 @pytest.mark.parametrize("at", [2, 12, 23])

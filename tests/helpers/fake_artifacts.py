@@ -298,6 +298,7 @@ class _Writer:
             {
                 "set": name, "n_latents": 2, "axis": axis, "subset": of, "n_pairs": 60, "n_groups": 30, "accuracy": 0.8,
                 "ablated": 0.8 + change, "change": change, "change_lo": change - 0.05, "change_hi": change + 0.05,
+                "margin": change * 2, "margin_lo": change * 2 - 0.1, "margin_hi": change * 2 + 0.1,
             }
             for name, change in (("safety", -0.2), ("control-1", 0.01), ("control-2", -0.03))
             for axis, of in ((None, None), ("safety", subset))
