@@ -101,7 +101,7 @@ def created(name: str, version: str) -> dict[str, Any]:
 def world(redis: Redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("mlflow")
     registry = mlflow_server(folder)
-    files = material(folder / "files")
+    files = material(folder / "files", pairs=60)
     template = folder / "template.yaml"
     template.write_text(yaml.safe_dump(_template(files)), encoding="utf-8")
     service = Deployment(
