@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safer_engine.api import AuditReport, audit
 
 __all__ = ["AuditReport", "audit"]
+
+# Without it MKL's products on some processors (seen on an AMD EPYC) depend on where in memory the operands happen to lie, and
+# a training that is stopped and resumed differs in the last bits from one that is not. Read by MKL at its first call.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 def __getattr__(name: str) -> Any:

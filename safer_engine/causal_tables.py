@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from safer_engine.spec_causal import CausalSpec
 
 Floats = NDArray[np.float64]
+Strata = list[tuple[dict[str, str | None], NDArray[np.bool_]]]
+"""Values of columns, and which of the kept pairs have them."""
 _RESAMPLES = 1000
 _LEAST_EACH = 32
 _LEVEL = 0.05
@@ -63,6 +66,29 @@ class Measured:
     attribution: Attribution
     choice: Choice
     ablated: Ablated
+
+    @cached_property
+    def groups_P(self) -> NDArray[Any]:
+        """Prompt group of each kept pair."""
+        return np.asarray(self.pairs["group"].take(self.ablated.pair_P).to_pylist(), dtype=np.str_)
+
+    @cached_property
+    def by_axis(self) -> Strata:
+        """All kept pairs, then those of each axis."""
+        return self._strata("axis")
+
+    @cached_property
+    def by_subset(self) -> Strata:
+        """All kept pairs, then those of each subset of an axis."""
+        return self._strata("axis", "subset")
+
+    def _strata(self, *columns: str) -> Strata:
+        kept = self.pairs.select(list(columns)).take(self.ablated.pair_P).to_pylist()
+        keys = [tuple(row.values()) for row in kept]
+        strata: Strata = [(dict.fromkeys(columns), np.ones(len(keys), dtype=bool))]
+        for key in sorted(set(keys)):
+            strata.append((dict(zip(columns, key, strict=True)), np.asarray([other == key for other in keys])))
+        return strata
 
 
 def choose(latents: pa.Table, labels: pa.Table | None, found: Attribution, spec: CausalSpec) -> Choice:
@@ -166,34 +192,18 @@ def _facts(found: Measured, effect_E: Floats, agreed: Agreement, null: Null, rng
     }
 
 
-def _strata(found: Measured, *columns: str) -> list[tuple[dict[str, str | None], NDArray[np.bool_]]]:
-    """All pairs, then each value of the columns' combination, with the kept pairs in it."""
-    kept = found.pairs.select(list(columns)).take(found.ablated.pair_P).to_pylist()
-    keys = [tuple(row.values()) for row in kept]
-    strata: list[tuple[dict[str, str | None], NDArray[np.bool_]]] = [
-        (dict.fromkeys(columns), np.ones(len(keys), dtype=bool)),
-    ]
-    for key in sorted(set(keys)):
-        strata.append((dict(zip(columns, key, strict=True)), np.asarray([other == key for other in keys])))
-    return strata
-
-
-def _groups(found: Measured) -> NDArray[Any]:
-    return np.asarray(found.pairs["group"].take(found.ablated.pair_P).to_pylist(), dtype=np.str_)
-
-
 def _mean(values: Floats, groups: NDArray[Any], rng: np.random.Generator) -> Interval:
     return group_bootstrap_mean(values, groups, _RESAMPLES, rng)
 
 
 def _effects(found: Measured, index: int, null: Null, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Rows of one latent: all pairs, then each axis."""
-    choice, groups = found.choice, _groups(found)
+    choice, groups = found.choice, found.groups_P
     latent = choice.single[index]
     reported = index < len(choice.roles)
     change_P2 = found.ablated.change_P2E[:, :, index]
     rows = []
-    for names, within in _strata(found, "axis"):
+    for names, within in found.by_axis:
         row: dict[str, Any] = {"latent_id": latent, "role": choice.roles.get(latent, "control"), **names}
         row |= {"n_pairs": int(within.sum()), "n_groups": len(set(groups[within].tolist()))}
         row["n_fired"] = int((change_P2[within] != 0).any(axis=1).sum())
@@ -220,7 +230,7 @@ def _mean_ablation(found: Measured, index: int, within: NDArray[np.bool_], rng: 
     run = within & ~np.isnan(margin_P)
     if not run.any():
         return {"n_mean": 0}
-    return {**_columns("mean_margin", _mean(margin_P[run], _groups(found)[run], rng)), "n_mean": int(run.sum())}
+    return {**_columns("mean_margin", _mean(margin_P[run], found.groups_P[run], rng)), "n_mean": int(run.sum())}
 
 
 def _judged(row: dict[str, Any], null: Null, index: int) -> dict[str, Any]:
@@ -240,8 +250,8 @@ def _set_rows(found: Measured, index: int, rng: np.random.Generator) -> list[dic
     margin_P = found.ablated.change_P2E[:, 0, at] - found.ablated.change_P2E[:, 1, at]
     after_P = before_P + margin_P
     right_P, still_P = (before_P > 0).astype(np.float64), (after_P > 0).astype(np.float64)
-    rows, groups = [], _groups(found)
-    for names, within in [*_strata(found, "axis"), *_strata(found, "axis", "subset")[1:]]:
+    rows, groups = [], found.groups_P
+    for names, within in [*found.by_axis, *found.by_subset[1:]]:
         change = _mean((still_P - right_P)[within], groups[within], rng)
         row: dict[str, Any] = {"set": name, "n_latents": len(found.choice.sets[name]), "subset": None, **names}
         row |= {"n_pairs": change.n, "n_groups": change.n_groups}

@@ -75,11 +75,11 @@ def steer(
     sae = load_sae(stored, request.spec.runtime.device)
     if not 0 <= latent < sae.shape.d_sae:
         raise SpecError(f"there is no latent {latent}", f"latents are 0 … {sae.shape.d_sae - 1}")
-    layer = int(_typed(found, Activations).meta["hook_layer"])
+    layer = int(found[Activations].meta["hook_layer"])
     with TemporaryDirectory(prefix="safer-steer-") as folder:
         if row is not None:
             found = _of_one(request, row, folder)
-        pairs, activations = _typed(found, PairSet), _typed(found, Activations)
+        pairs, activations = found[PairSet], found[Activations]
         if not activations.names("residual-"):
             raise SpecError("the audit kept no residual streams (causal.pairs is 0)", "give --chosen and --rejected")
         watched, began = observer or NullObserver(), time.monotonic()
@@ -105,7 +105,7 @@ def _rewards(
 
     from safer_engine import sae_files
     from safer_engine.science.ablation import Edit, reward_changes, sequence_of
-    from safer_engine.science.hooks import rewards_from_residual
+    from safer_engine.science.hooks import upper_blocks
     from safer_engine.science.readings import token_ids
     from safer_engine.sources.model_loading import load_reward_model
 
@@ -116,7 +116,7 @@ def _rewards(
     wanted_P = np.asarray([name == _GIVEN for name in named]) if alone else np.ones(len(named), dtype=np.bool_)
     rows = sae_files.ResidualRows(activations, wanted_P, ids)
     edits = [Edit((latent,), scale) for scale in scales]
-    above = lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids)  # noqa: E731
+    above = upper_blocks(rm, layer)
     order: list[int] = []
     fired: list[bool] = []
     rewards: list[list[list[float]]] = []
@@ -141,10 +141,6 @@ def _dose(scale: float, reward_P2: Any, before_P2: Any, groups_P: Any) -> Dose:
     change = group_bootstrap_mean(margin_P - before_P, groups_P, 1000, np.random.default_rng(0))
     means = (float(reward_P2[:, 0].mean()), float(reward_P2[:, 1].mean()), float(margin_P.mean()))
     return Dose(scale, *means, change.estimate, change.lo, change.hi, float((margin_P > 0).mean()))
-
-
-def _typed(found: dict[type[Artifact], Any], kind: type[Any]) -> Any:
-    return found[kind]
 
 
 def _of_audit(request: AuditRequest, store: ArtifactStore, kinds: tuple[type[Artifact], ...]) -> dict[type[Artifact], Any]:

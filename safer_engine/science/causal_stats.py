@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from safer_engine.errors import NumericalError
+from safer_engine.science.multiple_testing import benjamini_hochberg
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -111,16 +113,6 @@ def against_controls(effect_F: Floats, controls_FC: Ints, first_order_S: Floats,
     return Null(p_F, benjamini_hochberg(p_F), len(pool), distinct, "")
 
 
-def benjamini_hochberg(p_N: Floats) -> Floats:
-    """Adjusted p-values (Benjamini & Hochberg 1995); NaN stays and is not counted."""
-    adjusted_N = np.full(len(p_N), np.nan)
-    known = np.flatnonzero(~np.isnan(p_N))
-    order = known[np.argsort(p_N[known], kind="stable")]
-    scaled = p_N[order] * len(order) / np.arange(1, len(order) + 1)
-    adjusted_N[order] = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
-    return adjusted_N
-
-
 def rank_correlation(a_N: Floats, b_N: Floats, resamples: int, rng: np.random.Generator) -> Correlation | None:
     """Spearman's ρ of two figures of the same latents; None where fewer than three or where one of them is constant."""
     if not (np.isfinite(a_N).all() and np.isfinite(b_N).all()):
@@ -138,12 +130,6 @@ def rank_correlation(a_N: Floats, b_N: Floats, resamples: int, rng: np.random.Ge
 
 
 def _spearman(a_N: Floats, b_N: Floats) -> float:
-    ranks = [_mean_ranks(values) for values in (a_N, b_N)]
+    ranks = [rankdata(values) for values in (a_N, b_N)]
     centred = [rank - rank.mean() for rank in ranks]
     return float(centred[0] @ centred[1] / np.sqrt((centred[0] @ centred[0]) * (centred[1] @ centred[1])))
-
-
-def _mean_ranks(values_N: Floats) -> Floats:
-    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +103,11 @@ def residual(rm: RewardModel, layer: int, ids_BT: Tensor, mask_BT: Tensor | None
     with on_residual(rm, layer, caught.append), _bypassed(rm, range(layer, rm.info.n_blocks), None):
         head_vectors(rm, ids_BT, mask_BT)
     return caught[-1]
+
+
+def upper_blocks(rm: RewardModel, layer: int) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:
+    """Rewards of (residual stream, mask, token ids): `rewards_from_residual` after block `layer`."""
+    return partial(rewards_from_residual, rm, layer)
 
 
 def rewards_from_residual(

@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 MIN_COSINE = 0.7
-"""Decoder cosine from which on a counterpart counts as the same latent (the bound of arXiv 2501.16615)."""
+"""Decoder cosine from which on a counterpart counts as the same latent (our choice; `crowding` tells what chance reaches)."""
 _BLOCK = 1024
 _RANDOM = 1024
 

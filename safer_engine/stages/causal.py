@@ -38,7 +38,7 @@ class CausalStage:
         from safer_engine import causal_tables, sae_files
         from safer_engine.causal_run import CausalRun
         from safer_engine.payload_files import write_table
-        from safer_engine.science.hooks import rewards_from_residual
+        from safer_engine.science.hooks import upper_blocks
         from safer_engine.science.readings import token_ids
         from safer_engine.sources.model_loading import load_reward_model
         from safer_engine.stages.latents import load_sae
@@ -49,7 +49,7 @@ class CausalStage:
         ids = (token_ids(pairs, "chosen"), token_ids(pairs, "rejected"))
         rows = sae_files.ResidualRows(activations, np.ones(pairs.num_rows, dtype=bool), ids)
         sae = load_sae(inputs.get(SparseAutoencoder), ctx.runtime.device)
-        run = CausalRun(ctx, rows, sae, lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids))
+        run = CausalRun(ctx, rows, sae, upper_blocks(rm, layer))
         latents = inputs.get(Latents).latents
         found = run.attribution()
         choice = causal_tables.choose(latents, None if isinstance(labels, Absent) else labels.labels, found, ctx.spec.causal)

@@ -24,7 +24,7 @@ class SaeStage:
         """See `Stage.run`. Raises NumericalError, ResourceError, Interrupted; what was trained is kept."""
         from safer_engine.sae_pretraining import pretrain
         from safer_engine.sae_run import SaeRun
-        from safer_engine.science.hooks import rewards_from_residual
+        from safer_engine.science.hooks import upper_blocks
         from safer_engine.sources.model_loading import load_reward_model
 
         activations = inputs.get(Activations)
@@ -35,7 +35,7 @@ class SaeStage:
         metrics = run.measure(trained.sae)
         metrics |= {"dead_share": trained.dead_share, "dead_window": trained.dead_window}
         layer = int(activations.meta["hook_layer"])
-        metrics |= run.recovered(trained.sae, lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids))
+        metrics |= run.recovered(trained.sae, upper_blocks(rm, layer))
         skipped = {"status": "skipped", "reason": "no corpus is named (sae.pretrain)"}
         metrics |= {"training": run.training_facts(trained), "pretraining": before.facts if before is not None else skipped}
         sae_files.publish_sae(ctx.work, trained.sae)

@@ -271,7 +271,7 @@ def test_a_wrong_label_is_refused_before_anything_is_read(
 def test_what_is_no_amount_is_refused_before_anything_is_sent(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFER_AUDIT_URL", "http://127.0.0.1:1")  # to speak to it would be exit code 5
     for wrong in ("nan", "inf", "0", "-1", "soon"):
-        command("submit", *AUDIT, "--gpu-hours", wrong, code=2)
+        assert command("submit", *AUDIT, "--gpu-hours", wrong, code=2) == {}, wrong
 
 
 def test_a_model_that_is_not_here_is_said_to_be_the_hubs(

@@ -11,11 +11,10 @@ from safer_engine.science.ablation import Edit, direct_attribution, edited, rewa
 from safer_engine.science.causal_stats import (
     against_controls,
     agreement,
-    benjamini_hochberg,
     nearest_controls,
     rank_correlation,
 )
-from safer_engine.science.hooks import residual, rewards, rewards_from_residual
+from safer_engine.science.hooks import residual, rewards, upper_blocks
 from safer_engine.science.sae import Normalisation, Sae, SaeShape
 from tests.helpers.tiny_model import DECODERS, ENCODERS, load_tiny, token_sequences
 
@@ -65,7 +64,7 @@ def test_upper_blocks_alone_are_the_whole_model_with_the_edit_in_it(arch: str, n
         h_TD = residual(rm, layer, ids_T[None])[0]
         whole = float(rewards(rm, ids_T[None])[0])
     sae = planted(rm.info.d_in, normalisation)
-    above = lambda h, mask, ids: rewards_from_residual(rm, layer, h, mask, ids)  # noqa: E731
+    above = upper_blocks(rm, layer)
     stream = sequence_of(sae, h_TD, ids_T, torch.arange(len(ids_T)) >= len(ids_T) // 2)
     latents = sorted(stream.latents)[:3]
     found = reward_changes([stream], sae, [[Edit((i,)) for i in latents]], above, 10_000)[0]
@@ -117,11 +116,6 @@ def test_sequences_share_batches_and_keep_their_own_effects() -> None:
         alone = reward_changes([stream], sae, [own], head, 10_000)[0]
         torch.testing.assert_close(found.change_E, alone.change_E, rtol=1e-12, atol=1e-12)
         assert found.reward == alone.reward
-
-
-def test_benjamini_hochberg_by_hand() -> None:
-    found = benjamini_hochberg(np.array([0.01, np.nan, 0.04, 0.03, 0.5]))
-    np.testing.assert_allclose(found, [0.04, np.nan, 0.16 / 3, 0.16 / 3, 0.5])
 
 
 def test_a_planted_effect_stands_out_of_its_controls() -> None:

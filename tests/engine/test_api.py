@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +137,13 @@ def test_paths_are_as_good_as_their_text(tmp_path: Path) -> None:
 def test_values_without_a_word_in_json_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetRefused, match="JSON has no word"):
         resolve_memory(plain_rows([{"chosen": object()}], "rows"))
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "AUTO"), ("COMPATIBLE", "COMPATIBLE")])
+def test_products_of_matrices_do_not_depend_on_where_they_lie(given: str | None, kept: str) -> None:
+    """The last bits of a resumed training do, on some processors, unless MKL is told before its first call; a user's choice stays."""
+    others = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    code = "import os, safer_engine; print(os.environ['MKL_CBWR'])"
+    environment = others | ({"MKL_CBWR": given} if given else {})
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == kept
