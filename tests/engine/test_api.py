@@ -141,7 +141,7 @@ def test_values_without_a_word_in_json_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("given", "kept"), [(None, "AUTO"), ("COMPATIBLE", "COMPATIBLE")])
 def test_products_of_matrices_do_not_depend_on_where_they_lie(given: str | None, kept: str) -> None:
-    """The last bits of a resumed training do, on some processors, unless MKL is told before its first call; a user's choice stays."""
+    """On some processors the last bits of a resumed training do, unless MKL is told before its first call; a user may choose."""
     others = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
     code = "import os, safer_engine; print(os.environ['MKL_CBWR'])"
     environment = others | ({"MKL_CBWR": given} if given else {})
