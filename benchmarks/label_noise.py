@@ -89,10 +89,16 @@ class Setup:
     max_length: int
     epochs: int
     lr: float | None
+    dtype: str
     device: str
     audit: dict[str, Any]
     retrain: bool
     unseen: Path | None = None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the reward models are trained."""
+        return {"epochs": self.epochs, "max_length": self.max_length, "lr": self.lr, "dtype": self.dtype}
 
 
 class LogObserver:
@@ -141,9 +147,9 @@ def train(cell: Cell, setup: Setup, observer: Observer) -> dict[str, Any]:
     if not path.is_file():
         return train_reward_model(train_spec(cell, setup), cell.model, observer).record
     record: dict[str, Any] = json.loads(path.read_bytes())
-    wanted = (cell.seed, setup.epochs, setup.max_length, setup.lr, digest_file(cell.data))
-    recipe = record["spec"]["recipe"]
-    found = (record["spec"]["seed"], recipe["epochs"], recipe["max_length"], recipe["lr"], _content(record, cell))
+    wanted = (cell.seed, setup.recipe, digest_file(cell.data))
+    recipe = {name: record["spec"]["recipe"][name] for name in setup.recipe}
+    found = (record["spec"]["seed"], recipe, _content(record, cell))
     if found != wanted:
         raise SpecError(f"{cell.model} was trained with {found}, not {wanted}", "remove it, or choose another --out")
     return record
@@ -158,12 +164,11 @@ def _content(record: dict[str, Any], cell: Cell) -> str | None:
 
 
 def train_spec(cell: Cell, setup: Setup) -> TrainSpec:
-    recipe = {"epochs": setup.epochs, "max_length": setup.max_length, "lr": setup.lr}
     document: dict[str, Any] = {
         "seed": cell.seed,
         "base": str(setup.base),
         "dataset": {"source": {"kind": "local", "path": str(cell.data)}},
-        "recipe": recipe,
+        "recipe": setup.recipe,
     }
     if setup.evaluation is not None:
         document["evaluation"] = {"source": {"kind": "local", "path": str(setup.evaluation)}}
@@ -192,8 +197,7 @@ def retrain(cell: Cell, setup: Setup, observer: Observer) -> None:
     from safer_engine import api
     from safer_engine.artifacts import RetrainedMargins
 
-    recipe = {"epochs": setup.epochs, "max_length": setup.max_length, "lr": setup.lr}
-    document = audit_document(cell, setup, {"retraining": {"base": str(setup.base), "folds": 2, "recipe": recipe}})
+    document = audit_document(cell, setup, {"retraining": {"base": str(setup.base), "folds": 2, "recipe": setup.recipe}})
     report = api.audit(document, store=cell.folder / "store", out=cell.folder / "audit", observer=observer)
     found = report.artifacts[RetrainedMargins]
     if not isinstance(found, RetrainedMargins):
@@ -289,6 +293,7 @@ def write_json(path: Path, value: Any) -> None:
 @click.option("--max-length", default=128, show_default=True)
 @click.option("--epochs", default=2, show_default=True)
 @click.option("--lr", type=float, help="Learning rate; default that of train-rm.")
+@click.option("--dtype", default="auto", show_default=True, help="Precision of the trainings, as of train-rm.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--audit", "audit_json", default="{}", help='Audit spec sections as JSON, e.g. {"sae": {"kind": "batch_topk"}}.')
 @click.option("--train-only", is_flag=True, help="Stop after the reward models.")
@@ -301,7 +306,7 @@ def main(**flags: Any) -> None:
     if not flags["only_table"]:
         if flags["data"] is None or flags["base"] is None:
             raise click.UsageError("--data and --base are needed to run cells")
-        names = ("data", "base", "max_length", "epochs", "lr", "device", "retrain", "unseen")
+        names = ("data", "base", "max_length", "epochs", "lr", "dtype", "device", "retrain", "unseen")
         setup = Setup(
             evaluation=flags["eval_data"], audit=json.loads(flags["audit_json"]), **{name: flags[name] for name in names}
         )
