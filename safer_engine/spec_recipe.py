@@ -30,7 +30,7 @@ class RecipeSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Precision of the forward and backward pass (weights stay float32): `auto` is bfloat16 on CUDA and float32 "
-        "on CPU, where bfloat16 is faster only on processors with AMX.",
+        "on CPU, where bfloat16 is slower on some processors.",
     )
 
 
