@@ -22,7 +22,7 @@ import click
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, truth_document, word_scores, write_rows
 from benchmarks.label_noise_rows import contradictions, label_bits, row_doubts
-from benchmarks.label_noise_table import AXIS, markdown_table
+from benchmarks.label_noise_table import AXIS, keep, markdown_table
 from safer_engine.errors import ArtifactError, SpecError
 from safer_engine.events import Observer
 from safer_engine.store import digest_file
@@ -299,6 +299,7 @@ def write_json(path: Path, value: Any) -> None:
 @click.option("--train-only", is_flag=True, help="Stop after the reward models.")
 @click.option("--retrain/--no-retrain", default=True, show_default=True, help="Two more trainings, on halves: the comparator.")
 @click.option("--rescore", is_flag=True, help="Compute the scores anew, from the stored audits.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Copy what the table is made of here, small and without texts.")
 @click.option("--table", "only_table", is_flag=True, help="Only print the table of what is there.")
 def main(**flags: Any) -> None:
     """Run cells of the benchmark and print the table."""
@@ -317,6 +318,8 @@ def main(**flags: Any) -> None:
                 train(cell, setup, LogObserver(f"seed {seed}"))
             else:
                 run_cell(cell, setup, flags["rescore"])
+    if flags["keep"] is not None:
+        keep(out, flags["keep"])
     if not flags["train_only"]:
         click.echo(markdown_table(out))
 

@@ -23,6 +23,7 @@ from benchmarks.label_noise_rows import (
     RETRAINED,
     WITHOUT,
 )
+from safer_engine.errors import SpecError
 from safer_engine.science.stats import auroc, average_precision, precision_at
 
 Floats = NDArray[np.float64]
@@ -124,8 +125,35 @@ def markdown_table(out: Path) -> str:
     return "\n\n".join(blocks) if blocks else "no cell has scores yet"
 
 
+def keep(out: Path, kept: Path) -> list[Path]:
+    """Copy what the table is made of to a folder of records: ranks of the flipped axis in the scores' place, groups as numbers.
+
+    The table of `kept` is the table of `out`, to the last digit; no text and no id of a pair is in it.
+    """
+    import pandas as pd
+    from scipy.stats import rankdata
+
+    written = []
+    for source in sorted(out.glob("*/seed-*/scores.parquet")):
+        frame = pd.read_parquet(source)
+        axis = frame[frame.axis == AXIS]
+        columns: dict[str, Any] = {"group": np.unique(axis.group, return_inverse=True)[1].astype(np.int32)}
+        columns |= {name: axis[name].to_numpy() for name in ("axis", "subset", "flipped")}
+        rows = [column for column in frame.columns if column not in NAMES]
+        columns |= {row: rankdata(axis[row], method="min").astype(np.uint16) for row in rows}
+        target = kept / source.relative_to(out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns).to_parquet(target, compression="zstd")
+        (target.parent / "facts.json").write_bytes((source.parent / "facts.json").read_bytes())
+        written.append(target)
+    return written
+
+
 def _block(name: str, seeds: list[str], frames: list[Any]) -> str:
     rows = [column for column in frames[0].columns if column not in NAMES]
+    others = {seed for seed, frame in zip(seeds, frames, strict=True) if set(rows) != set(frame.columns) - set(NAMES)}
+    if others:
+        raise SpecError(f"{name}: {', '.join(sorted(others))} has other rows than {seeds[0]}", "score them alike: --rescore")
     found = {row: [figures(frame, row) for frame in frames] for row in rows}
     subsets = list(found[rows[0]][0].precision)
     shares = [float(frame[frame.axis == AXIS].flipped.mean()) for frame in frames]

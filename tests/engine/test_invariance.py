@@ -95,7 +95,8 @@ def test_no_sequence_is_padded_beyond_what_the_model_can_read(monkeypatch: pytes
     monkeypatch.setattr(rm.model.config, "max_position_embeddings", len(ids))
     with leak(rm, 1e-5):
         found = measure_invariance(rm, [(ids, ids[::-1].copy()), (np.roll(ids, 1), np.roll(ids, 2))], BatchPlan(2000))
-    assert (found.padding_drift, found.n_unpadded) == (0.0, 4)
+    assert found.n_unpadded == 4
+    assert found.padding_drift < 1e-12  # a sequence alone and in a batch differ by rounding on some processors
     assert "padding was not tested: every sequence is as long as the model can read" in found.sentence()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, word_scores, write_rows
@@ -29,9 +30,9 @@ from benchmarks.label_noise_rows import (
     label_bits,
     row_doubts,
 )
-from benchmarks.label_noise_table import figures, markdown_table, ratio, weighted_precision
+from benchmarks.label_noise_table import figures, keep, markdown_table, ratio, weighted_precision
 from safer_engine.demo_data import generate
-from safer_engine.errors import DatasetRefused
+from safer_engine.errors import DatasetRefused, SpecError
 from safer_engine.science.pair_scoring import ScoringParams, score_pairs
 from safer_engine.science.stats import average_precision
 from safer_engine.spec_signals import DEFAULT_SIGNALS, DEFAULT_SIGNALS_RETRAINED
@@ -160,5 +161,14 @@ def test_the_table_shows_means_and_spreads(tmp_path: Path) -> None:
     assert text.index("| random |") < text.index(f"| {FUSION} |")
     assert f"- {FUSION} / {WITHOUT}:" in text
     assert f"- {LATENTS} / {DENSE}:" in text
+    for seed in range(2):
+        (tmp_path / "uniform-0.1" / f"seed-{seed}" / "facts.json").write_text("{}")
+    kept = keep(tmp_path, tmp_path / "kept" / "records")
+    assert markdown_table(tmp_path / "kept" / "records") == markdown_table(tmp_path)
+    assert not {"pair_id", "prompt"} & set(pd.read_parquet(kept[0]).columns)
+    other = frames[1].drop(columns=PAPER)
+    other.to_parquet(tmp_path / "uniform-0.1" / "seed-1" / "scores.parquet")
+    with pytest.raises(SpecError, match="seed-1 has other rows than seed-0"):
+        markdown_table(tmp_path)
     (tmp_path / "empty").mkdir()
     assert markdown_table(tmp_path / "empty") == "no cell has scores yet"
