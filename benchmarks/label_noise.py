@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, truth_document, word_scores, write_rows
-from benchmarks.label_noise_rows import contradictions, label_bits, row_doubts
+from benchmarks.label_noise_rows import contradictions, label_bits, reliabilities, row_doubts
 from benchmarks.label_noise_table import AXIS, keep, markdown_table
 from safer_engine.errors import ArtifactError, SpecError
 from safer_engine.events import Observer
@@ -224,6 +224,7 @@ def retrained_margins(cell: Cell, pair_ids: Sequence[str]) -> Any:
 
 def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
     """Write every row's doubt of every pair beside the truth, and facts about reward model and SAE."""
+    import numpy as np
     import pandas as pd
 
     from safer_engine.artifacts import Absent, Activations, Artifact, Labels, Latents, PairSet, SparseAutoencoder
@@ -243,14 +244,17 @@ def score(cell: Cell, report: AuditReport, record: dict[str, Any]) -> None:
     columns = {name: table[name].to_pylist() for name in ("pair_id", "group", "axis", "subset")}
     doubts = row_doubts(inputs, columns["pair_id"], cell.seed)
     doubts["string match"] = contradictions(*(table[name].to_pylist() for name in ("prompt", "chosen", "rejected")))
-    frame = pd.DataFrame({**columns, "flipped": [name in truth for name in columns["pair_id"]], **doubts})
+    flipped_P = np.asarray([name in truth for name in columns["pair_id"]])
+    frame = pd.DataFrame({**columns, "flipped": flipped_P, **doubts})
     temporary = cell.scores.with_name(f".{cell.scores.name}.{os.getpid()}")
     frame.to_parquet(temporary)
     os.replace(temporary, cell.scores)
     slices = (record["evaluation"] or {"slices": []})["slices"]
     accuracy = {f"{one['axis']}/{one['subset']}": one["accuracy"]["estimate"] for one in slices if one["subset"]}
     facts = {"accuracy": accuracy, "training_seconds": record["timing"]["training_seconds"], "sae": sae.meta}
-    write_json(cell.facts, {**facts, "label_bits": label_bits(inputs, doubts, AXIS, cell.seed)})
+    facts["label_bits"] = label_bits(inputs, doubts, AXIS, cell.seed)
+    facts["probabilities"] = reliabilities(inputs, doubts, AXIS, flipped_P, cell.seed)
+    write_json(cell.facts, facts)
 
 
 def run_cell(cell: Cell, setup: Setup, again: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from safer_engine.science.contribution import HeldOut, label_information
 from safer_engine.science.folds import group_folds
 from safer_engine.science.pair_scoring import ScoringParams, SignalInputs, cross_fitted_paper, score_pairs
+from safer_engine.science.recalibration import reliability
 from safer_engine.science.signals import knn_doubt, subset_codes
-from safer_engine.science.suspicion import AxisPairs, axis_suspicion, fused_score
+from safer_engine.science.suspicion import AxisPairs, AxisSuspicion, axis_suspicion, fused_score
 from safer_engine.spec import SuspicionSpec
 from safer_engine.spec_signals import DEFAULT_SIGNALS, DEFAULT_SIGNALS_RETRAINED
 
@@ -64,7 +66,7 @@ def row_doubts(inputs: SignalInputs, pair_ids: Sequence[str], seed: int) -> dict
         rng = np.random.default_rng(seed)
         rows[DENSE_KNN][at] = knn_doubt(part.dense_delta_PD, groups_P=part.groups_P, neighbours=params.neighbours, rng=rng)
         for row, weights in chosen.items():
-            rows[row][at] = _fused({name: rows[name][at] for name in weights}, weights, part)
+            rows[row][at] = _fused({name: rows[name][at] for name in weights}, weights, part).suspicion_P
     return rows
 
 
@@ -80,6 +82,39 @@ def label_bits(inputs: SignalInputs, rows: Mapping[str, Floats], axis: str, seed
     return {row: float(label_information(score, held).mean()) for row, score in scores.items()}
 
 
+def reliabilities(
+    inputs: SignalInputs, rows: Mapping[str, Floats], axis: str, flipped_P: NDArray[np.bool_], seed: int
+) -> dict[str, dict[str, Any]]:
+    """How far the default fusions' probabilities on one axis are from the flips: all of it, and each subset.
+
+    A row whose suspicion is a rank has its reason only. `constant`: the Brier score of the share that was flipped.
+    """
+    at = np.flatnonzero(inputs.axes_P == axis)
+    part, flipped = inputs.take(at), flipped_P[at]
+    facts: dict[str, dict[str, Any]] = {}
+    for row, weights in fusions(retrained=inputs.retrained_P is not None).items():
+        if row not in (DEFAULT, FUSION):
+            continue
+        found = _fused({name: rows[name][at] for name in weights}, weights, part)
+        facts[row] = asdict(replace(found.doubt, sae=None))
+        if found.doubt.kind != "probability":
+            continue
+        wheres = {"": np.ones(len(at), dtype=np.bool_)} | {
+            str(name): part.subsets_P == name for name in np.unique(part.subsets_P)
+        }
+        facts[row]["reliability"] = {
+            name: _reliability(found.suspicion_P[where], flipped[where], part.groups_P[where], seed)
+            for name, where in wheres.items()
+        }
+    return facts
+
+
+def _reliability(probability: Floats, flipped: NDArray[np.bool_], groups: NDArray[Any], seed: int) -> dict[str, Any]:
+    share, above = float(flipped.mean()), probability > 0.5
+    counts = {"n": len(flipped), "n_above_half": int(above.sum()), "flipped_above_half": int(flipped[above].sum())}
+    return {**counts, "share": share, "constant": share * (1 - share), **asdict(reliability(probability, flipped, groups, seed))}
+
+
 def _params(seed: int) -> ScoringParams:
     spec = SuspicionSpec()
     return ScoringParams({}, folds=spec.folds, shrinkage=spec.shrinkage, neighbours=spec.neighbours, seed=seed)
@@ -89,12 +124,12 @@ def _folds(part: SignalInputs, params: ScoringParams) -> NDArray[np.int64]:
     return group_folds((str(group) for group in part.groups_P), params.folds, params.seed)
 
 
-def _fused(doubts: Mapping[str, Floats], weights: Mapping[str, float], part: SignalInputs) -> Floats:
+def _fused(doubts: Mapping[str, Floats], weights: Mapping[str, float], part: SignalInputs) -> AxisSuspicion:
     """Suspicion as the product makes it of these signals."""
     signal = {**ALONE, DENSE_KNN: "knn"}
     named = {signal[row]: values for row, values in doubts.items()}
     pairs, rng = AxisPairs(part.groups_P, part.subsets_P), np.random.default_rng(0)
-    return axis_suspicion(named, {signal[row]: weight for row, weight in weights.items()}, pairs, 100, rng).suspicion_P
+    return axis_suspicion(named, {signal[row]: weight for row, weight in weights.items()}, pairs, 100, rng)
 
 
 def contradictions(prompts: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]) -> Floats:

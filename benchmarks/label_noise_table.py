@@ -184,7 +184,22 @@ def _facts(folder: Path) -> str:
     figures = {**facts.get("accuracy", {}), "FVU": facts.get("sae", {}).get("fvu"), "L0": facts.get("sae", {}).get("l0")}
     found = [f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)]
     told = ", ".join(f"{row} {bits:.3f}" for row, bits in facts.get("label_bits", {}).items())
-    return f"- {folder.name}: {', '.join(found) or 'no facts'}" + (f"; bits a label: {told}" if told else "")
+    lines = [f"- {folder.name}: {', '.join(found) or 'no facts'}" + (f"; bits a label: {told}" if told else "")]
+    for row, fitted in facts.get("probabilities", {}).items():
+        lines.append(f"  - {row}: " + (_told(fitted) if "reliability" in fitted else f"a rank: {fitted['reason']}"))
+    return "\n".join(lines)
+
+
+def _told(fitted: dict[str, Any]) -> str:
+    """Share of wrong labels as estimated, and reliability by subset."""
+    parts = [f"share {fitted['share']:.3f} [{fitted['lo']:.3f}, {fitted['hi']:.3f}]"]
+    for subset, one in fitted["reliability"].items():
+        brier, ece = (f"{one[name]['value']:.3f} [{one[name]['lo']:.3f}, {one[name]['hi']:.3f}]" for name in ("brier", "ece"))
+        parts.append(
+            f"{subset or 'all'}: {one['share']:.3f} flipped, Brier {brier} (constant {one['constant']:.3f}), ECE {ece} "
+            f"(chance {one['ece_chance']:.3f}), {one['flipped_above_half']} of {one['n_above_half']} above ½ flipped"
+        )
+    return "; ".join(parts)
 
 
 def _spread(values: list[float]) -> str:

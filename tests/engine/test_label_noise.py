@@ -28,6 +28,7 @@ from benchmarks.label_noise_rows import (
     contradictions,
     fusions,
     label_bits,
+    reliabilities,
     row_doubts,
 )
 from benchmarks.label_noise_table import figures, keep, markdown_table, ratio, weighted_precision
@@ -123,6 +124,17 @@ def test_rows_are_the_products_own_suspicion(retrained: bool) -> None:
     assert bits[row] > 0.1
     assert (FUSION in bits) == retrained
     assert WITHOUT not in bits
+    told = reliabilities(inputs, rows, "safety", planted.flipped, 0)
+    assert set(told) == ({FUSION, DEFAULT} if retrained else {DEFAULT})
+    if not retrained:  # too weak a signal for a probability
+        assert told[row]["kind"] == "rank"
+        assert told[row]["reason"]
+        return
+    whole = told[row]["reliability"][""]
+    at = inputs.axes_P == "safety"
+    brier = ((rows[row][at] - planted.flipped[at]) ** 2).mean()
+    assert whole["brier"]["value"] == pytest.approx(brier, abs=1e-6)
+    assert whole["brier"]["value"] < whole["constant"]
 
 
 def frame(seed: int, strength: float) -> Any:
@@ -150,6 +162,17 @@ def test_ratios_are_paired_and_cover_their_estimate() -> None:
     assert (same.estimate, same.lo, same.hi) == (1.0, 1.0, 1.0)
 
 
+_MEASURE = {"value": 0.05, "lo": 0.04, "hi": 0.06}
+_WHOLE = {"share": 0.1, "constant": 0.09, "brier": _MEASURE, "ece": _MEASURE, "ece_chance": 0.01}
+_WHOLE |= {"n_above_half": 8, "flipped_above_half": 6}
+FACTS = {
+    "probabilities": {
+        FUSION: {"share": 0.1, "lo": 0.05, "hi": 0.2, "reliability": {"": _WHOLE}},
+        WITHOUT: {"kind": "rank", "reason": "too few"},
+    }
+}
+
+
 def test_the_table_shows_means_and_spreads(tmp_path: Path) -> None:
     frames = [frame(seed, strength=2.0) for seed in range(2)]
     for seed, one in enumerate(frames):
@@ -162,13 +185,16 @@ def test_the_table_shows_means_and_spreads(tmp_path: Path) -> None:
     assert f"- {FUSION} / {WITHOUT}:" in text
     assert f"- {LATENTS} / {DENSE}:" in text
     for seed in range(2):
-        (tmp_path / "uniform-0.1" / f"seed-{seed}" / "facts.json").write_text("{}")
+        (tmp_path / "uniform-0.1" / f"seed-{seed}" / "facts.json").write_text(json.dumps(FACTS))
     kept = keep(tmp_path, tmp_path / "kept" / "records")
+    text = markdown_table(tmp_path)
     assert markdown_table(tmp_path / "kept" / "records") == markdown_table(tmp_path)
     assert not {"pair_id", "prompt"} & set(pd.read_parquet(kept[0]).columns)
     other = frames[1].drop(columns=PAPER)
     other.to_parquet(tmp_path / "uniform-0.1" / "seed-1" / "scores.parquet")
     with pytest.raises(SpecError, match="seed-1 has other rows than seed-0"):
         markdown_table(tmp_path)
+    assert "  - fusion: share 0.100 [0.050, 0.200]; all: 0.100 flipped, Brier 0.050 [0.040, 0.060] (constant 0.090)" in text
+    assert "  - fusion without the SAE: a rank: too few" in text
     (tmp_path / "empty").mkdir()
     assert markdown_table(tmp_path / "empty") == "no cell has scores yet"
