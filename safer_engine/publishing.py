@@ -60,6 +60,21 @@ def withdraw(path: Path) -> None:
         raise write_failed(path, error) from error
 
 
+def link(path: Path, other: Path) -> None:
+    """Give a file another name, also while others replace it: of two names of one moment, the later file gets it.
+
+    Linux refuses to link a file that was replaced after its name was looked up, with the error of a file that is not there.
+    """
+    while True:
+        try:
+            os.link(path, other)
+        except FileNotFoundError:
+            if not path.exists():
+                raise
+        else:
+            return
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

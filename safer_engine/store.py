@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safer_engine.cost import Cost, Planned
 from safer_engine.errors import ArtifactError, DamagedArtifact, WorkBusy
-from safer_engine.publishing import publishing, require_writable, sync, write_failed
+from safer_engine.publishing import link, publishing, require_writable, sync, write_failed
 
 MANIFEST_VERSION = 1
 PART_SCRATCH = "part-"
@@ -371,7 +371,7 @@ class LocalArtifactStore:
     def _keep_blob(self, path: Path) -> FileEntry:
         kept = self.root / "blobs" / f".{uuid.uuid4().hex}"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        os.link(path, kept)  # first: whoever shares the work area may publish another file under this name meanwhile
+        link(path, kept)  # first: whoever shares the work area may publish another file under this name meanwhile
         try:
             digest, size = digest_file(kept), kept.stat().st_size
             blob = self.blob(FileEntry(digest=digest, size=size))

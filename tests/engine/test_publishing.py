@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from safer_engine.errors import ResourceError
-from safer_engine.publishing import publishing, withdraw
+from safer_engine.publishing import link, publishing, withdraw
 
 
 def test_a_file_takes_its_place_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -78,3 +80,31 @@ def test_a_full_disk_is_known_whoever_writes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unlike"), publishing(final):
         raise ValueError("unlike a full disk")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_replaced_meanwhile_is_linked_all_the_same(tmp_path: Path) -> None:
+    """Without trying again some of the links fail here: the file that was found had lost its name."""
+    path, done = tmp_path / "a.bin", threading.Event()
+    path.write_bytes(b"0")
+
+    def replace() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            (tmp_path / "next").write_bytes(str(number).encode())
+            os.replace(tmp_path / "next", path)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for number in range(2000):
+            link(path, tmp_path / f"kept-{number}")
+    finally:
+        done.set()
+        writer.join()
+    seen = [int((tmp_path / f"kept-{number}").read_bytes()) for number in range(2000)]
+    assert seen == sorted(seen)
+    with pytest.raises(FileNotFoundError):
+        link(tmp_path / "nothing", tmp_path / "other")
+    with pytest.raises(FileExistsError):
+        link(path, tmp_path / "kept-0")

@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,14 @@ def server(tmp_path: Path) -> Iterator[Redis]:
 
 @pytest.fixture
 def db(server: Redis) -> Iterator[Database]:
+    with _database(server) as found:
+        yield found
+
+
+@contextmanager
+def _database(server: Redis, **times: float) -> Iterator[Database]:
     with memory_folder() as folder:
-        update = {"broker_url": SecretStr(server.url), "queue_depth": 2, **TIMES}
+        update = {"broker_url": SecretStr(server.url), "queue_depth": 2, **TIMES, **times}
         settings = settings_for(folder, None).model_copy(update=update)
         with database(settings) as found:
             yield found
@@ -56,18 +63,19 @@ def states(db: Database) -> list[UnitState]:
     return [UnitState.READY] * facts.ready + [UnitState.SENT] * facts.sent + [UnitState.LEASED] * facts.leased
 
 
-def test_a_queue_is_kept_only_so_many_messages_deep(db: Database, server: Redis) -> None:
-    for _ in range(5):
-        db.submit()
-    dispatcher = dispatcher_of(db)
-    assert dispatcher.step()
-    assert not dispatcher.step()
-    assert len(messages(server)) == 2
-    (first, _) = messages(server)
-    assert db.store.lease(first, "w") is not None
-    assert dispatcher.step()
-    assert states(db).count(UnitState.SENT) == 2
-    assert states(db).count(UnitState.LEASED) == 1
+def test_a_queue_is_kept_only_so_many_messages_deep(server: Redis) -> None:
+    with _database(server, resend_seconds=600.0) as db:  # a machine that stalls must not count as a message that is lost
+        for _ in range(5):
+            db.submit()
+        dispatcher = dispatcher_of(db)
+        assert dispatcher.step()
+        assert not dispatcher.step()
+        assert len(messages(server)) == 2
+        (first, _) = messages(server)
+        assert db.store.lease(first, "w") is not None
+        assert dispatcher.step()
+        assert states(db).count(UnitState.SENT) == 2
+        assert states(db).count(UnitState.LEASED) == 1
 
 
 def test_what_redis_lost_is_sent_again(db: Database, server: Redis) -> None:
