@@ -1,0 +1,90 @@
+"""Means of differences between retrained arms, where seeds and prompts are both drawn at random. Arrays in, values out.
+
+Every seed trains every arm once, and every model answers the same prompts, so differences vary with the seed, with the prompt,
+and with both together: crossed random effects, d_sg = μ + a_s + b_g + e_sg. An interval over prompts alone would speak of these
+trainings only; one over seeds alone of these prompts only. The variance of the mean is V_s + V_g − V_sg, where V_s and V_g are
+the variances of the mean over seeds and over groups of prompts, each of which holds that of the interaction, V_sg, once. Moments
+of the two-way layout: Searle, Casella, McCulloch, Variance Components (1992), ch. 4. Degrees of freedom are Satterthwaite's
+(1946), and with fewer than five seeds one less than seeds at most: V_s may be small there by chance, which his formula believes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from safer_engine.errors import NumericalError
+
+Floats = NDArray[np.float64]
+_FEW_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference with its 95 % interval.
+
+    Attributes:
+        lo, hi: None where there is one seed or one group of prompts: nothing tells how far it varies.
+        p: two-sided, of the hypothesis that the mean is 0; None with the interval.
+        se, df: standard error and its degrees of freedom; None with the interval.
+    """
+
+    estimate: float
+    lo: float | None
+    hi: float | None
+    p: float | None
+    se: float | None
+    df: float | None
+    n_seeds: int
+    n_groups: int
+    n_items: int
+
+
+def crossed_mean(
+    values_SN: Floats, groups_N: NDArray[Any], strata_N: NDArray[Any] | None = None, level: float = 0.95
+) -> Difference:
+    """The mean over seeds of the mean over strata of the mean over items.
+
+    Args:
+        values_SN: difference of item n between two arms of seed s.
+        groups_N: prompt group of each item; items of a group are not independent.
+        strata_N: subset of each item; each counts alike, whatever its size. One where None.
+        level: of the interval.
+
+    Raises NumericalError where a value is not finite, ValueError where there is none.
+    """
+    if values_SN.size == 0:
+        raise ValueError("there is no difference to take the mean of")
+    if not np.isfinite(values_SN).all():
+        raise NumericalError("a difference between arms is not finite")
+    n_seeds, n_items = values_SN.shape
+    stratum_N = np.zeros(n_items, dtype=np.int64) if strata_N is None else np.unique(strata_N, return_inverse=True)[1]
+    code_N = np.unique(groups_N, return_inverse=True)[1]
+    n_groups, sizes_K = int(code_N.max()) + 1, np.bincount(stratum_N)
+    weight_N = 1 / (len(sizes_K) * sizes_K[stratum_N])
+    mean_SK = np.stack([np.bincount(stratum_N, weights=row) / sizes_K for row in values_SN])
+    seed_S = mean_SK.mean(axis=1)
+    estimate = float(seed_S.mean())
+    if n_seeds < 2 or n_groups < 2:
+        return Difference(estimate, None, None, None, None, None, n_seeds, n_groups, n_items)
+    apart_SN = weight_N * (values_SN - mean_SK[:, stratum_N])
+    apart_SG = np.stack([np.bincount(code_N, weights=row, minlength=n_groups) for row in apart_SN])
+    group_G = apart_SG.mean(axis=0)
+    groups_more = n_groups / (n_groups - 1)
+    v_seed = float(seed_S.var(ddof=1)) / n_seeds
+    v_group = groups_more * float((group_G**2).sum())
+    v_both = groups_more * float(((apart_SG - group_G) ** 2).sum()) / (n_seeds * (n_seeds - 1))
+    variance = max(v_seed + v_group - v_both, v_seed, v_group)
+    spread = v_seed**2 / (n_seeds - 1) + v_group**2 / (n_groups - 1) + v_both**2 / ((n_seeds - 1) * (n_groups - 1))
+    if variance == 0:
+        return Difference(estimate, estimate, estimate, float(estimate == 0), 0.0, None, n_seeds, n_groups, n_items)
+    se, df = float(np.sqrt(variance)), max(1.0, variance**2 / spread)
+    if n_seeds < _FEW_SEEDS:
+        df = min(df, n_seeds - 1.0)
+    reach = float(stats.t.ppf((1 + level) / 2, df)) * se
+    p = float(2 * stats.t.sf(abs(estimate) / se, df))
+    return Difference(estimate, estimate - reach, estimate + reach, p, se, df, n_seeds, n_groups, n_items)
