@@ -314,7 +314,15 @@ class Edits(Artifact):
 
 
 class Verification(Artifact):
-    """Retraining arms and their effects."""
+    """Retraining arms and their effects.
+
+    `arms.arrow`, a row for each arm, seed and evaluation pair: arm, seed int32, pair_id, chosen, rejected (rewards).
+    `measured.arrow`, one row per evaluation pair: pair_id, group, axis, subset.
+    meta: outcome, harmed [axis/subset], level, p_benefit {reference: p}, p_harm {axis/subset: p}, decided (`science.outcomes`),
+        seeds, planned, edited_axes, edits {drop, flip}, steps (of each training), pairs {arm: n}, tokens, base, n_evaluated,
+        accuracy [{arm, axis?, subset?, accuracy, by_seed}], effects [{arm, reference, axis?, subset?,
+        `science.crossed.Difference`}].
+    """
 
 
 class Report(Artifact):

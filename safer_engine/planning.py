@@ -18,7 +18,7 @@ from safer_engine.cost import Planned, planned_total
 from safer_engine.label_plan import label_requests
 from safer_engine.pipeline import AuditRequest, StagePlan, plan
 from safer_engine.rates import MATMUL, machine_flops, rate_name, rates_file, read_rates, remember_rates
-from safer_engine.retraining_cost import retraining_memory, retraining_work
+from safer_engine.retraining_cost import TRAINED, trained_memory, trained_work, trains
 from safer_engine.science.sae_budget import sae_width, training_size
 from safer_engine.spec import AuditSpec
 from safer_engine.store import ArtifactStore, Manifest
@@ -34,10 +34,11 @@ _EFFICIENCY = {
     "second_sae": 0.35,
     "stability": 0.35,
     "retraining": 0.3,
+    "verification": 0.3,
 }
 _FIXED_SECONDS = {
     "activations": 4.0, "evaluation": 4.0, "causal": 4.0, "sae": 2.0, "latents": 2.0, "second_sae": 2.0, "stability": 2.0,
-    "retraining": 4.0, "report": 2.0,
+    "retraining": 4.0, "verification": 4.0, "report": 2.0,
 }  # fmt: skip
 _ROWS_PER_SECOND = {"pairs": 1500.0, "pair_scores": 1500.0, "edits": 5000.0, "report": 5000.0}
 _LABEL_SECONDS = {"lexicon": 0.02, "chat_api": 2.0, "local_lm": 30.0}
@@ -204,8 +205,7 @@ def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...]
         unknown.discard("evaluation")
     if not spec.stability.second_sae:
         unknown -= set(_LIKE)
-    if spec.retraining is None:
-        unknown.discard("retraining")
+    unknown -= {stage for stage in TRAINED if not trains(stage, spec)}
     flops = None
     if (size.model or size.base) is not None and unknown & set(_EFFICIENCY):
         flops = remembered.get(rate_name(MATMUL, spec)) or machine_flops(spec.runtime.device, spec.model.dtype)
@@ -225,8 +225,8 @@ def estimate_of(spec: AuditSpec, size: AuditSize, planned: tuple[StagePlan, ...]
 
 def _sized_by(stage: str, spec: AuditSpec, size: AuditSize) -> ModelSize | None:
     """The model whose size a stage's work follows from; None where that is not known."""
-    if stage == "retraining":
-        return size.base if spec.retraining is not None else _NO_SIZE
+    if stage in TRAINED:
+        return size.base if trains(stage, spec) else _NO_SIZE
     return size.model or (None if stage in _SIZED else _NO_SIZE)
 
 
@@ -327,8 +327,8 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
     if stage == "causal":
         above = 2.0 * size.body_parameters * load.per_text * (1 - spec.hook.depth)
         return causal_runs(spec.causal, load.n_pairs) * above
-    if stage == "retraining":
-        return retraining_work(spec.retraining, load.tokens - load.tokens_eval, size.body_parameters)
+    if stage in TRAINED:
+        return trained_work(stage, spec, (load.tokens - load.tokens_eval, load.tokens_eval), size.body_parameters)
     if stage == "sae":
         size_of = training_size(spec.sae, max(1, int(load.positions * (1 - spec.split.held_out))))
         return 3 * dense * size_of.batch * size_of.steps
@@ -358,7 +358,8 @@ def _disk(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> int:
         + load.n_pairs * size.d_in * 8,
         "sae": 2 * size.d_in * sae_width(spec.sae, size.d_in) * 4,
         "latents": 2 * load.n_pairs * min(load.per_text * spec.sae.k, sae_width(spec.sae, size.d_in)) * 8,
-        "retraining": load.n_pairs * 60 if spec.retraining else 1e5,
+        "retraining": load.n_pairs * 60 if trains("retraining", spec) else 1e5,
+        "verification": load.n_eval * (100 + 4 * 24 * (spec.verification.seeds if spec.verification else 0)),
         "pair_scores": load.n_pairs * 400,
         "edits": load.n_pairs * 700,
         "report": 3e6 + load.n_pairs * 300,
@@ -376,10 +377,10 @@ def _memory(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> tup
         "causal": forward,
         "sae": sae_width(spec.sae, size.d_in) * size.d_in * 4 * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
         "latents": sae_width(spec.sae, size.d_in) * size.d_in * 8 + spec.sae.batch * sae_width(spec.sae, size.d_in) * 6,
-        "retraining": retraining_memory(spec.retraining, spec.runtime, size.parameters, size.d_in * size.n_blocks),
+        **{name: trained_memory(name, spec, size.parameters, size.d_in * size.n_blocks) for name in TRAINED},
     }.get(stage, 0)
     texts = 2 * min(spec.runtime.shard_pairs, load.n_pairs)
-    shard = texts * load.per_text * _share_kept(spec) * size.d_in * width if working and stage != "retraining" else 0
+    shard = texts * load.per_text * _share_kept(spec) * size.d_in * width if working and stage not in TRAINED else 0
     if working and spec.runtime.device.startswith("cuda"):
         return int(_BASE_BYTES * 3 + shard), int(working)
     return int(_BASE_BYTES + working + shard), None

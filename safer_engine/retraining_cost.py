@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from safer_engine.spec import RuntimeSpec
-from safer_engine.spec_retraining import RetrainingSpec
+from safer_engine.spec import AuditSpec
+from safer_engine.spec_retraining import folds_of
+from safer_engine.spec_verification import N_ARMS
 
+TRAINED = ("retraining", "verification")
+"""Stages that train models of their own, from section `retraining`'s base."""
 _STATE_BYTES, _FROZEN_BYTES = 16, 4
 """Of a weight that is trained: itself, its gradient and both moments in float32; of one that is not."""
 _ACTIVATION_BYTES = 64
 """Kept of a token for the backward pass, for each block and dimension."""
 
 
-def retraining_work(spec: RetrainingSpec | None, tokens: int, parameters: int) -> float:
-    """Floating-point operations of all trainings and of reading what they leave out; 0 where nothing is retrained.
+def trains(stage: str, spec: AuditSpec) -> bool:
+    """Whether one of the stages `TRAINED` has anything to train."""
+    return bool(folds_of(spec.retraining)) if stage == "retraining" else spec.verification is not None
 
-    A training sees (folds − 1) / folds of the tokens in every epoch, forward and backward (six operations a token and
-    parameter), and there are `folds` of them; each pair is then read once (two).
+
+def trained_work(stage: str, spec: AuditSpec, tokens: tuple[int, int], parameters: int) -> float:
+    """Floating-point operations of all trainings of a stage and of what is read with them; 0 where it trains nothing.
+
+    A training takes six operations a token and parameter (forward and backward) in every epoch, reading two. `retraining`: each
+    of `folds` trainings sees (folds − 1) / folds of the tokens, and each pair is then read once. `verification`: four arms for
+    every seed, none stopped early, and each model reads the evaluation pairs.
 
     Args:
-        tokens: of the dataset under audit; parameters: of the base without its embeddings.
+        tokens: of the dataset under audit, and of the evaluation pairs.
+        parameters: of the base without its embeddings.
     """
-    if spec is None:
+    if spec.retraining is None or not trains(stage, spec):
         return 0.0
-    return parameters * tokens * (6.0 * spec.recipe.epochs * (spec.folds - 1) + 2.0)
+    seen, measured = tokens
+    epochs = 6.0 * spec.retraining.recipe.epochs
+    if stage == "retraining":
+        return parameters * seen * (epochs * (spec.retraining.folds - 1) + 2.0)
+    seeds = spec.verification.seeds if spec.verification is not None else 0
+    return N_ARMS * seeds * parameters * (epochs * seen + 2.0 * measured)
 
 
-def retraining_memory(spec: RetrainingSpec | None, runtime: RuntimeSpec, parameters: int, breadth: int) -> float:
+def trained_memory(stage: str, spec: AuditSpec, parameters: int, breadth: int) -> float:
     """Bytes at the peak of a training: the weights with their optimiser, and what the backward pass needs of a batch.
 
     Args:
         breadth: width times number of blocks.
     """
-    if spec is None:
+    if spec.retraining is None or not trains(stage, spec):
         return 0.0
-    held = parameters * (_FROZEN_BYTES if spec.lora else _STATE_BYTES)
-    return held + runtime.batch_tokens / 2 * breadth * _ACTIVATION_BYTES
+    held = parameters * (_FROZEN_BYTES if spec.retraining.lora else _STATE_BYTES)
+    return held + spec.runtime.batch_tokens / 2 * breadth * _ACTIVATION_BYTES

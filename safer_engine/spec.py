@@ -17,6 +17,7 @@ from safer_engine.spec_section import Section
 from safer_engine.spec_signals import DEFAULT_SIGNALS, SignalName, require_retraining, with_default_signals
 from safer_engine.spec_stability import StabilitySpec
 from safer_engine.spec_suspicion import ContestedSpec, PairDecision
+from safer_engine.spec_verification import VerificationSpec, require_inputs
 
 
 class ModelSpec(Section):
@@ -342,6 +343,7 @@ class AuditSpec(Section):
     retraining: RetrainingSpec | None = Field(None, description="Reward models trained without a part of the pairs; off: null.")
     suspicion: SuspicionSpec = Field(default_factory=SuspicionSpec)
     edits: EditSpec = Field(default_factory=EditSpec)
+    verification: VerificationSpec | None = Field(None, description="Retraining with the edits and with controls; off: null.")
     report: ReportSpec = Field(default_factory=ReportSpec)
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
 
@@ -353,6 +355,7 @@ class AuditSpec(Section):
     @model_validator(mode="after")
     def _signals_have_their_source(self) -> AuditSpec:
         require_retraining(self.suspicion.signals, self.retraining)
+        require_inputs(self.verification, self.retraining, evaluation=self.evaluation is not None)
         return self
 
 

@@ -22,7 +22,9 @@ class RetrainingSpec(Section):
         "(`org/name@revision`). Best the one that the reward model under audit was trained from."
     )
     folds: int = Field(
-        2, description="Trainings, 2 to 5: each leaves out one fold, so each sees (folds − 1) / folds of the pairs."
+        2,
+        description="Trainings, 2 to 5: each leaves out one fold, so each sees (folds − 1) / folds of the pairs. 0: none, and "
+        "the section only says how `verification` trains.",
     )
     recipe: RecipeSpec = Field(default_factory=RecipeSpec, description="How they are trained.")
     lora: LoraSpec | None = Field(None, description="Train low-rank adapters only.")
@@ -39,8 +41,14 @@ class RetrainingSpec(Section):
     @field_validator("folds")
     @classmethod
     def _few_folds(cls, folds: int) -> int:
-        if not 2 <= folds <= MOST_FOLDS:
+        if folds != 0 and not 2 <= folds <= MOST_FOLDS:
             raise ValueError(
-                f"give 2 to {MOST_FOLDS} folds; each is a training. To retrain nothing, leave out section retraining"
+                f"give 2 to {MOST_FOLDS} folds; each is a training. To retrain nothing, leave out section retraining, or give 0 "
+                "where section verification needs it"
             )
         return folds
+
+
+def folds_of(spec: RetrainingSpec | None) -> int:
+    """Trainings that the section asks for; 0 without it."""
+    return spec.folds if spec is not None else 0

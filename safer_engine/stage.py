@@ -170,7 +170,8 @@ def _read(reads: tuple[str, ...], spec: AuditSpec, sources: ResolvedInputs) -> d
     for name in reads:
         section, dot, knob = name.partition(".")
         if dot:
-            found.setdefault(section, {})[knob] = _section(section, spec, sources)[knob]
+            whole = _section(section, spec, sources)
+            found.setdefault(section, {})[knob] = None if whole is None else whole[knob]
         else:
             found[section] = _section(section, spec, sources)
     return found

@@ -13,10 +13,10 @@ from safer_engine.gate.shapes import SHARES, fault_of_estimate
 
 TALLIES = frozenset({"actions", "dropped", "not_scored", "statuses", "contested_by"})
 """Counts by name: a name that is not there was counted zero times."""
-_NAMED = ("axis", "subset", "name", "arm", "latent_id")
+_NAMED = ("axis", "subset", "name", "arm", "reference", "latent_id")
 _GAP = ("gap", "accuracy_longer", "accuracy_shorter")
 """A difference of two shares, and these, as they stand side by side in a report."""
-_BESIDE = frozenset({"score", "kappa", "value"})
+_BESIDE = frozenset({"score", "kappa", "value", "change"})
 """Figures whose interval stands beside them as `lo` and `hi`."""
 _MANY_DEGREES = 1e9
 

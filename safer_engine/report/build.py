@@ -31,6 +31,7 @@ from safer_engine.report.build_causal import causal_section, with_effects
 from safer_engine.report.build_data import dataset_section, evaluation_section, reward_model_section
 from safer_engine.report.build_edits import edits_section
 from safer_engine.report.build_features import features_section, labels_section, sae_section
+from safer_engine.report.build_verification import verification_section
 from safer_engine.report.model import ReportDocument
 from safer_engine.report.nodes import Node
 from safer_engine.report.provenance import InputRecord, PlannedCost, Progress, Provenance, StageCost, StageRecord, Timing
@@ -132,6 +133,8 @@ def _sections(reader: _Reader, request: ReportRequest) -> dict[str, Node | list[
             sections["causal"] = causal_section(causal)
     if labels is not None:
         sections["labels"] = labels_section(labels)
+    if (verified := reader.get(Verification)) is not None:
+        sections["verification"] = verification_section(verified)
     return sections
 
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from safer_engine.errors import ResourceError
-from safer_engine.report import plots, plots_causal, summary, text
+from safer_engine.report import plots, plots_causal, plots_verification, summary, text
 from safer_engine.report.build_doubts import SHOWN_BUDGETS
 from safer_engine.report.doubt_text import CONTESTED_WORDS, decided, expected_at, how_chosen, sae_adds, sides, standing
 from safer_engine.report.glossary import GLOSSARY
@@ -46,6 +46,7 @@ _FIRST_CARDS = 8
 _CONTENTS = (
     ("overview", "Overview"), ("salience", "Salience"), ("features", "Features"), ("causal", "Causal effects"),
     ("sae", "Autoencoder"), ("margins", "Margins"), ("accuracy", "Accuracy"), ("pairs", "Suspicious pairs"),
+    ("verification", "Verification"),
     ("data", "Data health"), ("cost", "Cost"), ("provenance", "Provenance"), ("glossary", "Words"),
 )  # fmt: skip
 _CANDIDATE_COLUMNS = (
@@ -196,6 +197,7 @@ def _figure_context(report: ReportDocument) -> dict[str, Any]:
     return {
         "salience_plot": plots.salience_plot,
         **plots_causal.IN_TEMPLATES,
+        **plots_verification.IN_TEMPLATES,
         "salience_spark": plots.salience_spark,
         "curve_plot": plots.curve_plot,
         "density_plot": plots.density_plot,

@@ -16,6 +16,7 @@ from safer_engine.report.model_doubts import AxisDoubt
 from safer_engine.report.model_labels import LabelDetection, LabelsReport
 from safer_engine.report.model_plots import Curve, Overview
 from safer_engine.report.model_salience import ClusterSalience, PromptCluster, SalienceTests, SeedMatch, SeedStability
+from safer_engine.report.model_verification import VerificationReport
 from safer_engine.report.nodes import Count, Facts, Node, Rate
 from safer_engine.report.provenance import Provenance
 
@@ -375,7 +376,7 @@ class ReportDocument(Node):
     labels: LabelsReport | None = Field(None, description="Who labelled the candidates, and how the labels were checked.")
     causal: CausalReport | None = Field(None, description="Null where no latent was ablated.")
     edits: EditsReport | None
-    verification: None = Field(description="Retraining arms and their effects.")
+    verification: VerificationReport | None = Field(description="Retraining arms and their effects.")
     verdict: None = Field(description="pass, fail or inconclusive, by a named policy.")
 
     @model_validator(mode="after")

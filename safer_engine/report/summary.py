@@ -206,7 +206,9 @@ def _say_edits(report: ReportDocument) -> str:
     share = f" ({small_percent(removed / edits.n_scored)})" if edits.n_scored else ""
     verb = "flipping" if edits.actions.get("flip") else "dropping"
     text = f"{estimated(edits.axes)}{_are(removed, 'pair', share)} recommended for {verb} and {count(reviewed)} for review"
-    return f"{text}; no retraining has tested that." if report.verification is None else f"{text}."
+    if report.verification is None:
+        return f"{text}; no retraining has tested that."
+    return f"{text}; retraining with these edits: {report.verification.outcome}."
 
 
 def _are(n: int, noun: str, aside: str = "") -> str:

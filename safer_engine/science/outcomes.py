@@ -31,17 +31,20 @@ class OutcomeRules:
         level: chance of a wrong `benefit shown` or `harm shown`, each, at most.
         least_seeds: fewer can show harm and nothing else.
         planned: seeds of the whole verification.
+        early_stop: whether to look at `least_seeds` at all.
     """
 
     level: float = 0.05
     least_seeds: int = 5
     planned: int = 5
+    early_stop: bool = True
 
     def at(self, n_seeds: int) -> float:
         """Level of the tests once so many seeds are done: 0 between the two looks."""
+        twice = self.early_stop and self.planned > self.least_seeds
         if n_seeds >= self.planned:
-            return self.level if self.planned <= self.least_seeds else (1 - _EARLY) * self.level
-        return _EARLY * self.level if n_seeds == self.least_seeds else 0.0
+            return (1 - _EARLY) * self.level if twice else self.level
+        return _EARLY * self.level if twice and n_seeds == self.least_seeds else 0.0
 
 
 @dataclass(frozen=True)

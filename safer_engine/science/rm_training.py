@@ -54,7 +54,8 @@ class TokenPairs:
 class OptimSettings:
     """What a trainer needs besides model and pairs; see `train_spec.RecipeSpec` for the meaning of each.
 
-    `batch_tokens` bounds the tokens of one forward pass, padding included (a pair that is longer goes alone).
+    `batch_tokens` bounds the tokens of one forward pass, padding included (a pair that is longer goes alone). `steps`: optimiser
+    steps of the whole training, however many pairs there are; None: those of `epochs`.
     """
 
     epochs: int
@@ -68,6 +69,7 @@ class OptimSettings:
     seed: int
     batch_tokens: int
     bfloat16: bool
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ class RewardTrainer:
     @property
     def n_steps(self) -> int:
         """Optimiser steps of the whole training."""
-        return self.steps_per_epoch * self.settings.epochs
+        return self.settings.steps or self.steps_per_epoch * self.settings.epochs
 
     def step(self) -> StepStats:
         """Take one optimiser step. Raises NumericalError when loss or gradient is not finite."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from safer_engine.artifacts import Absent, Artifact, PairSet, RetrainedMargins
 from safer_engine.stage import Draft, Inputs, StageContext
 
-NOT_ASKED = "not asked for: section retraining of the spec names no base model to train from"
+NOT_ASKED = "not asked for: section retraining of the spec names no base model to train from, or no folds"
 _RESAMPLES = 2000
 
 
@@ -26,18 +26,19 @@ class RetrainingStage:
         """See `Stage.run`. Raises as `fold_margins`."""
         import numpy as np
 
-        from safer_engine.retraining import FoldedPairs, Watch, fold_margins, training_spec
+        from safer_engine.base_trainings import BaseTrainings, Watch, training_spec
+        from safer_engine.retraining import FoldedPairs, fold_margins
         from safer_engine.science.folds import group_folds
         from safer_engine.science.stats import group_bootstrap_mean
 
         spec, pairs = ctx.spec.retraining, inputs.get(PairSet)
-        if spec is None or ctx.sources.base is None:
+        if spec is None or ctx.sources.base is None or not spec.folds:
             return Absent(NOT_ASKED)
         groups = pairs.pairs["group"].to_pylist()
         folded = FoldedPairs(ctx.sources.dataset, pairs, group_folds(groups, spec.folds, ctx.seed("folds")))
-        training = training_spec(spec, ctx.spec.dataset, ctx.base_seed, ctx.runtime)
+        training = training_spec(spec.base, spec.recipe, spec.lora, ctx.spec.dataset, ctx.base_seed, ctx.runtime)
         watch = Watch(lambda done, total, unit: ctx.observer.progress(ctx.stage, done, total, unit), ctx.observer.cancelled)
-        found = fold_margins(training, ctx.sources.base, folded, ctx.work, watch)
+        found = fold_margins(BaseTrainings.of(training, ctx.sources.base, ctx.work, watch, "retraining"), folded)
         _publish(ctx, folded, found.margins_P)
         read = np.isfinite(found.margins_P)
         n_unread = int((~read).sum())

@@ -1,25 +1,78 @@
-"""Stage `verification`: retrain with and without the edits and compare. Not computed in this version."""
+"""Stage `verification`: retrain with the recommended edits and with controls, and compare on pairs that none was trained on."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from safer_engine.artifacts import Absent, Artifact, Verification
+from safer_engine.artifacts import Absent, Artifact, Edits, PairScores, PairSet, Verification
 from safer_engine.stage import Draft, Inputs, StageContext
 
-_REASON = "no model was retrained on the edited data: what the edits would change has not been measured"
+NOT_ASKED = "no model was retrained on the edited data: what the edits would change has not been measured"
+NO_EDITS = "nothing is to be dropped or flipped: there are no edits to verify"
 
 
 class VerificationStage:
-    """Yields `Absent`, so that every report says that its edits are recommendations, not measured gains."""
+    """Yields `Absent` where it is not asked for, so that every report says that its edits are recommendations, not gains."""
 
     name: ClassVar[str] = "verification"
-    version: ClassVar[int] = 1
-    resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
-    consumes: ClassVar[tuple[type[Artifact], ...]] = ()
+    version: ClassVar[int] = 2
+    resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
+    consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, PairScores, Edits)
     produces: ClassVar[type[Artifact]] = Verification
-    reads: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = (
+        "dataset", "evaluation", "verification", "retraining.recipe", "retraining.lora", "retraining.content",
+    )  # fmt: skip
+    opens: ClassVar[tuple[str, ...]] = ("dataset", "evaluation", "base")
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
-        """Say why there is nothing."""
-        return Absent(_REASON)
+        """See `Stage.run`. Raises DatasetRefused, ModelRefused, SpecError, NumericalError, Interrupted."""
+        asked = ctx.spec.verification
+        if asked is None or ctx.sources.base is None or ctx.sources.evaluation is None:
+            return Absent(NOT_ASKED)
+        from safer_engine.base_trainings import BaseTrainings, Watch, training_spec
+        from safer_engine.payload_files import write_table
+        from safer_engine.science.outcomes import OutcomeRules
+        from safer_engine.verification import Run, edited_pairs, facts
+
+        pairs = edited_pairs(inputs.get(PairSet), inputs.get(PairScores), inputs.get(Edits))
+        if not pairs.edited_axes:
+            return Absent(NO_EDITS)
+        recipe, lora = ctx.spec.retraining.recipe, ctx.spec.retraining.lora
+        training = training_spec(ctx.sources.base.origin, recipe, lora, ctx.spec.dataset, ctx.base_seed, ctx.runtime)
+        watch = Watch(lambda done, total, unit: ctx.observer.progress(ctx.stage, done, total, unit), ctx.observer.cancelled)
+        bench = BaseTrainings.of(training, ctx.sources.base, ctx.work, watch, "retraining")
+        measured = _evaluation(ctx, bench, inputs.get(PairSet))
+        missing = set(pairs.edited_axes) - set(measured["axis"].to_pylist())
+        if missing:
+            return Absent(f"the evaluation pairs have none of {', '.join(sorted(missing))}, where pairs are edited")
+        rules = OutcomeRules(asked.level, planned=asked.seeds, early_stop=asked.early_stop)
+        run = Run(bench, pairs, pairs.known(bench.read(ctx.sources.dataset)), measured, rules)
+        answers, judged, tables = run.all(ctx.note)
+        import pyarrow as pa
+
+        with ctx.work.publish("arms.arrow") as path:
+            write_table(path, pa.concat_tables([table.replace_schema_metadata(None) for table in tables]))
+        columns = ["pair_id", "group", "axis", "subset"]
+        with ctx.work.publish("measured.arrow") as path:
+            write_table(path, measured.select(columns))
+        return Draft(facts(answers, judged, tables, run))
+
+
+def _evaluation(ctx: StageContext, bench: Any, dataset: PairSet) -> Any:
+    """The usable evaluation pairs as the base reads them; published once. Raises DatasetRefused where there are none."""
+    from safer_engine.errors import DatasetRefused
+    from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
+
+    name, source = "evaluation.arrow", ctx.sources.evaluation
+    assert source is not None
+    if not (ctx.work.scratch / name).is_file():
+        surveyed = survey_evaluation(source, ctx.spec.evaluation, ctx.base_seed, dataset.prompt_keys)
+        with ctx.work.publish(name, scratch=True) as path:
+            pulse = lambda done, total: ctx.progress(done, total, "pairs")  # noqa: E731
+            counts = write_evaluation_pairs(path, source, surveyed, bench.renderer(), pulse)
+        short = shortage(counts, ctx.spec.evaluation.min_pairs)
+        if short:
+            ctx.note(f"warning: {short}")
+        if not counts["n_kept"]:
+            raise DatasetRefused(f"no evaluation pair can be used: {short}", "give pairs whose prompts are not in the dataset")
+    return bench.table(name)
