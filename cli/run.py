@@ -16,8 +16,10 @@ from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
     from safer_engine.api import AuditReport
+    from safer_engine.report.model_verification import VerificationReport
 
 _SHOWN = 8
+_VERIFIED = ("pairs", ">as given", ">our edits", ">by margin", ">at random", ">change", "95 % interval")
 SUMMARY_VERSION = 1
 """Of what --json prints: it changes when a key is renamed, removed, or comes to mean something else."""
 
@@ -36,7 +38,7 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
     and a folder that holds a file of yours under such a name is refused.
 
     --json prints one object: schema_version (1), report (path of report.html), n_candidates, n_safety_features, and the
-    sections dataset, reward_model, sae, edits and verdict of report.json, each as it stands there, null included.
+    sections dataset, reward_model, sae, edits, verification and verdict of report.json, each as it stands there, null included.
     """
     from safer_engine import api
     from safer_engine.out_folder import OutFolder
@@ -75,7 +77,7 @@ def default_out(built: BuiltSpec) -> Path:
 def summary(report: AuditReport) -> dict[str, Any]:
     """What --json prints: where the report is, counts of features, and sections of report.json as they stand there."""
     document = report.document.model_dump(mode="json")
-    figures = {name: document[name] for name in ("dataset", "reward_model", "sae", "edits", "verdict")}
+    figures = {name: document[name] for name in ("dataset", "reward_model", "sae", "edits", "verification", "verdict")}
     features = report.document.features or []
     counts = {"n_candidates": len(report.features), "n_safety_features": sum(bool(f.safety_feature) for f in features)}
     return {"schema_version": SUMMARY_VERSION, "report": str(report.html.resolve()), **counts, **figures}
@@ -88,12 +90,28 @@ def _print_summary(report: AuditReport, observer: QuietObserver) -> None:
     shown.print(table("Stages", ("stage", ">planned", ">took", ">planned memory", ">peak memory"), _stages(report, observer)))
     counts = report.edits["action"].value_counts().to_dict()
     shown.print(table("Edits", ("action", ">rows"), [(name, counts.get(name, 0)) for name in ("drop", "flip", "review", "keep")]))
+    if (verified := report.document.verification) is not None:
+        shown.print(table(f"Retrained: {verified.outcome}", _VERIFIED, _verified(verified)))
     named = [feature for feature in report.document.features or [] if feature.safety_feature][:_SHOWN]
     if not named:
         shown.print("Safety features: none", markup=False)
         return
     cells = [(f.latent_id, f"{f.salience:+.3f}", name_of(f)) for f in named]
     shown.print(table("Safety features", ("latent", ">salience", "about"), cells))
+
+
+def _verified(found: VerificationReport) -> list[Sequence[str]]:
+    """Accuracy of the arms on each slice of the evaluation pairs, and what our edits change."""
+    from safer_engine.report.plots_verification import accuracy_of, scopes
+    from safer_engine.report.text import interval, percent, signed
+
+    rows: list[Sequence[str]] = []
+    for row in scopes(found):
+        arms = [accuracy_of(found, row, arm) for arm in ("as given", "edits", "margin", "random")]
+        ours = row.effects[0]
+        ends = "–" if ours.lo is None or ours.hi is None else interval(ours.lo, ours.hi)
+        rows.append((row.name, *("–" if one is None else percent(one) for one in arms), signed(ours.change, 3), ends))
+    return rows
 
 
 def _stages(report: AuditReport, observer: QuietObserver) -> list[Sequence[str]]:
