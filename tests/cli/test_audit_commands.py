@@ -206,7 +206,7 @@ def test_run_json_counts_add_up(finished: Path, material: Path, tmp_path: Path, 
     assert run_main(asked) == 0
     facts = json.loads(capsys.readouterr().out)
     assert list(facts)[:4] == ["schema_version", "report", "n_candidates", "n_safety_features"]
-    assert list(facts)[4:] == ["dataset", "reward_model", "sae", "edits", "verdict"]
+    assert list(facts)[4:] == ["dataset", "reward_model", "sae", "edits", "verification", "verdict"]
     assert facts["schema_version"] == 1
     assert facts["report"] == str((tmp_path / "report.html").resolve())
     assert (facts["dataset"]["health"]["n_in"], facts["dataset"]["n_pairs"]) == (READ, KEPT)
