@@ -40,6 +40,11 @@ def run_command(built: BuiltSpec, store: Path | None, out: Path | None, as_json:
     --json prints one object: schema_version (1), report (path of report.html), n_candidates, n_safety_features, and the
     sections dataset, reward_model, sae, edits, verification and verdict of report.json, each as it stands there, null included.
     """
+    run_audit(built, store, out, as_json=as_json, quiet=quiet)
+
+
+def run_audit(built: BuiltSpec, store: Path | None, out: Path | None, *, as_json: bool, quiet: bool) -> None:
+    """Run an audit and show it: progress, summary, the report's path."""
     from safer_engine import api
     from safer_engine.out_folder import OutFolder
     from safer_engine.planning import estimate

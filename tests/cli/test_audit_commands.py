@@ -215,3 +215,27 @@ def test_run_json_counts_add_up(finished: Path, material: Path, tmp_path: Path, 
     report = json.loads((finished / "report.json").read_text())
     assert facts["n_candidates"] == len(report["features"])
     assert facts["n_safety_features"] == sum(feature["safety_feature"] for feature in report["features"])
+
+
+def test_verify_trains_the_arms_of_a_finished_audit(
+    material: Path, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the audit computed is cached; without a base nothing is trained; one seed says nothing of benefit."""
+    monkeypatch.chdir(material)
+    rows = [json.loads(line) for line in (material / "rows.jsonl").read_text().splitlines()]
+    texts = [turn["content"] for row in rows for side in ("chosen", "rejected") for turn in row[side]]
+    demo_data.build_base(material / "base", texts, width=16, blocks=1)
+    apart = [dict(row) for row in demo_data.generate(seed=99, n_groups=40, flip_share=0.0).rows]
+    (material / "apart.jsonl").write_text("".join(json.dumps(row) + "\n" for row in apart))
+    given = [*flags(material, material / "store"), "-e", "apart.jsonl", "--set", "edits.budget=0.2", *SMALL]
+    assert run_main(["verify", *given]) == 2
+    assert "give --base" in capsys.readouterr().err
+    small = ["--set", "retraining.recipe.epochs=1", "--set", "retraining.recipe.max_length=64"]
+    assert run_main(["verify", *given, "--base", "base", "--seeds", "1", "-o", "verified", "--json", *small]) == 0
+    found = json.loads(capsys.readouterr().out)["verification"]
+    assert (found["outcome"], found["seeds"], found["planned"]) == ("inconclusive", 1, 1)
+    assert found["pairs"]["edits"] == KEPT - sum(found["edits"].values())
+    assert run_main(["verify", *given, "--base", "base", "--seeds", "1", "-o", "verified", *small]) == 0
+    shown = capsys.readouterr()
+    assert "Retrained: inconclusive" in shown.out
+    assert rows_of(shown.out, "Stages")["verification"][1] == "cached"
