@@ -117,7 +117,8 @@ class Stage(Protocol):
     consumes: ClassVar[tuple[type[Artifact], ...]]
     produces: ClassVar[type[Artifact]]
     reads: ClassVar[tuple[str, ...]]
-    """May be joined by `opens`: what `run` reads of the inputs themselves (see `opened_by`)."""
+    """May be joined by `opens`: what `run` reads of the inputs themselves (see `opened_by`); and by `asked_by`: the one section
+    that asks for the stage, so that without it no other section is part of the key."""
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
         """Publish payload files into `ctx.work` and return the facts, or say why there is nothing."""
@@ -159,10 +160,16 @@ def cache_key(stage: Stage, spec: AuditSpec, sources: ResolvedInputs, inputs: di
         "stage": stage.name,
         "version": stage.version,
         "seed": spec.seed,
-        "reads": _read(stage.reads, spec, sources),
+        "reads": _read(_sections(stage, spec), spec, sources),
         "inputs": inputs,
     }
     return digest_bytes(canonical_json(document))
+
+
+def _sections(stage: Stage, spec: AuditSpec) -> tuple[str, ...]:
+    """What a stage reads of a spec: that it is not asked for, and nothing else, where it is not."""
+    section: str | None = getattr(stage, "asked_by", None)
+    return (section,) if section is not None and getattr(spec, section) is None else stage.reads
 
 
 def _read(reads: tuple[str, ...], spec: AuditSpec, sources: ResolvedInputs) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class VerificationStage:
     reads: ClassVar[tuple[str, ...]] = (
         "dataset", "evaluation", "verification", "retraining.recipe", "retraining.lora", "retraining.content",
     )  # fmt: skip
+    asked_by: ClassVar[str] = "verification"
     opens: ClassVar[tuple[str, ...]] = ("dataset", "evaluation", "base")
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:

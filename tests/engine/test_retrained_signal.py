@@ -243,7 +243,8 @@ def retrained_for(pairs: PairSet, margins: np.ndarray) -> pa.Table:
 
 
 def test_batches_of_a_training_are_half_as_large() -> None:
-    from safer_engine.retraining import training_spec
+    from safer_engine.base_trainings import training_spec
 
-    spec = training_spec(RetrainingSpec(base="b"), built().dataset, 3, RuntimeSpec(batch_tokens=1000))
+    asked = RetrainingSpec(base="b")
+    spec = training_spec(asked.base, asked.recipe, asked.lora, built().dataset, 3, RuntimeSpec(batch_tokens=1000))
     assert (spec.seed, spec.base, spec.runtime.batch_tokens) == (3, "b", 500)

@@ -25,7 +25,7 @@ from safer_engine.sources.resolved import ResolvedInputs
 from safer_engine.sources.retraining_base import resolve_retraining_base
 from safer_engine.spec import AuditSpec, DatasetSpec, MemorySource
 from safer_engine.spec_verification import N_ARMS
-from safer_engine.stage import Draft, Inputs, StageContext
+from safer_engine.stage import Draft, Inputs, StageContext, cache_key
 from safer_engine.stages.edits import EditsStage
 from safer_engine.stages.pairs import PairsStage
 from safer_engine.stages.retraining import NOT_ASKED as NOT_RETRAINED
@@ -260,6 +260,18 @@ def test_what_it_needs_is_asked_for(bench: Bench) -> None:
         AuditSpec.model_validate({**whole, "retraining": None})
     with pytest.raises(ValidationError, match="give section evaluation"):
         AuditSpec.model_validate({**whole, "evaluation": None})
+
+
+def test_the_key_holds_what_it_reads_only_where_it_is_asked_for(bench: Bench) -> None:
+    """Another evaluation set does not compute again what was not asked for; another count of folds trains no arm again."""
+    off, on = bench.request(verification=None), bench.request()
+    other = bench.request(evaluated=EVALUATED[:-2], verification=None), bench.request(evaluated=EVALUATED[:-2])
+    folds = bench.request(retraining={"base": str(bench.base), "folds": 3, "recipe": RECIPE})
+    steps = bench.request(retraining={"base": str(bench.base), "folds": 0, "recipe": {**RECIPE, "epochs": 5}})
+    keys = [cache_key(VerificationStage(), one.spec, one.sources, {}, "p") for one in (off, on, *other, folds, steps)]
+    assert keys[0] == keys[2]
+    assert len({keys[0], keys[1], keys[3], keys[5]}) == 4
+    assert keys[4] == keys[1]
 
 
 def test_the_stage_is_imported_without_torch() -> None:
