@@ -9,6 +9,7 @@ import click
 
 from cli.options import NamedPath, build_from_flags, flag_options, json_option, quiet_option, store_option
 from cli.run import run_audit
+from safer_engine.spec_layers import BuiltSpec
 
 
 @click.command("verify")
@@ -28,11 +29,17 @@ def verify_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
     report then has a section “Do the edits help?”. How models are trained: --set retraining.recipe.epochs=2 and the like. `plan`
     with --set retraining.base=BASE --set retraining.folds=0 --set verification.seeds=5 says beforehand what it takes.
     """
-    asked = [] if base is None else [f"retraining.base={base}", "retraining.folds=0"]
-    asked += [f"verification.seeds={seeds or 5}"] if base is not None or seeds is not None else []
-    built = build_from_flags(**{**flags, "assignments": (*asked, *flags["assignments"])})
+    built = with_verification(flags, base, seeds)
     if built.spec.verification is None:
         raise click.UsageError(
             "nothing says what to train from: give --base, or a spec file with sections retraining and verification"
         )
     run_audit(built, store, out, as_json=as_json, quiet=quiet)
+
+
+def with_verification(flags: dict[str, Any], base: str | None, seeds: int | None) -> BuiltSpec:
+    """The audit that flags describe, with its edits verified; a spec file wins over the default number of seeds."""
+    asked = [] if base is None else [f"retraining.base={base}", "retraining.folds=0"]
+    if base is not None or seeds is not None:
+        asked.append("verification={}" if seeds is None else f"verification.seeds={seeds}")
+    return build_from_flags(**{**flags, "assignments": (*asked, *flags["assignments"])})

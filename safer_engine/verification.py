@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,12 +168,16 @@ class Run:
         recipe = self.bench.spec.recipe
         return math.ceil(int(self.seen.num_rows) / recipe.batch) * recipe.epochs
 
+    @cached_property
+    def _given(self) -> TokenPairs:
+        return token_pairs(self.seen)
+
     def _trained_on(self, arm: Arm, seed: int) -> TokenPairs:
         """The pairs of an arm as its model is shown them: dropped ones left out, flipped ones the other way round."""
         from safer_engine.science.rm_training import TokenPairs
 
         code = dict(zip(self.pairs.pair_ids, self.pairs.of(arm, seed).tolist(), strict=True))
-        given = token_pairs(self.seen)
+        given = self._given
         rows = [row for row, name in enumerate(given.pair_id) if code[name] != DROP]
         turned = [code[given.pair_id[row]] == FLIP for row in rows]
         sides = [(given.rejected[row], given.chosen[row]) if turn else (given.chosen[row], given.rejected[row])

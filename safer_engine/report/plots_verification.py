@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -100,11 +99,6 @@ def _points(share: float) -> str:
 def accuracy_of(found: VerificationReport, row: ScopeRow, arm: str) -> float | None:
     """Mean accuracy of an arm in a slice."""
     return next((one.accuracy for one in found.accuracy if (one.arm, one.axis, one.subset) == (arm, row.axis, row.subset)), None)
-
-
-def smallest(p_values: Sequence[float | None]) -> float | None:
-    """The smallest p-value there is."""
-    return min((p for p in p_values if p is not None), default=None)
 
 
 IN_TEMPLATES = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cli.main import run_main
+from cli.verify import with_verification
 from safer_engine import demo_data
 from tests.helpers.tiny_model import build_reward_model
 
@@ -239,3 +240,17 @@ def test_verify_trains_the_arms_of_a_finished_audit(
     shown = capsys.readouterr()
     assert "Retrained: inconclusive" in shown.out
     assert rows_of(shown.out, "Stages")["verification"][1] == "cached"
+
+
+def test_the_default_number_of_seeds_gives_way_to_a_spec_file(tmp_path: Path) -> None:
+    spec = tmp_path / "eight.yaml"
+    spec.write_text("verification: {seeds: 8}\n")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    names = ("preset", "sample", "stratify", "device", "seed", "no_text", "trust_remote_code")
+    flags = {**dict.fromkeys(names), "model": "rm", "dataset": str(rows), "eval_dataset": str(rows), "assignments": ()}
+    for file, seeds, wanted in ((spec, None, 8), (None, None, 5), (spec, 2, 2)):
+        found = with_verification({**flags, "spec_file": file}, "base", seeds).spec
+        assert found.verification is not None
+        assert found.retraining is not None
+        assert (found.verification.seeds, found.retraining.base, found.retraining.folds) == (wanted, "base", 0)
