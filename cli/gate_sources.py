@@ -168,7 +168,7 @@ def _of_job(client: AuditClient, job_id: str, shown: Console | None, *, wait: bo
         job = wait_for(client, job_id, shown)
     if (error := outcome_error(job)) is not None:
         raise error
-    if job.kind != "audit" or job.state != "succeeded":
+    if not job.kind.reports or job.state != "succeeded":
         raise Conflict(f"job {job_id} is no finished audit: {job.kind}, {job.state}", "wait for it with --wait")
     names = {artifact.name: artifact for artifact in client.artifacts(job_id)}
     report = client.read(job_id, names.get(_REPORT) or client.artifact(job_id, _REPORT))

@@ -110,7 +110,7 @@ def build_from_flags(*, required: bool = True, **flags: Any) -> BuiltSpec:
     layers = []
     if flags["spec_file"] is not None:
         layers.append(Layer(f"file {flags['spec_file']}", read_document(flags["spec_file"])))
-    layers.append(Layer("flag", _document(flags)))
+    layers.append(Layer("flag", document_of_flags(flags)))
     assigned = [Layer(f"--set {text}", parse_assignment(text)) for text in flags["assignments"]]
     layers += [replace(layer, goes_on=place > 0) for place, layer in enumerate(assigned)]
     given = {
@@ -129,7 +129,8 @@ def _names(document: Document, section: str, key: str) -> bool:
     return key in value if isinstance(value, dict) else value is not None
 
 
-def _document(flags: dict[str, Any]) -> Document:
+def document_of_flags(flags: dict[str, Any]) -> Document:
+    """The part of a spec that flags give, without a spec file and --set."""
     document: Document = {}
     if flags["model"]:
         document["model"] = {"path": flags["model"]}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--latent", type=click.IntRange(0), required=True, help="The latent whose activation is scaled.")
 @click.option("--scale", type=click.FloatRange(-100, 100), help="One factor: 0 ablates, 2 doubles.")
 @click.option("--dose", help="Several factors, comma-separated; default 0,0.5,1,2,4.")
+@click.option("--over", metavar="DATASET", help="Another dataset in place of the audit's pairs, named as for --dataset.")
 @click.option("--prompt", default="", help="With --chosen and --rejected: one pair in place of the audit's.")
 @click.option("--chosen", help="A text for the chosen side.")
 @click.option("--rejected", help="A text for the rejected side.")
@@ -32,16 +33,19 @@ def steer_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
     latent: int,
     scale: float | None,
     dose: str | None,
+    over: str | None,
     prompt: str,
     chosen: str | None,
     rejected: str | None,
     as_json: bool,
 ) -> None:
-    """Rewards and margin with a latent scaled: a dose curve over the pairs whose residual streams were kept, or over one.
+    """Rewards and margin with a latent scaled: a dose curve over the pairs whose residual streams were kept, or over others.
 
     Give the flags of the `run` that made the audit: its autoencoder is read from the store.
     """
     from safer_engine import api
+    from safer_engine.spec import DatasetSpec
+    from safer_engine.spec_layers import parse_source
     from safer_engine.steering import steer
     from safer_engine.store import LocalArtifactStore
 
@@ -49,12 +53,18 @@ def steer_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
         raise click.UsageError("--chosen and --rejected go together")
     if scale is not None and dose is not None:
         raise click.UsageError("give --scale or --dose, not both")
+    if over is not None and chosen is not None:
+        raise click.UsageError("give --over or --chosen and --rejected, not both")
     scales = [scale] if scale is not None else _scales(dose or "0,0.5,1,2,4")
-    row = None if chosen is None or rejected is None else {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    pairs: DatasetSpec | dict[str, str] | None = None
+    if over is not None:
+        pairs = DatasetSpec.model_validate({"source": parse_source(over)})
+    elif chosen is not None and rejected is not None:
+        pairs = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     request = api.prepare(built.spec)
     observer = QuietObserver() if as_json else TerminalObserver(console(err=True))
     with observer.showing():
-        found = steer(request, LocalArtifactStore(store or api.default_store()), latent, scales, row, observer)
+        found = steer(request, LocalArtifactStore(store or api.default_store()), latent, scales, pairs, observer)
     if as_json:
         print_json(dataclasses.asdict(found))
         return

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Amount, build_from_flags, flag_options, json_option, quiet_option
+from cli.options import Amount, build_from_flags, document_of_flags, flag_options, json_option, quiet_option
 from cli.output import console, print_json
 from cli.profile import connect
 from safer_engine.errors import SpecError
@@ -27,8 +28,13 @@ _ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify
 
 @click.command("submit")
 @flag_options
-@click.option("--kind", type=click.Choice(["audit", "train-rm"]), default="audit", show_default=True, help="What to do.")
-@click.option("--base", "-b", help="With --kind train-rm: the model to start from; other values with --spec and --set.")
+@click.option(
+    "--kind", type=click.Choice(["audit", "verify", "train-rm"]), default="audit", show_default=True, help="What to do."
+)
+@click.option("--base", "-b", help="With --kind train-rm or verify: the model to train from; other values with --spec and --set.")
+@click.option(
+    "--audit", metavar="JOB", help="With --kind verify: the audit whose edits are verified; flags change what it was given."
+)
 @click.option("--wait", "wait", flag_value=True, default=False, help="Show its stages until it ends.")
 @click.option("--detach", "wait", flag_value=False, help="Print the job's id and leave (default).")
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first within the project.")
@@ -38,16 +44,24 @@ _ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify
 @click.option("--idempotency-key", help="The same key and request always give the same job.")
 @json_option
 @quiet_option
-def submit_command(flags: Document, kind: str, base: str | None, wait: bool, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Have a service do an audit, or train a reward model.
+def submit_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
+    flags: Document, kind: str, base: str | None, audit: str | None, wait: bool, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    """Have a service do an audit, verify the edits of one by retraining, or train a reward model.
 
     Takes the flags of `run`. Models and datasets on this machine are uploaded, unless the service has them; an interrupted
     upload goes on when the command is given again. Ctrl-C during --wait leaves the job running.
     """
     from cli.live import outcome_error
 
-    document = audit_document(flags, base) if kind == "audit" else _training(flags, base)
-    wanted = _submission(document, kind, parse_labels(given["labels"]), given)
+    if audit is not None and kind != "verify":
+        raise SpecError("--audit belongs to --kind verify", "a job of another kind names its model and dataset")
+    writers: dict[str, Callable[[Document, str | None], Document]] = {
+        "audit": audit_document,
+        "verify": partial(_verification, audit=audit),
+        "train-rm": _training,
+    }
+    wanted = _submission(writers[kind](flags, base), kind, parse_labels(given["labels"]), {**given, "audit": audit})
     shown = None if quiet or as_json else console(err=True)
     job = send(wanted, shown, wait=wait)
     if as_json:
@@ -106,6 +120,7 @@ def _submission(document: Document, kind: str, labels: dict[str, str], given: di
     return Submission(
         spec=document,
         kind=kind,
+        audit=given["audit"],
         priority=given["priority"],
         labels=labels,
         callback_url=given["callback"],
@@ -117,8 +132,22 @@ def _submission(document: Document, kind: str, labels: dict[str, str], given: di
 def audit_document(flags: Document, base: str | None) -> Document:
     """The audit spec, with the values that were given and no others: defaults are the service's."""
     if base is not None:
-        raise SpecError("--base belongs to --kind train-rm", "an audit takes --model")
+        raise SpecError("--base belongs to --kind train-rm or verify", "an audit takes --model")
     return build_from_flags(**flags).spec.model_dump(mode="json", exclude_unset=True)
+
+
+def _verification(flags: Document, base: str | None, *, audit: str | None) -> Document:
+    """An audit spec with its verification; where an audit of the service is named, only what is to be other than there."""
+    from cli.verify import with_verification
+    from safer_engine.spec import merge
+    from safer_engine.spec_layers import parse_assignments, read_document
+
+    if audit is None:
+        return with_verification(flags, base, None).spec.model_dump(mode="json", exclude_unset=True)
+    document: Document = read_document(flags["spec_file"]) if flags["spec_file"] is not None else {}
+    document = merge(document, document_of_flags(flags))
+    document = merge(document, {} if base is None else {"retraining": {"base": base}})
+    return merge(document, parse_assignments(flags["assignments"]))
 
 
 def _training(flags: Document, base: str | None) -> Document:
@@ -155,5 +184,7 @@ def _tell_start(job_id: str, quiet: bool) -> None:
 def _tell_end(job_id: str, kind: str, succeeded: bool) -> None:
     click.echo(job_id)
     if succeeded:
-        what = f"safer-audit report {job_id} --open" if kind == "audit" else f"safer-audit download {job_id} --out reward-model"
+        what = (
+            f"safer-audit report {job_id} --open" if kind != "train-rm" else f"safer-audit download {job_id} --out reward-model"
+        )
         click.echo(f"see: {what}", err=True)

@@ -19,7 +19,7 @@ from safer_engine.spec import DatasetSpec, ModelSpec, RuntimeSpec
 from safer_engine.spec_recipe import LoraSpec, RecipeSpec
 from safer_engine.stage import stage_seed
 from safer_engine.store import WorkArea
-from safer_engine.train_loop import Checkpoints, train_to_end
+from safer_engine.train_loop import CHECKPOINT, Checkpoints, train_to_end
 from safer_engine.train_spec import TrainSpec
 from safer_engine.training import optim_settings, token_pairs
 
@@ -109,12 +109,15 @@ class BaseTrainings:
         with pa.memory_map(str(self.work.scratch / name)) as source:
             return pa.ipc.open_file(source).read_all()
 
-    def train(self, name: str, pairs: TokenPairs, told: Told, *, seed: int | None = None, steps: int | None = None) -> Trained:
+    def train(
+        self, name: str, pairs: TokenPairs, told: Told, *, seed: int | None = None, steps: int | None = None, own: str = ""
+    ) -> Trained:
         """Train a model on pairs, from its last checkpoint.
 
         Args:
             name: of the training: a checkpoint of another is not read.
             seed: of the fresh head, the order and dropout; None: the spec's. steps: as in `OptimSettings`.
+            own: name of its own checkpoint, where several trainings go on in the work area at one time.
 
         Raises:
             NumericalError: it diverged; its checkpoint is of no use and is not read again. Interrupted: the same call goes on.
@@ -131,7 +134,7 @@ class BaseTrainings:
         model.to(device)
         settings = replace(optim_settings(spec, base.n_parameters, device), steps=steps)
         trainer = RewardTrainer(model, pairs, settings, self.ready.tokenizer.pad_token_id)
-        checkpoints = Checkpoints(self.work, spec.runtime.checkpoint_seconds, name)
+        checkpoints = Checkpoints(self.work, spec.runtime.checkpoint_seconds, name, own or CHECKPOINT)
         try:
             curve = train_to_end(trainer, checkpoints, told)
         except NumericalError as error:

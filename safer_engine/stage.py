@@ -141,7 +141,7 @@ class PartedStage(Protocol):
     however the work was shared.
     """
 
-    def parts(self, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:
+    def parts(self, spec: SpecView, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:
         """Names of the parts, the first one first; fewer than two where sharing is not worth it. Imports no torch."""
 
     def run_part(self, ctx: StageContext, inputs: Inputs, part: str) -> None:

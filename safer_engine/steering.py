@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +14,7 @@ from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, Spars
 from safer_engine.errors import SpecError
 from safer_engine.events import NullObserver, Observer
 from safer_engine.pipeline import AuditRequest
+from safer_engine.spec import DatasetSpec
 from safer_engine.store import ArtifactStore, LocalArtifactStore
 
 _GIVEN = "given"
@@ -52,18 +53,19 @@ def steer(
     store: ArtifactStore,
     latent: int,
     scales: Sequence[float],
-    row: dict[str, str] | None = None,
+    over: DatasetSpec | Mapping[str, str] | None = None,
     observer: Observer | None = None,
 ) -> Steered:
-    """Scale a latent on the pairs whose residual streams the audit kept, or on one pair given as `row`.
+    """Scale a latent on the pairs whose residual streams the audit kept, on those of another dataset, or on one pair.
 
     Args:
         request: the audit, whose stages up to `sae` lie in `store`.
-        row: prompt, chosen, rejected.
+        over: another dataset, of which a sample is read (of its own size, or of `causal.pairs`); or one pair: prompt, chosen,
+            rejected.
         observer: told of progress, as of a stage `steer`.
 
     Raises:
-        SpecError: the audit is not in the store, kept no residual streams, or has no such latent.
+        SpecError: the audit is not in the store, kept no residual streams, or has no such latent. DatasetRefused: `over`.
     """
     import numpy as np
 
@@ -77,15 +79,17 @@ def steer(
         raise SpecError(f"there is no latent {latent}", f"latents are 0 … {sae.shape.d_sae - 1}")
     layer = int(found[Activations].meta["hook_layer"])
     with TemporaryDirectory(prefix="safer-steer-") as folder:
-        if row is not None:
-            found = _of_one(request, row, folder)
+        if isinstance(over, DatasetSpec):
+            found = _of_dataset(request, over, folder)
+        elif over is not None:
+            found = _of_one(request, over, folder)
         pairs, activations = found[PairSet], found[Activations]
         if not activations.names("residual-"):
             raise SpecError("the audit kept no residual streams (causal.pairs is 0)", "give --chosen and --rejected")
         watched, began = observer or NullObserver(), time.monotonic()
         watched.stage_started("steer", "")
         read = (pairs, activations, sae)
-        order, fired_P, reward_P2C = _rewards(request, read, (latent, layer, scales), watched, alone=row is not None)
+        order, fired_P, reward_P2C = _rewards(request, read, (latent, layer, scales), watched, alone=isinstance(over, Mapping))
         watched.stage_finished("steer", "computed", time.monotonic() - began)
     groups = np.asarray(pairs.pairs["group"].take(order).to_pylist(), dtype=np.str_)
     doses = tuple(_dose(scale, reward_P2C[:, :, at + 1], reward_P2C[:, :, 0], groups) for at, scale in enumerate(scales))
@@ -120,7 +124,7 @@ def _rewards(
     order: list[int] = []
     fired: list[bool] = []
     rewards: list[list[list[float]]] = []
-    n_pairs = min(request.spec.causal.pairs, int(wanted_P.sum()))
+    n_pairs = min(max(request.spec.causal.pairs, 2 * alone), int(wanted_P.sum()))
     for name in activations.names("residual-"):
         for index, pair in rows.of(name):
             observer.progress("steer", len(order), n_pairs, "pairs")
@@ -159,15 +163,29 @@ def _of_audit(request: AuditRequest, store: ArtifactStore, kinds: tuple[type[Art
     return found
 
 
-def _of_one(request: AuditRequest, row: dict[str, str], folder: str) -> dict[type[Artifact], Any]:
+def _of_dataset(request: AuditRequest, dataset: DatasetSpec, folder: str) -> dict[type[Artifact], Any]:
+    """A sample of another dataset, rendered and read as the audit's pairs are."""
+    n_pairs = request.spec.causal.pairs or type(request.spec.causal)().pairs
+    return _read(request, {**dataset.model_dump(mode="json"), "sample": dataset.sample or n_pairs}, n_pairs, None, folder)
+
+
+def _of_one(request: AuditRequest, row: Mapping[str, str], folder: str) -> dict[type[Artifact], Any]:
     """One pair, rendered and read as the audit's are, and beside it another that is not used: an audit asks for two groups."""
+    other = {"prompt": f"Not {row['prompt']}", "chosen": row["rejected"], "rejected": row["chosen"]}
+    rows = [{"id": _GIVEN, "group": "1", **row}, {"id": "other", "group": "2", **other}]
+    return _read(request, {"source": {"kind": "memory"}}, 2, rows, folder)
+
+
+def _read(
+    request: AuditRequest, dataset: Mapping[str, Any], n_pairs: int, rows: list[dict[str, str]] | None, folder: str
+) -> dict[type[Artifact], Any]:
+    """Pairs and activations of other data by the audit's model, hook and rendering; `rows` of a dataset in memory."""
     from safer_engine import api
 
-    document = request.spec.model_dump(mode="json", exclude={"evaluation", "dataset"})
-    document["dataset"] = {"source": {"kind": "memory"}, "min_pairs": 2}
-    document["causal"]["pairs"] = 2
-    spec = type(request.spec).model_validate(document)
-    other = {"prompt": f"Not {row['prompt']}", "chosen": row["rejected"], "rejected": row["chosen"]}
-    single = api.prepare(spec, [{"id": _GIVEN, "group": "1", **row}, {"id": "other", "group": "2", **other}])
-    single = dataclasses.replace(single, sources=dataclasses.replace(single.sources, model=request.sources.model))
-    return dict(pipeline.run(single, LocalArtifactStore(folder), NullObserver(), stages=pipeline.STAGES[:2]))
+    left_out = {"dataset", "evaluation", "retraining", "verification"}
+    document = request.spec.model_dump(mode="json", exclude=left_out)
+    document["dataset"] = {**dataset, "min_pairs": 2}
+    document["causal"]["pairs"] = n_pairs
+    read = api.prepare(type(request.spec).model_validate(document), rows)
+    read = dataclasses.replace(read, sources=dataclasses.replace(read.sources, model=request.sources.model))
+    return dict(pipeline.run(read, LocalArtifactStore(folder), NullObserver(), stages=pipeline.STAGES[:2]))

@@ -17,25 +17,24 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from safer_engine.cost import Cost, Planned
 from safer_engine.errors import ArtifactError, DamagedArtifact, WorkBusy
+from safer_engine.holding import hold
 from safer_engine.publishing import link, publishing, require_writable, sync, write_failed
 
 MANIFEST_VERSION = 1
 PART_SCRATCH = "part-"
 """How names of scratch files begin that one part of a stage made and no other part needs: see `WorkArea.scratch`."""
 _CHUNK = 1 << 20
-_TURNS, _PAUSE = 50, 0.05
 
 
 def canonical_json(value: Any) -> bytes:
@@ -138,8 +137,11 @@ class WorkArea(Protocol):
     def publish(self, name: str, *, scratch: bool = False) -> Any:
         """Context manager: yields a temporary path, makes it durable under `name` on a clean exit."""
 
-    def remove(self, name: str) -> None:
-        """Withdraw a published payload file, if it is there."""
+    def fetch(self, name: str) -> Path | None:
+        """A scratch file, brought here where another machine published it; None where there is none."""
+
+    def remove(self, name: str, *, scratch: bool = False) -> None:
+        """Withdraw a published file, if it is there."""
 
 
 @runtime_checkable
@@ -223,25 +225,13 @@ class LocalWork:
         with publishing((self.scratch if scratch else self.payload) / name, staging=self.root) as temporary:
             yield temporary
 
-    def remove(self, name: str) -> None:
+    def fetch(self, name: str) -> Path | None:
+        """See `WorkArea.fetch`."""
+        return self.scratch / name if (self.scratch / name).is_file() else None
+
+    def remove(self, name: str, *, scratch: bool = False) -> None:
         """See `WorkArea.remove`."""
-        (self.payload / name).unlink(missing_ok=True)
-
-
-def hold(lock: IO[str], shared: bool = False) -> bool:
-    """Lock the open lock file of a work area, or make a shared lock exclusive; False where another process holds it.
-
-    Args:
-        shared: together with others. Waits a moment then: one that leaves may hold it alone while it clears the area.
-    """
-    for turn in range(_TURNS if shared else 1):
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return True
-        except OSError:
-            if shared and turn + 1 < _TURNS:
-                time.sleep(_PAUSE)
-    return False
+        ((self.scratch if scratch else self.payload) / name).unlink(missing_ok=True)
 
 
 class LocalArtifactStore:

@@ -14,6 +14,7 @@ from safer_engine.store import WorkArea
 if TYPE_CHECKING:
     from safer_engine.science.rm_training import RewardTrainer, StepStats
 
+CHECKPOINT = "checkpoint.safetensors"
 _SAVING_SHARE = 0.05
 _FORGOTTEN = "none"
 Told = Callable[[int, int], bool]
@@ -32,7 +33,7 @@ class Checkpoints:
     work: WorkArea
     every_seconds: float
     training: str = ""
-    name: str = "checkpoint.safetensors"
+    name: str = CHECKPOINT
 
     def save(self, trainer: RewardTrainer, curve: list[StepStats]) -> None:
         """Keep the trainer's state and the curve so far, in place of the last ones."""
@@ -56,8 +57,8 @@ class Checkpoints:
 
         from safer_engine.science.rm_training import StepStats
 
-        path = self.work.scratch / self.name
-        if not path.is_file():
+        path = self.work.fetch(self.name)
+        if path is None:
             return []
         with safe_open(path, framework="pt") as handle:
             facts = handle.metadata()

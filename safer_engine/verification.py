@@ -22,6 +22,7 @@ from safer_engine.science.arms import ARMS, DROP, FLIP, KEEP, Arm, arm_edits
 from safer_engine.science.crossed import Difference, crossed_mean
 from safer_engine.science.outcomes import Judged, OutcomeRules, judge
 from safer_engine.stage import stage_seed
+from safer_engine.store import PART_SCRATCH
 from safer_engine.training import token_pairs
 
 if TYPE_CHECKING:
@@ -90,6 +91,11 @@ class Answers:
         return crossed_mean(self.right[arm][:, at] - self.right[reference][:, at], self.groups_N[at], names)
 
 
+def arms_of_seeds(first: int, stop: int) -> range:
+    """Numbers of the arms of some seeds (see `Run.arm`)."""
+    return range(first * len(ARMS), stop * len(ARMS))
+
+
 def edited_pairs(pairs: PairSet, scores: PairScores, edits: Edits) -> EditedPairs:
     """What the edits do to each usable pair; the pairs of a row share its action."""
     lines = read_edit_lines(edits.path("edits.jsonl"))
@@ -125,7 +131,7 @@ class Run:
         """
         tables: list[pa.Table] = []
         for seed in range(self.rules.planned):
-            tables += [self._arm(arm, seed) for arm in ARMS]
+            tables += [self.arm(number) for number in arms_of_seeds(seed, seed + 1)]
             if self.rules.at(seed + 1) > 0:
                 answers = self._answers(tables)
                 judged = judged_of(answers, self.pairs.edited_axes, self.rules)
@@ -134,22 +140,28 @@ class Run:
                 tell(f"after {seed + 1} seeds: not decided")
         return answers, judged, tables
 
-    def _arm(self, arm: Arm, seed: int) -> pa.Table:
-        """Rewards of the evaluation pairs by an arm's model; published once."""
+    def arm(self, number: int, *, alone: bool = False) -> pa.Table:
+        """Rewards of the evaluation pairs by an arm of a seed; published once.
+
+        Args:
+            number: seed · arms + place in `ARMS`.
+            alone: whether progress is told of this arm, or of all.
+        """
         import pyarrow as pa
 
-        number, total = seed * len(ARMS) + ARMS.index(arm), self.rules.planned * len(ARMS)
-        name = f"arm-{number}.arrow"
+        seed, arm = number // len(ARMS), ARMS[number % len(ARMS)]
+        before, total = (0, 1) if alone else (number, self.rules.planned * len(ARMS))
+        name, checkpoint = f"arm-{number}.arrow", f"{PART_SCRATCH}arm-{number}.safetensors"
         watch = self.bench.watch
         if not (self.bench.work.scratch / name).is_file():
 
             def told(done: int, steps: int) -> bool:
-                watch.progress(number * steps + done, total * steps, "steps")
+                watch.progress(before * steps + done, total * steps, "steps")
                 return watch.cancelled()
 
             own = stage_seed(self.bench.spec.seed, "verification", f"seed {seed}")
-            pairs = self._trained_on(arm, own)
-            trained = self.bench.train(f"{arm}, seed {seed}", pairs, told, seed=own, steps=self._steps())
+            pairs, steps = self._trained_on(arm, own), self._steps()
+            trained = self.bench.train(f"{arm}, seed {seed}", pairs, told, seed=own, steps=steps, own=checkpoint)
             found = self.bench.rewards(trained, self.measured)
             columns = {
                 "arm": pa.array([arm] * self.measured.num_rows, pa.string()),
@@ -161,6 +173,7 @@ class Run:
             table = pa.table(columns).replace_schema_metadata(trained.facts | {"pairs": str(len(pairs))})
             with self.bench.work.publish(name, scratch=True) as target, pa.ipc.new_file(str(target), table.schema) as writer:
                 writer.write_table(table)
+            self.bench.work.remove(checkpoint, scratch=True)
         return self.bench.table(name)
 
     def _steps(self) -> int:

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from safer_engine.gate.policy import Policy
 from service.jobs.gate_model import DeliveryState, GateState, Verdict
-from service.schemas import Digest, ErrorView, Request, SchemaOf, SubmitAudit, Wire
+from service.schemas import Digest, ErrorView, Request, SchemaOf, Wire
+from service.submission_schemas import SubmitAudit
 
 
 class SubmitGate(Request):

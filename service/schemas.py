@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringC
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from safer_engine.spec import AuditSpec
-from safer_engine.train_spec import TrainSpec
 from service.jobs.model import JobKind, JobState, StageState
 
 T = TypeVar("T")
@@ -77,29 +75,6 @@ class Problem(Wire):
     hint: str = Field("", description="What to do about it.")
     retryable: bool = Field(False, description="Whether the same request may succeed later.")
     errors: list[ProblemField] = Field(default_factory=list)
-
-
-class _Submission(Request):
-    priority: int = Field(0, ge=-100, le=100, description="Higher goes first within a project.")
-    labels: Labels = Field(default_factory=dict, description="For finding jobs again.")
-    callback_url: str | None = Field(
-        None, max_length=2000, description="Told of the end with a POST; never contains text of the dataset."
-    )
-    gpu_seconds_budget: float | None = Field(
-        None, gt=0, le=1e9, description="GPU seconds over all attempts, after which the job fails; at most the project's."
-    )
-
-
-class SubmitAudit(_Submission):
-    """An audit to run."""
-
-    spec: Annotated[dict[str, Any], SchemaOf(AuditSpec)] = Field(description="The audit spec (docs/spec.md).")
-
-
-class SubmitTraining(_Submission):
-    """A reward model to train."""
-
-    spec: Annotated[dict[str, Any], SchemaOf(TrainSpec)] = Field(description="The training spec (`train-rm`).")
 
 
 class ErrorView(Wire):

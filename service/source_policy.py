@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import PurePosixPath
 
 from safer_engine.labellers.rubric import built_in_rubrics, is_text, load_rubric
@@ -26,6 +29,7 @@ LABELLER_KEY_VARIABLE = "OPENAI_API_KEY"
 """The one environment variable that a spec may name for a labeller's key."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?:@[\w./-]+)?")
 _SPLIT = re.compile(r"[\w-][\w.-]*")
+_DATASET_ROLES = ("dataset", "evaluation", "corpus")
 _DEVICE_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")
 _HINT = "upload it, or name one of a hub; what else may be named is the operator's choice (SAFER_ALLOWED_SOURCES)"
 
@@ -93,6 +97,22 @@ def places_of(spec: AuditSpec | TrainSpec) -> tuple[Place, ...]:
 def upload_digests(spec: AuditSpec | TrainSpec) -> dict[str, str]:
     """Digests of the uploads that a spec names, as job inputs: `u:<role>`, apart from the content digests known later."""
     return {f"u:{place.role}": digest for place in places_of(spec) if (digest := named_upload(place.name)) is not None}
+
+
+def at_revisions(spec: AuditSpec, inputs: Mapping[str, str]) -> AuditSpec:
+    """An audit whose hub inputs are named at the commits that a job found (`<role>.revision` of its inputs)."""
+    found = spec.model_dump()
+    for place in places_of(spec):
+        revision = inputs.get(f"{place.role}.revision")
+        if revision is None or not place.name.startswith(HUB):
+            continue
+        *above, last = place.field.split(".")
+        section = reduce(getitem, above, found)
+        if place.role in _DATASET_ROLES:
+            section["revision"] = revision
+        else:
+            section[last] = f"{section[last].partition('@')[0]}@{revision}"
+    return AuditSpec.model_validate(found)
 
 
 def _model(role: str, field: str, name: str) -> Place:

@@ -21,7 +21,7 @@ from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, Resol
 from safer_engine.spec import AuditSpec
 from safer_engine.spec_labels import LocalLmLabeller
 from safer_engine.spec_retraining import RetrainingSpec
-from safer_engine.stage import Inputs, PartedStage, Stage
+from safer_engine.stage import Inputs, PartedStage, SpecView, Stage
 from safer_engine.store import ArtifactStore
 from safer_engine.train_spec import TrainSpec
 from safer_engine.training import training_key
@@ -104,13 +104,14 @@ def engine_stage(name: str) -> Stage:
 
 def parts_of(order: Order, store: ArtifactStore) -> tuple[str, ...]:
     """Parts in which the stage may be computed; fewer than two where it is not worth it."""
-    if order.kind is not JobKind.AUDIT or order.stage == PREPARE:
+    if not order.kind.reports or order.stage == PREPARE:
         return ()
     stage = engine_stage(order.stage)
     if not isinstance(stage, PartedStage):
         return ()
     found = found_artifacts(stage, order, store)
-    return stage.parts(audit_spec(order).runtime, Inputs({kind: found[kind] for kind in stage.consumes}))
+    spec = audit_spec(order)
+    return stage.parts(SpecView(spec, stage.reads), spec.runtime, Inputs({kind: found[kind] for kind in stage.consumes}))
 
 
 def found_artifacts(stage: Stage, order: Order, store: ArtifactStore) -> Found:

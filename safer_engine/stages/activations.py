@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from safer_engine import activation_files as files
 from safer_engine.artifacts import Activations, Artifact, PairSet
 from safer_engine.spec import RuntimeSpec
-from safer_engine.stage import Draft, Inputs, StageContext
+from safer_engine.stage import Draft, Inputs, SpecView, StageContext
 
 if TYPE_CHECKING:
     from safer_engine.activation_pass import ActivationPass
@@ -25,7 +25,7 @@ class ActivationsStage:
     reads: ClassVar[tuple[str, ...]] = ("model", "hook", "causal.pairs", "split")
     opens: ClassVar[tuple[str, ...]] = ("model",)
 
-    def parts(self, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:
+    def parts(self, spec: SpecView, runtime: RuntimeSpec, inputs: Inputs) -> tuple[str, ...]:
         """See `PartedStage.parts`: the first shard alone, then several shards each."""
         return files.part_names(files.shard_count(int(inputs.get(PairSet).meta["n_pairs"]), runtime.shard_pairs))
 

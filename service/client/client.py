@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from safer_engine.errors import SaferError
 from service.client import downloads, streams, uploads
@@ -33,14 +33,15 @@ from service.schemas import (
     JobSummary,
     JobView,
     Me,
-    SubmitAudit,
     UploadView,
 )
+from service.submission_schemas import SubmitAudit, SubmitTraining, SubmitVerification
 
 if TYPE_CHECKING:
     import httpx
 
-_ROUTES = {"audit": "/v1/audits", "train-rm": "/v1/trainings"}
+_ROUTES = {"audit": "/v1/audits", "verify": "/v1/verifications", "train-rm": "/v1/trainings"}
+_BODIES: dict[str, type[BaseModel]] = {"audit": SubmitAudit, "verify": SubmitVerification, "train-rm": SubmitTraining}
 _GATES = "/v1/gates"
 _PARALLEL = 4
 _PAGE = 100
@@ -52,11 +53,13 @@ class Submission:
 
     Attributes:
         spec: an audit spec, or for `train-rm` a training spec, as a document.
+        audit: of kind `verify`: id of the audit that `spec` goes on from; None where `spec` says it all.
         idempotency_key: the same key and request give the same job; by default one of its own.
     """
 
     spec: Mapping[str, Any]
     kind: str = "audit"
+    audit: str | None = None
     priority: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     callback_url: str | None = None
@@ -66,11 +69,11 @@ class Submission:
     def body(self) -> dict[str, Any]:
         """The request's JSON. Raises RequestInvalid for what the service would refuse beside the spec: it needs no answer."""
         body: dict[str, Any] = {"spec": dict(self.spec), "priority": self.priority, "labels": dict(self.labels)}
-        for name in ("callback_url", "gpu_seconds_budget"):
+        for name in ("audit", "callback_url", "gpu_seconds_budget"):
             if (value := getattr(self, name)) is not None:
                 body[name] = value
         try:
-            SubmitAudit.model_validate(body)
+            _BODIES[self.kind].model_validate(body)
         except ValidationError as error:
             wrong = [
                 f"{'.'.join(str(part) for part in item['loc'] if part != '[key]')}: {item['msg']}" for item in error.errors()

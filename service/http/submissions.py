@@ -10,14 +10,14 @@ from safer_engine.spec import PAPER_PRESET, AuditSpec, merge
 from safer_engine.spec_layers import hub_source, problems, with_kinds
 from safer_engine.store import canonical_json, digest_bytes
 from safer_engine.train_spec import PAPER_RECIPE, TrainSpec
-from service.errors import FieldProblem, RequestInvalid, SourceNotAllowed
+from service.errors import Conflict, FieldProblem, RequestInvalid, SourceNotAllowed
 from service.http.services import Services
 from service.jobs.access import Principal
 from service.jobs.model import JobKind
 from service.jobs.requests import NewJob
 from service.jobs.stage_plan import stages_of
-from service.schemas import SubmitAudit, SubmitTraining
-from service.source_policy import check_audit, check_training, upload_digests
+from service.source_policy import at_revisions, check_audit, check_training, upload_digests
+from service.submission_schemas import Submission, SubmitAudit, SubmitTraining, SubmitVerification
 
 Spec = AuditSpec | TrainSpec
 _DATASETS = ("dataset", "evaluation")
@@ -28,6 +28,31 @@ def new_audit(services: Services, who: Principal, asked: SubmitAudit, key: str |
     spec = audit_spec(asked.spec)
     check_audit(spec, services.settings)
     return _job(services, who, JobKind.AUDIT, asked, spec, key)
+
+
+def new_verification(services: Services, who: Principal, asked: SubmitVerification, key: str | None) -> NewJob:
+    """A verification to store: an audit that also retrains. Raises NotFound, Conflict, RequestInvalid, SourceNotAllowed."""
+    given = expanded(asked.spec)
+    if asked.audit is not None:
+        given = merge(_spec_of(services, who, asked.audit), given)
+    spec = audit_spec(merge({"verification": {}}, given))
+    if spec.verification is None:
+        problem = FieldProblem("spec.verification", "null: there is nothing to verify")
+        raise RequestInvalid("spec.verification is null: there is nothing to verify", "leave it out", (problem,))
+    check_audit(spec, services.settings)
+    return _job(services, who, JobKind.VERIFY, asked, spec, key)
+
+
+def _spec_of(services: Services, who: Principal, job_id: str) -> dict[str, Any]:
+    """The spec of an audit, with the hub revisions that it found: what it computed is then found again."""
+    job = services.jobs.get(who.project, job_id)
+    if not job.kind.reports:
+        raise Conflict(f"job {job_id} is a {job.kind}, no audit", "give the id of an audit")
+    found = at_revisions(AuditSpec.model_validate(job.spec), job.inputs).model_dump(mode="json")
+    if found["retraining"] is None:  # `retraining.folds` by itself would change that audit's suspicion, and so its edits
+        found["retraining"] = {"folds": 0}
+    found["verification"] = found["verification"] or {}
+    return found
 
 
 def audit_spec(document: dict[str, Any]) -> AuditSpec:
@@ -86,9 +111,7 @@ def _path(path: str, what: str) -> str:
     return f"{what}.{path}" if path else what
 
 
-def _job(
-    services: Services, who: Principal, kind: JobKind, asked: SubmitAudit | SubmitTraining, spec: Spec, key: str | None
-) -> NewJob:
+def _job(services: Services, who: Principal, kind: JobKind, asked: Submission, spec: Spec, key: str | None) -> NewJob:
     if asked.callback_url is not None:
         services.outbound.precheck(asked.callback_url)
     inputs = upload_digests(spec)

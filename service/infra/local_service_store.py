@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safer_engine.errors import ArtifactError
+from safer_engine.holding import hold
 from safer_engine.publishing import require_usable, require_writable
-from safer_engine.store import LocalArtifactStore, LocalStored, Manifest, ManifestDraft, WorkArea, hold
+from safer_engine.store import LocalArtifactStore, LocalStored, Manifest, ManifestDraft, WorkArea
 from service.infra.object_space import FolderSpace, blob_name, plain
 from service.infra.settings import Settings
 from service.infra.stores import Committed, Usage, WorkFacts, usage_of

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from safer_engine.errors import ArtifactError, DamagedArtifact, WorkBusy
+from safer_engine.holding import hold
 from safer_engine.publishing import require_usable
-from safer_engine.store import FileEntry, Manifest, ManifestDraft, WorkArea, hold
+from safer_engine.store import FileEntry, Manifest, ManifestDraft, WorkArea
 from service.errors import Unavailable
 from service.infra.object_space import ObjectMissing, blob_name, plain
 from service.infra.s3_blobs import DamagedBlob, S3Blobs

@@ -96,8 +96,23 @@ class S3Work:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def remove(self, name: str) -> None:
+    def fetch(self, name: str) -> Path | None:
+        """See `WorkArea.fetch`. Raises Unavailable while S3 cannot be reached."""
+        head = self._client.head(f"{self._prefix}scratch/{name}")
+        path, tag = self._local.scratch / name, self._tag_path(name)
+        if head is None:
+            return None
+        if not (path.is_file() and tag.is_file() and tag.read_text() == str(head["ETag"])):
+            self._fetch_scratch(name)
+        return path
+
+    def remove(self, name: str, *, scratch: bool = False) -> None:
         """See `WorkArea.remove`."""
+        if scratch:
+            self._client.delete([f"{self._prefix}scratch/{name}"])
+            (self._local.scratch / name).unlink(missing_ok=True)
+            self._tag_path(name).unlink(missing_ok=True)
+            return
         with self._lock:
             self._entries.pop(name, None)
         self._client.delete([self._pointer(name)])

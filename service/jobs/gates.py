@@ -88,7 +88,7 @@ class GateStore:
             job = self._jobs.get(project, text) if is_id(text) else None
             if job is None:
                 raise NotFound(f"there is no audit {text[:40]!r} to be the baseline", "name it by its id, or by label:NAME=VALUE")
-            if job.kind is not JobKind.AUDIT or job.state is not JobState.SUCCEEDED:
+            if not job.kind.reports or job.state is not JobState.SUCCEEDED:
                 raise Conflict(
                     f"the baseline {text} is no finished audit: {job.kind}, {job.state}", "wait until it has succeeded"
                 )
@@ -218,7 +218,7 @@ def _audit(connection: Connection, project: str, job_id: str) -> RowMapping:
     job = moves.lock_job(connection, job_id)
     if job is None or job["project"] != project or job["deleted"] is not None:
         raise NotFound(f"there is no job {job_id!r}", "see `safer-audit list`")
-    if job["kind"] != JobKind.AUDIT:
+    if not JobKind(job["kind"]).reports:
         raise Conflict(f"job {job_id} is a {job['kind']}, no audit", "a gate judges audits")
     return job
 

@@ -23,7 +23,13 @@ class JobKind(StrEnum):
     """What a job does."""
 
     AUDIT = "audit"
+    VERIFY = "verify"
     TRAIN_RM = "train-rm"
+
+    @property
+    def reports(self) -> bool:
+        """Whether it walks the stages of an audit and ends with an audit's report; a verification is an audit that goes on."""
+        return self in {JobKind.AUDIT, JobKind.VERIFY}
 
 
 class JobState(StrEnum):

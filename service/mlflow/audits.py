@@ -30,7 +30,7 @@ from service.mlflow.registry import ModelVersion, ProxyFile
 from service.mlflow.store import CLAIM_SECONDS, VersionRecord, VersionState
 from service.mlflow.tags import BASELINE, Tags, decided_tags, pause, policy_tag, refused_tags, tags_of
 from service.mlflow.template import Entry
-from service.schemas import SubmitAudit
+from service.submission_schemas import SubmitAudit
 
 _POLL_SECONDS = 1.0
 _BASELINE_SECONDS = 10.0

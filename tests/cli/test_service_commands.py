@@ -83,6 +83,27 @@ def test_a_job_from_submit_to_retry(command: Command) -> None:
     command("cancel", job["id"])
 
 
+def test_a_verification_is_submitted_whole_or_on_an_audit(
+    command: Command, as_admin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit = command("submit", *AUDIT, "--set", "sae.k=7")
+    more = ["--kind", "verify", "--base", "org/base", "-e", "org/held", "--set", "verification.seeds=6"]
+    on = command("submit", *more, "--audit", audit["id"], "--set", "retraining.recipe.epochs=2")
+    assert (on["kind"], on["spec"]["model"], on["spec"]["sae"]["k"]) == ("verify", audit["spec"]["model"], 7)
+    assert (on["spec"]["verification"]["seeds"], on["spec"]["retraining"]["recipe"]["epochs"]) == (6, 2)
+    assert (on["spec"]["retraining"]["base"], on["spec"]["retraining"]["folds"]) == ("org/base", 0)
+    assert on["spec"]["evaluation"]["source"]["path"] == "org/held"
+    whole = command("submit", *AUDIT, *more, "--set", "sae.k=7")
+    assert (whole["kind"], whole["spec"]["sae"]) == ("verify", on["spec"]["sae"])
+    assert {job["id"] for job in command("list", "--kind", "verify")["items"]} == {on["id"], whole["id"]}
+    capsys.readouterr()
+    for wrong in (["--kind", "verify", *AUDIT], [*AUDIT, "--audit", audit["id"]], [*more, "--audit", "nothing"]):
+        assert run_main(["submit", *wrong]) == 2
+        assert capsys.readouterr().err
+    for each in (audit, on, whole):
+        command("cancel", each["id"])
+
+
 def test_training_is_submitted_the_same_way(command: Command, as_admin: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (as_admin / "train.yaml").write_text("recipe: {epochs: 3}\nlora: {rank: 4}\n")
     job = command("submit", "--kind", "train-rm", "--base", "org/base", "-d", "org/pairs", "--spec", "train.yaml", "--seed", "7")

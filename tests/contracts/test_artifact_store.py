@@ -178,6 +178,27 @@ def test_parts_are_made_side_by_side_and_joined_elsewhere(make_store: MakeStore)
         assert not work.has("shard-0")
 
 
+def test_a_part_goes_on_elsewhere_and_withdraws_its_state(make_store: MakeStore) -> None:
+    state = f"{PART_SCRATCH}state"
+    first, second = make_store(machine="one"), make_store(machine="two")
+    for store, content in ((first, b"step 1"), (second, b"step 2")):
+        with store.open_work("activations", KEY, shared=True) as work:
+            found = work.fetch(state)
+            assert (found and found.read_bytes()) == (None if content == b"step 1" else b"step 1")
+            with work.publish(state, scratch=True) as path:
+                path.write_bytes(content)
+    with first.open_work("activations", KEY, shared=True) as work:
+        found = work.fetch(state)  # this machine has an older one
+        assert found is not None
+        assert found.read_bytes() == b"step 2"
+        work.remove(state, scratch=True)
+        assert work.fetch(state) is None
+        work.remove(state, scratch=True)
+    for store in (first, second):
+        with store.open_work("activations", KEY) as work:
+            assert list(work.scratch.iterdir()) == []
+
+
 def test_what_a_part_keeps_for_the_join_is_fetched_by_the_join_alone(s3_world: World) -> None:
     facts, own = "norm.json", f"{PART_SCRATCH}rewards"
     with s3_world.store(machine="one").open_work("activations", KEY, shared=True) as work:

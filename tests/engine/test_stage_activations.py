@@ -387,7 +387,7 @@ def test_parts_cover_all_shards_once_and_begin_with_one_alone() -> None:
 def test_artifact_is_the_same_however_the_work_was_shared(bench: Bench) -> None:
     runtime = {"device": "cpu", "shard_pairs": 2}
     whole = digest_of(bench, "unshared", runtime=runtime)
-    names = STAGE.parts(RuntimeSpec.model_validate(runtime), Inputs({PairSet: counted(bench)}))
+    names = STAGE.parts(SpecView(RuntimeSpec(), ()), RuntimeSpec.model_validate(runtime), Inputs({PairSet: counted(bench)}))
     assert len(names) == 3
     assert parted(bench, "all", names, runtime=runtime) == whole
     assert parted(bench, "backwards", names[::-1], runtime=runtime) == whole
@@ -402,7 +402,7 @@ def test_joining_reads_no_shard(bench: Bench) -> None:
             raise AssertionError(f"{name} was to be fetched")
 
     runtime = {"device": "cpu", "shard_pairs": 2}
-    names = STAGE.parts(RuntimeSpec.model_validate(runtime), Inputs({PairSet: counted(bench)}))
+    names = STAGE.parts(SpecView(RuntimeSpec(), ()), RuntimeSpec.model_validate(runtime), Inputs({PairSet: counted(bench)}))
     with bench.store.open_work("activations", "joined") as work:
         for name in names:
             STAGE.run_part(bench.context(work, Watcher(), runtime=runtime), Inputs({PairSet: bench.pairs}), name)

@@ -17,7 +17,7 @@ from safer_engine.demo_data import build_base
 from safer_engine.errors import Interrupted
 from safer_engine.events import NullObserver
 from safer_engine.payload_files import write_table
-from safer_engine.pipeline import AuditRequest, run
+from safer_engine.pipeline import AuditRequest, run, run_part
 from safer_engine.science.arms import ARMS
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.models import resolve_model
@@ -25,7 +25,7 @@ from safer_engine.sources.resolved import ResolvedInputs
 from safer_engine.sources.retraining_base import resolve_retraining_base
 from safer_engine.spec import AuditSpec, DatasetSpec, MemorySource
 from safer_engine.spec_verification import N_ARMS
-from safer_engine.stage import Draft, Inputs, StageContext, cache_key
+from safer_engine.stage import Draft, Inputs, SpecView, StageContext, cache_key
 from safer_engine.stages.edits import EditsStage
 from safer_engine.stages.pairs import PairsStage
 from safer_engine.stages.retraining import NOT_ASKED as NOT_RETRAINED
@@ -236,6 +236,57 @@ def test_stopped_in_an_arm_it_goes_on_to_the_same_rewards(
     assert rest.steps[0] == stop_at + 1
     assert found.table("arms.arrow").equals(two_seeds[0].table("arms.arrow"))
     assert found.meta == two_seeds[0].meta
+
+
+def parted(bench: Bench, request: AuditRequest, store: str, doubted: frozenset[int] = WRONG) -> tuple[LocalArtifactStore, Any]:
+    """A store where all is computed but the verification, and what was found."""
+    made = LocalArtifactStore(bench.root / store)
+    return made, run(request, made, None, stages=(PairsStage(), PlantedScores(doubted), EditsStage()))
+
+
+def names_of(request: AuditRequest, found: Any) -> tuple[str, ...]:
+    stage = VerificationStage()
+    inputs = Inputs({kind: found[kind] for kind in stage.consumes})
+    return stage.parts(SpecView(request.spec, stage.reads), request.spec.runtime, inputs)
+
+
+def test_arms_are_parts_that_any_worker_may_train_and_resume(bench: Bench, two_seeds: tuple[Verification, Watcher]) -> None:
+    request, stage = bench.request(), VerificationStage()
+    store, found = parted(bench, request, "parts")
+    names = names_of(request, found)
+    assert names == ("read", *(f"arm-{number}" for number in range(2 * N_ARMS)))
+
+    def train(name: str, watcher: Watcher | None = None) -> Watcher:
+        told = watcher or Watcher()
+        run_part(stage, name, request, store, found, told)
+        return told
+
+    train(names[0])
+    with pytest.raises(Interrupted):
+        train("arm-5", Watcher(stop_at=15))
+    assert len(train("arm-6").steps) == 40  # does not touch the checkpoint of the other
+    rest = train("arm-5")
+    assert (rest.steps[0], rest.steps[-1], rest.totals) == (16, 40, {40})
+    assert not train("arm-5").steps
+    with pytest.raises(Interrupted):
+        train("arm-2", Watcher(stop_at=30))
+    joined = Watcher()
+    whole = run(request, store, joined, stages=(PairsStage(), PlantedScores(WRONG), EditsStage(), stage))[Verification]
+    assert isinstance(whole, Verification)
+    assert len(joined.steps) == 5 * 40 + 10  # six arms are left, one of them with ten steps
+    assert whole.table("arms.arrow").equals(two_seeds[0].table("arms.arrow"))
+    assert whole.meta == two_seeds[0].meta
+
+
+def test_seeds_that_may_be_spared_are_no_parts(bench: Bench) -> None:
+    for section, seeds in (
+        ({"seeds": 9}, 5), ({"seeds": 9, "early_stop": False}, 9), ({"seeds": 3}, 3), (None, None),
+    ):  # fmt: skip
+        request = bench.request(verification=section)
+        _, found = parted(bench, request, "names")
+        assert len(names_of(request, found)) == (0 if seeds is None else 1 + seeds * N_ARMS)
+    request = bench.request()
+    assert names_of(request, parted(bench, request, "nothing", frozenset())[1]) == ()
 
 
 def test_what_is_not_asked_for_or_edits_nothing_is_absent(bench: Bench) -> None:

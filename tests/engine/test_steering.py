@@ -15,7 +15,7 @@ from safer_engine.artifacts import CausalEffects
 from safer_engine.errors import SpecError
 from safer_engine.events import NullObserver
 from safer_engine.pipeline import AuditRequest
-from safer_engine.spec import AuditSpec
+from safer_engine.spec import AuditSpec, DatasetSpec
 from safer_engine.steering import steer
 from safer_engine.store import LocalArtifactStore
 from tests.engine.test_stage_causal import CAUSAL, SAE, STAGES, rows
@@ -86,6 +86,23 @@ def test_one_pair_of_texts(folder: Path, strongest: dict[str, Any]) -> None:
     assert (found.doses[0].margin_change != 0) == (found.n_fired == 1)
 
 
+def test_another_dataset_is_read_as_the_audits_own(folder: Path, strongest: dict[str, Any]) -> None:
+    store, latent = LocalArtifactStore(folder / "store"), strongest["latent_id"]
+    request = request_of(folder)
+    same = steer(request, store, latent, [0.0], request.spec.dataset.model_copy(update={"sample": 1000}))
+    assert same == steer(request, store, latent, [0.0])  # all are read, and the same ones kept
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows()]
+    (folder / "turned.jsonl").write_text("".join(json.dumps({"axis": "ab", **row}) + "\n" for row in turned))
+    other = steer(request, store, latent, [0.0], whole_of(folder / "turned.jsonl"))
+    assert other.n_pairs == same.n_pairs
+    assert other.doses[0].margin_change == pytest.approx(-same.doses[0].margin_change, abs=1e-6)
+    assert other.doses[0].chosen == pytest.approx(same.doses[0].rejected, abs=1e-6)
+
+
+def whole_of(path: Path) -> DatasetSpec:
+    return DatasetSpec.model_validate({"source": {"kind": "local", "path": str(path)}, "sample": 1000})
+
+
 def test_what_cannot_be_steered_is_said(folder: Path, strongest: dict[str, Any], tmp_path: Path) -> None:
     store = LocalArtifactStore(folder / "store")
     with pytest.raises(SpecError, match="no latent 96"):
@@ -121,8 +138,16 @@ def test_the_command_prints_a_curve(folder: Path, capsys: pytest.CaptureFixture[
     assert all(dose in out for dose in ("×0 ", "×0.5", "×1 ", "×2 ", "×4 "))
     assert run_main(["steer", *flags, "--latent", latent, "--scale", "0", "--json"]) == 0
     dose = json.loads(capsys.readouterr().out)["doses"][0]
+    assert run_main(["steer", *flags, "--latent", latent, "--over", str(folder / "rows.jsonl"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_pairs"] == 8
     told = next(f["causal_effect"] for f in report["features"] if str(f["latent_id"]) == latent)
     assert dose["margin_change"] == pytest.approx(told, abs=1e-6)
-    for wrong in (["--scale", "0", "--dose", "1"], ["--dose", "much"], ["--dose", "1e9"], ["--chosen", "alone"]):
+    for wrong in (
+        ["--scale", "0", "--dose", "1"],
+        ["--dose", "much"],
+        ["--dose", "1e9"],
+        ["--chosen", "alone"],
+        ["--over", "a", "--chosen", "b", "--rejected", "c"],
+    ):
         assert run_main(["steer", *flags, "--latent", latent, *wrong]) == 2
         assert capsys.readouterr().err

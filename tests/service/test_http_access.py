@@ -42,8 +42,12 @@ def route(method: str, path: str, *roles: Role, **request: Any) -> Route:
 
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/v1/hooks/mlflow")}
 """Without a key; what the last one is sent carries a signature in its place."""
+VERIFICATION = {
+    **SPEC, "retraining": {"base": "org/base"}, "evaluation": {"source": {"kind": "hub", "path": "org/held"}},
+}  # fmt: skip
 ROUTES = [
     route("POST", "/v1/audits", SUBMIT, json={"spec": SPEC}),
+    route("POST", "/v1/verifications", SUBMIT, json={"spec": VERIFICATION}),
     route("POST", "/v1/trainings", SUBMIT, json={"spec": TRAINING}),
     route("GET", "/v1/audits", SUBMIT, READ, REVIEW),
     route("GET", "/v1/models/{digest}/audits", SUBMIT, READ, REVIEW),

@@ -129,10 +129,12 @@ def put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def full_specs(prober: Prober) -> list[tuple[str, dict[str, Any]]]:
-    """Every knob of both kinds of spec, as the service itself writes them."""
+    """Every knob of all kinds of spec, as the service itself writes them."""
     audit = prober.ask("POST", "/v1/audits", json={"spec": SPEC}).json()["spec"]
     training = prober.ask("POST", "/v1/trainings", json={"spec": TRAINING}).json()["spec"]
-    return [("/v1/audits", audit), ("/v1/trainings", training)]
+    verified = {**audit, "retraining": {"base": "org/base"}, "evaluation": {"source": SPEC["dataset"]["source"]}}
+    verification = prober.ask("POST", "/v1/verifications", json={"spec": {**verified, "verification": {}}}).json()["spec"]
+    return [("/v1/audits", audit), ("/v1/verifications", verification), ("/v1/trainings", training)]
 
 
 WRONG = st.sampled_from(
@@ -189,7 +191,9 @@ def test_malformed_json(prober: Prober, data: st.DataObject) -> None:
     else:
         text = data.draw(st.sampled_from([b"\\u0000", b"\\ud800", b"\\udfff\\ud800", b"\\x", b"\n", b"\\u12"]))
         body = b'{"spec": {}, "labels": {"a": "' + text + b'"}}'
-    route = data.draw(st.sampled_from(["/v1/audits", "/v1/trainings", "/v1/uploads", "/v1/keys", "/v1/projects"]))
+    route = data.draw(
+        st.sampled_from(["/v1/audits", "/v1/verifications", "/v1/trainings", "/v1/uploads", "/v1/keys", "/v1/projects"])
+    )
     kind = data.draw(
         st.sampled_from([b"application/json", b"application/json; charset=utf-16", b"text/json", b"", b"application/x+json"])
     )

@@ -302,6 +302,12 @@ def test_a_fault_of_a_page_is_a_page(world: HttpWorld, monkeypatch: pytest.Monke
     assert "secret" not in response.text
 
 
+def test_a_verification_is_shown_as_one(world: HttpWorld) -> None:
+    job = world.submit(kind=JobKind.VERIFY)
+    assert "Verification of org/rm" in visit(world).get(f"/audits/{job.id}").text
+    assert "verification of" in visit(world).get("/").text
+
+
 def test_a_training_is_shown_too(world: HttpWorld) -> None:
     job = world.submit(kind=JobKind.TRAIN_RM)
     assert "Training of org/base" in visit(world).get(f"/audits/{job.id}").text

@@ -12,6 +12,8 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from service.jobs.model import JobKind
+
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; frame-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -42,13 +44,18 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for each in (ago, clock, duration, left, filesize, percent, number, coded, input_name):
+    for each in (ago, clock, duration, left, filesize, percent, number, coded, input_name, deed):
         environment.filters[each.__name__] = each
     return environment
 
 
 def _template(name: str) -> str:
     return (resources.files("service.http.pages") / "templates" / name).read_text(encoding="utf-8")
+
+
+def deed(kind: JobKind) -> str:
+    """What a job of a kind is, before the name of its model."""
+    return {JobKind.AUDIT: "audit of", JobKind.VERIFY: "verification of", JobKind.TRAIN_RM: "training of"}[JobKind(kind)]
 
 
 def ago(at: datetime) -> str:
