@@ -7,21 +7,22 @@ what they say of pairs is kept. A training goes on from its checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safer_engine.errors import Interrupted, NumericalError
+from safer_engine.model_training import Told, Training, train
 from safer_engine.pair_tables import survey, write_pairs
-from safer_engine.sources.base_models import add_lora, load_base, load_base_tokenizer
+from safer_engine.sources.base_models import load_base_tokenizer
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedModel
 from safer_engine.sources.tokenizers import load_renderer
 from safer_engine.spec import DatasetSpec, ModelSpec, RuntimeSpec
 from safer_engine.spec_recipe import LoraSpec, RecipeSpec
 from safer_engine.stage import stage_seed
 from safer_engine.store import WorkArea
-from safer_engine.train_loop import CHECKPOINT, Checkpoints, train_to_end
+from safer_engine.train_loop import CHECKPOINT, Checkpoints
 from safer_engine.train_spec import TrainSpec
-from safer_engine.training import optim_settings, token_pairs
+from safer_engine.training import token_pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 _PAIRS = "base-pairs.arrow"
 _SCORED_AT_ONCE = 1024
-Told = Callable[[int, int], bool]
-"""Told (steps done, all steps) of a training after each of them; true stops."""
 
 
 @dataclass(frozen=True)
@@ -122,28 +121,18 @@ class BaseTrainings:
         Raises:
             NumericalError: it diverged; its checkpoint is of no use and is not read again. Interrupted: the same call goes on.
         """
-        from safer_engine.machine import resolve_device
-        from safer_engine.science.rm_training import RewardTrainer, silence_dropout
-
         spec = self.spec if seed is None else self.spec.model_copy(update={"seed": seed})
-        base = load_base(self.base, self.ready, spec.runtime, spec.seed)
-        model = add_lora(base, spec.lora, spec.seed) if spec.lora else base.model
-        if not spec.recipe.dropout:
-            silence_dropout(model)
-        device = resolve_device(spec.runtime.device)
-        model.to(device)
-        settings = replace(optim_settings(spec, base.n_parameters, device), steps=steps)
-        trainer = RewardTrainer(model, pairs, settings, self.ready.tokenizer.pad_token_id)
         checkpoints = Checkpoints(self.work, spec.runtime.checkpoint_seconds, name, own or CHECKPOINT)
         try:
-            curve = train_to_end(trainer, checkpoints, told)
+            found = train(Training(spec, self.base, self.ready, pairs, steps), checkpoints, told)
         except NumericalError as error:
             checkpoints.forget()
             hint = f"lower {self.section}.recipe.lr, or train in float32 ({self.section}.recipe.dtype)"
             raise NumericalError(f"{self.section} {name}: {error.message}", hint) from error
+        base, curve = found.base, found.curve
         facts: dict[str, Any] = {"architecture": type(base.model).__name__, "n_parameters": base.n_parameters}
         facts |= {"fresh_head": "yes" if base.fresh else "no", "steps": len(curve), "tokens": sum(s.tokens for s in curve)}
-        return Trained(trainer, {key: str(value) for key, value in facts.items()})
+        return Trained(found.trainer, {key: str(value) for key, value in facts.items()})
 
     def rewards(self, trained: Trained, table: pa.Table) -> PairRewards:
         """Rewards of the pairs of a table, in runs of pairs between which a wish to stop is heard. Raises Interrupted."""

@@ -319,6 +319,7 @@ class RuntimeSpec(Section):
     batch_tokens: int = Field(8192, gt=0, description="Tokens per forward pass, padding included.")
     shard_pairs: int = Field(256, gt=0, description="Pairs per activation shard: bounds memory, is the unit of resume.")
     threads: int | None = Field(None, gt=0, description="CPU threads; default all cores.")
+    processes: int = Field(1, ge=1, le=1024, description="Processes that share each training (FSDP): one for each GPU.")
     checkpoint_seconds: float = Field(60.0, gt=0, description="Seconds between checkpoints of a training.")
     trust_remote_code: bool = Field(False, description="Run code shipped with the model. For operators who have read it.")
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safer_engine.errors import Interrupted
 from safer_engine.store import WorkArea
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from safer_engine.science.rm_training import RewardTrainer, StepStats
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -37,12 +40,8 @@ class Checkpoints:
 
     def save(self, trainer: RewardTrainer, curve: list[StepStats]) -> None:
         """Keep the trainer's state and the curve so far, in place of the last ones."""
-        from safetensors.torch import save_file
-
-        state = {name: tensor.contiguous() for name, tensor in trainer.state().items()}
-        facts = {"curve": json.dumps([asdict(stats) for stats in curve]), "training": self.training}
         with self.work.publish(self.name, scratch=True) as path:
-            save_file(state, path, metadata=facts)
+            write_state(path, trainer.state(), curve, self.training)
 
     def forget(self) -> None:
         """No state is found from now on: a training that diverged would diverge again from its last one."""
@@ -53,19 +52,30 @@ class Checkpoints:
 
     def restore(self, trainer: RewardTrainer) -> list[StepStats]:
         """Bring a trainer to the last state, if there is one; returns the curve until there."""
-        from safetensors import safe_open
-
-        from safer_engine.science.rm_training import StepStats
-
         path = self.work.fetch(self.name)
-        if path is None:
+        return [] if path is None else restore_state(path, trainer, self.training)
+
+
+def write_state(path: Path, state: Mapping[str, Tensor], curve: list[StepStats], training: str) -> None:
+    """Write what `restore_state` reads."""
+    from safetensors.torch import save_file
+
+    facts = {"curve": json.dumps([asdict(stats) for stats in curve]), "training": training}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata=facts)
+
+
+def restore_state(path: Path, trainer: RewardTrainer, training: str) -> list[StepStats]:
+    """Bring a trainer to the state of a file; returns the curve until there. A file of another training is not read."""
+    from safetensors import safe_open
+
+    from safer_engine.science.rm_training import StepStats
+
+    with safe_open(path, framework="pt") as handle:
+        facts = handle.metadata()
+        if facts.get("training", "") != training:
             return []
-        with safe_open(path, framework="pt") as handle:
-            facts = handle.metadata()
-            if facts.get("training", "") != self.training:
-                return []
-            trainer.restore({name: handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118 - not a mapping
-            return [StepStats(**stats) for stats in json.loads(facts["curve"])]
+        trainer.restore({name: handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118 - not a mapping
+        return [StepStats(**stats) for stats in json.loads(facts["curve"])]
 
 
 def train_to_end(trainer: RewardTrainer, checkpoints: Checkpoints, told: Told) -> list[StepStats]:

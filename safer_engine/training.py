@@ -22,9 +22,10 @@ from safer_engine.errors import NumericalError, SpecError
 from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import provenance, resolve_device
+from safer_engine.model_training import Training, train
 from safer_engine.pair_tables import longer_by
 from safer_engine.publishing import require_writable, write_failed
-from safer_engine.sources.base_models import BaseModel, BaseTokenizer, add_lora, load_base, load_base_tokenizer, save_model
+from safer_engine.sources.base_models import BaseModel, BaseTokenizer, load_base_tokenizer, save_model
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.memory import plain_rows
 from safer_engine.sources.models import resolve_base
@@ -32,7 +33,7 @@ from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, Resol
 from safer_engine.sources.tokenizers import load_renderer
 from safer_engine.spec import AuditSpec, ModelSpec
 from safer_engine.store import ArtifactStore, LocalArtifactStore, WorkArea, canonical_json, digest_bytes
-from safer_engine.train_loop import Checkpoints, train_to_end
+from safer_engine.train_loop import Checkpoints
 from safer_engine.train_spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ RECORD = "training.json"
 RECORD_VERSION = 1
 MODEL = "model"
 _VERSION = 1
-_SMALL = 100_000_000
 _BOOTSTRAP = 2000
 Rows = Sequence[Mapping[str, Any]]
 
@@ -208,7 +208,6 @@ def _train(spec: TrainSpec, sources: TrainSources, store: ArtifactStore, work: W
     import torch
 
     from safer_engine.pipeline import run_stage
-    from safer_engine.science.rm_training import RewardTrainer, silence_dropout
     from safer_engine.stages.pairs import PairsStage
 
     if spec.runtime.threads is not None:
@@ -217,24 +216,17 @@ def _train(spec: TrainSpec, sources: TrainSources, store: ArtifactStore, work: W
     audit = _as_audit(spec, sources, ready, work)
     read = PairSet(run_stage(PairsStage(), audit, store, {}, observer))
     apart = _read_evaluation(audit, read, work, observer)
-    pairs = token_pairs(read.pairs)
-    base = load_base(sources.base, ready, spec.runtime, spec.seed)
-    model = add_lora(base, spec.lora, spec.seed) if spec.lora else base.model
-    if not spec.recipe.dropout:
-        silence_dropout(model)
-    device = resolve_device(spec.runtime.device)
-    model.to(device)
-    settings = optim_settings(spec, base.n_parameters, device)
-    trainer = RewardTrainer(model, pairs, settings, ready.tokenizer.pad_token_id)
     began = time.monotonic()
 
     def told(done: int, total: int) -> bool:
         observer.progress(STAGE, done, total, "steps")
         return observer.cancelled()
 
-    curve = train_to_end(trainer, Checkpoints(work, spec.runtime.checkpoint_seconds), told)
+    training = Training(spec, sources.base, ready, token_pairs(read.pairs))
+    found = train(training, Checkpoints(work, spec.runtime.checkpoint_seconds), told)
+    base, trainer, curve, settings = found.base, found.trainer, found.curve, found.trainer.settings
     seconds = time.monotonic() - began
-    model = model.merge_and_unload() if spec.lora and spec.lora.merge else model
+    model = found.model.merge_and_unload() if spec.lora and spec.lora.merge else found.model
     save_model(model, base, ready, work.scratch / MODEL)
     return {
         "spec": spec.model_dump(mode="json", exclude={"runtime"}),
@@ -246,25 +238,9 @@ def _train(spec: TrainSpec, sources: TrainSources, store: ArtifactStore, work: W
         "settings": asdict(settings),
         "curve": [asdict(stats) for stats in curve],
         "evaluation": _evaluate(spec, apart, model, settings, ready),
-        "provenance": provenance(device),
+        "provenance": provenance(resolve_device(spec.runtime.device)),
         "timing": {"training_seconds": round(seconds, 1), "tokens": sum(stats.tokens for stats in curve)},
     }
-
-
-def optim_settings(spec: TrainSpec, n_parameters: int, device: str) -> OptimSettings:
-    """The trainer's settings, with every `auto` and default that depends on model or device decided."""
-    from safer_engine.science.rm_training import OptimSettings
-
-    recipe = spec.recipe
-    default_lr = 2e-4 if spec.lora else 5e-5 if n_parameters < _SMALL else 2e-5
-    shared = recipe.model_dump(include={"epochs", "batch", "weight_decay", "schedule", "warmup", "clip", "centring"})
-    return OptimSettings(
-        **shared,
-        lr=recipe.lr or default_lr,
-        seed=spec.seed,
-        batch_tokens=spec.runtime.batch_tokens,
-        bfloat16=recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and device.startswith("cuda")),
-    )
 
 
 def _as_audit(spec: TrainSpec, sources: TrainSources, ready: BaseTokenizer, work: WorkArea) -> AuditRequest:

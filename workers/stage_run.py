@@ -201,12 +201,14 @@ class _Bench:
         return resolve_spec(spec.model_copy(update={"runtime": runtime.model_copy(update={"device": device})}))
 
     def _runtime(self, asked: RuntimeSpec) -> RuntimeSpec:
-        """How this machine works: its device, and no more threads than it has cores."""
+        """How this machine works: its device, and no more threads than it has cores, nor processes than GPUs (or cores)."""
         import torch
 
         threads = min(asked.threads or torch.get_num_threads(), os.cpu_count() or 1)
         torch.set_num_threads(threads)
-        update = {"device": resolve_device(self.settings.device), "threads": threads if asked.threads else None}
+        device = resolve_device(self.settings.device)
+        most = torch.cuda.device_count() if device.startswith("cuda") else os.cpu_count() or 1
+        update = {"device": device, "threads": threads if asked.threads else None, "processes": min(asked.processes, most)}
         return asked.model_copy(update=update)
 
     def _note(self, message: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from safer_engine.errors import NumericalError, SpecError
+from safer_engine.science.sharding import ALONE, Share, laid_out_as, whole
 
 MEGABATCH = 16
 """Batches whose pairs are sorted by length together: little padding, and still another order in each epoch."""
@@ -179,13 +180,15 @@ class RewardTrainer:
         pairs: what to learn from.
         settings: how.
         pad_id: token id that fills short sequences.
+        share: of this process, where several train the model together; its weights are in shards then.
 
     Raises:
         SpecError: there is nothing to train on, or no weight to train.
     """
 
-    def __init__(self, model: nn.Module, pairs: TokenPairs, settings: OptimSettings, pad_id: int) -> None:
+    def __init__(self, model: nn.Module, pairs: TokenPairs, settings: OptimSettings, pad_id: int, share: Share = ALONE) -> None:
         self.model = model
+        self.share = share
         self.pairs = pairs
         self.settings = settings
         self.done = 0
@@ -211,8 +214,8 @@ class RewardTrainer:
         return self.settings.steps or self.steps_per_epoch * self.settings.epochs
 
     def step(self) -> StepStats:
-        """Take one optimiser step. Raises NumericalError when loss or gradient is not finite."""
-        settings, rows, step = self.settings, self._rows(self.done), self.done
+        """Take one optimiser step (collective, see `Share`). Raises NumericalError when loss or gradient is not finite."""
+        settings, rows, step, share = self.settings, self._rows(self.done), self.done, self.share
         device = next(iter(self._trained.values())).device
         rate = settings.lr * rate_factor(step, self.n_steps, settings.warmup, settings.schedule)
         for group in self._adam.param_groups:
@@ -220,17 +223,21 @@ class RewardTrainer:
         self.model.train()
         losses, right, tokens = 0.0, 0, 0
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int.from_bytes(_hashed(settings.seed, step, "dropout")[:7], "big"))
-            for run in micro_batches(rows, self._lengths, settings.batch_tokens):
+            torch.manual_seed(int.from_bytes(_hashed(settings.seed, step, f"dropout{share.rank or ''}")[:7], "big"))
+            for run, weight in self._runs(rows):
                 sides = [self.pairs.chosen[row] for row in run] + [self.pairs.rejected[row] for row in run]
                 reward_N = forward_rewards(self.model, sides, self._pad_id, settings.bfloat16)
                 chosen_B, rejected_B = reward_N[: len(run)], reward_N[len(run) :]
                 loss = bradley_terry_loss(chosen_B, rejected_B, settings.centring).sum()
-                (loss / len(rows)).backward()  # type: ignore[no-untyped-call]
-                losses += float(loss.detach())
-                right += int((chosen_B > rejected_B).sum())
-                tokens += sum(len(side) for side in sides)
-        norm = float(nn.utils.clip_grad_norm_(list(self._trained.values()), settings.clip))
+                mean = loss / len(rows) * (weight * share.of)  # gradients are averaged over the processes
+                mean.backward()  # type: ignore[no-untyped-call]
+                losses += weight * float(loss.detach())
+                right += weight * int((chosen_B > rejected_B).sum())
+                tokens += weight * sum(len(side) for side in sides)
+        norm = float(whole(nn.utils.clip_grad_norm_(list(self._trained.values()), settings.clip)))
+        losses, right, tokens = (
+            number(value) for number, value in zip((float, int, int), share.total(losses, right, tokens), strict=True)
+        )
         if not (math.isfinite(losses) and math.isfinite(norm)):
             raise NumericalError(f"training diverged at step {step}: loss {losses}, gradient norm {norm}", "lower --lr")
         self._adam.step()
@@ -244,25 +251,39 @@ class RewardTrainer:
         return list(self._trained.values())
 
     def state(self) -> dict[str, Tensor]:
-        """Everything `restore` needs, by name: trained weights, both moments of Adam, steps done. Tensors are shared."""
+        """Everything `restore` needs, by name: trained weights, both moments of Adam, steps done (collective, see `Share`).
+
+        Tensors are shared; where several processes train, they are whole in each.
+        """
         tensors = {"done": torch.tensor(self.done, dtype=torch.int64)}
         for name, weight in self._trained.items():
-            tensors[f"weight/{name}"] = weight.detach()
+            tensors[f"weight/{name}"] = whole(weight.detach())
             for moment in ("exp_avg", "exp_avg_sq"):
                 if weight in self._adam.state:
-                    tensors[f"{moment}/{name}"] = self._adam.state[weight][moment]
+                    tensors[f"{moment}/{name}"] = whole(self._adam.state[weight][moment])
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to a `state` of a trainer of the same model, pairs and settings."""
+        """Go back to a `state` of a trainer of the same model, pairs and settings, however many processes shared it.
+
+        A training that is done needs no moments, and gets none.
+        """
         self.done = int(tensors["done"])
         with torch.no_grad():
             for name, weight in self._trained.items():
-                weight.copy_(tensors[f"weight/{name}"])
-                if self.done:
-                    moments = {key: tensors[f"{key}/{name}"].to(weight.device, copy=True) for key in ("exp_avg", "exp_avg_sq")}
+                weight.copy_(laid_out_as(tensors[f"weight/{name}"], weight))
+                if 0 < self.done < self.n_steps:
+                    moments = {key: laid_out_as(tensors[f"{key}/{name}"], weight) for key in ("exp_avg", "exp_avg_sq")}
                     count = torch.tensor(float(self.done), device=weight.device)
                     self._adam.state[weight] = {"step": count, **moments}
+
+    def _runs(self, rows: Sequence[int]) -> list[tuple[list[int], int]]:
+        """Rows of each forward pass of this process, and 1; 0 for a pass that only keeps step with the other processes."""
+        dealt = sorted(rows, key=lambda row: self._lengths[row])
+        share, tokens = self.share, self.settings.batch_tokens
+        runs = [micro_batches(dealt[rank :: share.of], self._lengths, tokens) for rank in range(share.of)]
+        mine, turns = runs[share.rank], max(map(len, runs))
+        return [(run, 1) for run in mine] + [([dealt[0]], 0)] * (turns - len(mine))
 
     def _rows(self, step: int) -> list[int]:
         epoch, at = divmod(step, self.steps_per_epoch)

@@ -13,12 +13,13 @@ import torch
 from safer_engine.demo_data import build_base, generate
 from safer_engine.errors import DatasetRefused, Interrupted, ModelRefused, NumericalError, SpecError
 from safer_engine.events import NullObserver
+from safer_engine.model_training import optim_settings
 from safer_engine.sources.base_models import load_base, load_base_tokenizer
 from safer_engine.sources.model_loading import load_reward_model
 from safer_engine.sources.models import resolve_base, resolve_model
 from safer_engine.spec import ModelSpec, RuntimeSpec
 from safer_engine.train_spec import TrainSpec, build_train_spec
-from safer_engine.training import optim_settings, train_reward_model
+from safer_engine.training import train_reward_model
 from tests.helpers.tiny_model import build_reward_model
 
 DATA = generate(seed=1, n_groups=24)
