@@ -15,8 +15,10 @@ from safer_engine.cost import Planned, planned_total
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from safer_engine.api import AuditReport
-    from safer_engine.report.model_verification import VerificationReport
+
 
 _SHOWN = 8
 _VERIFIED = ("pairs", ">as given", ">our edits", ">by margin", ">at random", ">change", "95 % interval")
@@ -96,7 +98,7 @@ def _print_summary(report: AuditReport, observer: QuietObserver) -> None:
     counts = report.edits["action"].value_counts().to_dict()
     shown.print(table("Edits", ("action", ">rows"), [(name, counts.get(name, 0)) for name in ("drop", "flip", "review", "keep")]))
     if (verified := report.document.verification) is not None:
-        shown.print(table(f"Retrained: {verified.outcome}", _VERIFIED, _verified(verified)))
+        shown.print(verified_table(verified.model_dump()))
     named = [feature for feature in report.document.features or [] if feature.safety_feature][:_SHOWN]
     if not named:
         shown.print("Safety features: none", markup=False)
@@ -105,10 +107,13 @@ def _print_summary(report: AuditReport, observer: QuietObserver) -> None:
     shown.print(table("Safety features", ("latent", ">salience", "about"), cells))
 
 
-def _verified(found: VerificationReport) -> list[Sequence[str]]:
+def verified_table(facts: dict[str, Any]) -> Table:
     """Accuracy of the arms on each slice of the evaluation pairs, and what our edits change."""
+    from safer_engine.report.build_verification import report_of
     from safer_engine.report.plots_verification import accuracy_of, scopes
     from safer_engine.report.text import interval, percent, signed
+
+    found = report_of(facts)
 
     rows: list[Sequence[str]] = []
     for row in scopes(found):
@@ -116,7 +121,7 @@ def _verified(found: VerificationReport) -> list[Sequence[str]]:
         ours = row.effects[0]
         ends = "–" if ours.lo is None or ours.hi is None else interval(ours.lo, ours.hi)
         rows.append((row.name, *("–" if one is None else percent(one) for one in arms), signed(ours.change, 3), ends))
-    return rows
+    return table(f"Retrained: {found.outcome}", _VERIFIED, rows)
 
 
 def _stages(report: AuditReport, observer: QuietObserver) -> list[Sequence[str]]:

@@ -118,7 +118,7 @@ class Stage(Protocol):
     produces: ClassVar[type[Artifact]]
     reads: ClassVar[tuple[str, ...]]
     """May be joined by `opens`: what `run` reads of the inputs themselves (see `opened_by`); and by `asked_by`: the one section
-    that asks for the stage, so that without it no other section is part of the key."""
+    (or knob, `section.knob`) that asks for the stage, so that without it no other section is part of the key."""
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:
         """Publish payload files into `ctx.work` and return the facts, or say why there is nothing."""
@@ -160,16 +160,21 @@ def cache_key(stage: Stage, spec: AuditSpec, sources: ResolvedInputs, inputs: di
         "stage": stage.name,
         "version": stage.version,
         "seed": spec.seed,
-        "reads": _read(_sections(stage, spec), spec, sources),
+        "reads": _read(stage.reads, spec, sources) if _asked_for(stage, spec) else {_section_of(stage): None},
         "inputs": inputs,
     }
     return digest_bytes(canonical_json(document))
 
 
-def _sections(stage: Stage, spec: AuditSpec) -> tuple[str, ...]:
-    """What a stage reads of a spec: that it is not asked for, and nothing else, where it is not."""
-    section: str | None = getattr(stage, "asked_by", None)
-    return (section,) if section is not None and getattr(spec, section) is None else stage.reads
+def _asked_for(stage: Stage, spec: AuditSpec) -> bool:
+    """Whether the section is there that asks for a stage, and the knob set that does."""
+    section, _, knob = str(getattr(stage, "asked_by", "")).partition(".")
+    value = getattr(spec, section) if section else None
+    return not section or (value is not None and (not knob or bool(getattr(value, knob))))
+
+
+def _section_of(stage: Stage) -> str:
+    return str(getattr(stage, "asked_by", "")).partition(".")[0]
 
 
 def _read(reads: tuple[str, ...], spec: AuditSpec, sources: ResolvedInputs) -> dict[str, Any]:

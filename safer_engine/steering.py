@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from safer_engine import pipeline
-from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, SparseAutoencoder, view
+from safer_engine.artifacts import Activations, Artifact, PairSet, SparseAutoencoder
 from safer_engine.errors import SpecError
 from safer_engine.events import NullObserver, Observer
+from safer_engine.finished import finished
 from safer_engine.pipeline import AuditRequest
 from safer_engine.spec import DatasetSpec
 from safer_engine.store import ArtifactStore, LocalArtifactStore
@@ -71,7 +72,7 @@ def steer(
 
     from safer_engine.stages.latents import load_sae
 
-    found = _of_audit(request, store, (PairSet, Activations, SparseAutoencoder))
+    found = finished(request, store, (PairSet, Activations, SparseAutoencoder))
     stored = found[SparseAutoencoder]
     assert isinstance(stored, SparseAutoencoder)
     sae = load_sae(stored, request.spec.runtime.device)
@@ -145,22 +146,6 @@ def _dose(scale: float, reward_P2: Any, before_P2: Any, groups_P: Any) -> Dose:
     change = group_bootstrap_mean(margin_P - before_P, groups_P, 1000, np.random.default_rng(0))
     means = (float(reward_P2[:, 0].mean()), float(reward_P2[:, 1].mean()), float(margin_P.mean()))
     return Dose(scale, *means, change.estimate, change.lo, change.hi, float((margin_P > 0).mean()))
-
-
-def _of_audit(request: AuditRequest, store: ArtifactStore, kinds: tuple[type[Artifact], ...]) -> dict[type[Artifact], Any]:
-    plans = {plan.name: plan for plan in pipeline.plan(request, store)}
-    found: dict[type[Artifact], Any] = {}
-    for stage in pipeline.STAGES:
-        plan = plans[stage.name]
-        if stage.produces not in kinds:
-            continue
-        if plan.state != "cached" or plan.key is None:
-            raise SpecError(f"the store has no stage `{stage.name}` of this audit", "run it first: `safer-audit run`, same flags")
-        value = view(stage.produces, store.read(stage.name, plan.key))
-        if isinstance(value, Absent):
-            raise SpecError(f"the audit has no stage `{stage.name}`: {value.reason}")
-        found[stage.produces] = value
-    return found
 
 
 def _of_dataset(request: AuditRequest, dataset: DatasetSpec, folder: str) -> dict[type[Artifact], Any]:

@@ -218,25 +218,10 @@ def judged_of(answers: Answers, edited_axes: tuple[str, ...], rules: OutcomeRule
 def facts(answers: Answers, judged: Judged, tables: list[pa.Table], run: Run) -> dict[str, Any]:
     """The stage's facts: outcome, accuracy of each arm, and every difference with its interval."""
     parts = [facts_of(table) for table in tables]
-    scopes: list[tuple[str | None, str | None]] = [(None, None)]
-    scopes += [(axis, None) for axis in sorted({axis for axis, _ in answers.cells})] + list(answers.cells)
-    accuracy, effects = [], []
-    for axis, subset in scopes:
-        at = np.ones(len(answers.axes_N), dtype=np.bool_) if axis is None else answers.axes_N == axis
-        at = at if subset is None else at & (answers.subsets_N == subset)
-        scope = {"axis": axis, "subset": subset}
-        for arm in ARMS:
-            by_seed = answers.right[arm][:, at].mean(axis=1)
-            accuracy.append({"arm": arm, **scope, "accuracy": float(by_seed.mean()), "by_seed": by_seed.tolist()})
-        for contrast in CONTRASTS:
-            found = answers.difference(contrast, None if axis is None else (axis,), subset)
-            effects.append({"arm": contrast[0], "reference": contrast[1], **scope, **asdict(found)})
     counts = {name: int((run.pairs.edits_P == code).sum()) for name, code in (("drop", DROP), ("flip", FLIP))}
-    document = asdict(judged)
-    for name in ("p_benefit", "p_harm"):
-        document[name] = {what: None if math.isnan(p) else p for what, p in document[name].items()}
     return {
-        **document,
+        **judged_facts(judged),
+        **slice_facts(answers),
         "seeds": len(tables) // len(ARMS),
         "planned": run.rules.planned,
         "edited_axes": list(run.pairs.edited_axes),
@@ -246,6 +231,31 @@ def facts(answers: Answers, judged: Judged, tables: list[pa.Table], run: Run) ->
         "tokens": sum(int(part["tokens"]) for part in parts),
         "base": {"architecture": parts[0]["architecture"], "n_parameters": int(parts[0]["n_parameters"])},
         "n_evaluated": len(answers.axes_N),
-        "accuracy": accuracy,
-        "effects": effects,
     }
+
+
+def judged_facts(judged: Judged) -> dict[str, Any]:
+    """An outcome as JSON: NaN is null."""
+    document = asdict(judged)
+    for name in ("p_benefit", "p_harm"):
+        document[name] = {what: None if math.isnan(p) else p for what, p in document[name].items()}
+    return document
+
+
+def slice_facts(answers: Answers) -> dict[str, Any]:
+    """Accuracy of each arm, and every difference with its interval, on all pairs, each axis and each subset."""
+    scopes: list[tuple[str | None, str | None]] = [(None, None)]
+    scopes += [(axis, None) for axis in sorted({axis for axis, _ in answers.cells})] + list(answers.cells)
+    accuracy, effects = [], []
+    for axis, subset in scopes:
+        at = np.ones(len(answers.axes_N), dtype=np.bool_) if axis is None else answers.axes_N == axis
+        at = at if subset is None else at & (answers.subsets_N == subset)
+        scope = {"axis": axis, "subset": subset}
+        for arm in answers.right:
+            by_seed = answers.right[arm][:, at].mean(axis=1)
+            accuracy.append({"arm": arm, **scope, "accuracy": float(by_seed.mean()), "by_seed": by_seed.tolist()})
+        for contrast in CONTRASTS:
+            if all(arm in answers.right for arm in contrast):
+                found = answers.difference(contrast, None if axis is None else (axis,), subset)
+                effects.append({"arm": contrast[0], "reference": contrast[1], **scope, **asdict(found)})
+    return {"accuracy": accuracy, "effects": effects}

@@ -20,6 +20,7 @@ class RetrainingStage:
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet,)
     produces: ClassVar[type[Artifact]] = RetrainedMargins
     reads: ClassVar[tuple[str, ...]] = ("dataset", "retraining")
+    asked_by: ClassVar[str] = "retraining.folds"
     opens: ClassVar[tuple[str, ...]] = ("dataset", "base")
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft | Absent:

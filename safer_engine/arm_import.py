@@ -1,0 +1,170 @@
+"""Models of a verification that another trainer made: read, evaluated, and judged by the same rules: `verify import`.
+
+Each checkpoint is read as every reward model is (safetensors, no code of its own), scores the evaluation pairs by the pipeline's
+own stages, and is kept in the store: the same command computes nothing again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safer_engine import api, pipeline
+from safer_engine.arm_manifest import ArmManifest
+from safer_engine.artifacts import Absent, EvaluationSet
+from safer_engine.errors import DatasetRefused, SpecError
+from safer_engine.events import Observer
+from safer_engine.pipeline import AuditRequest
+from safer_engine.science.arms import ARMS, Arm
+from safer_engine.science.outcomes import OutcomeRules
+from safer_engine.sources.models import resolve_model
+from safer_engine.spec import AuditSpec
+from safer_engine.stages.evaluation import EvaluationStage
+from safer_engine.stages.pairs import PairsStage
+from safer_engine.store import ArtifactStore
+from safer_engine.verification import Answers, judged_facts, judged_of, slice_facts
+
+VERSION = 1
+NEEDED: tuple[Arm, ...] = ("as given", "edits", "random")
+"""Arms without which nothing can be judged. `margin` may be left out."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model of an arm and a seed."""
+
+    arm: Arm
+    seed: int
+    path: str
+
+
+def parse_checkpoint(text: str, manifest: ArmManifest) -> Checkpoint:
+    """`ARM:SEED=FOLDER`; hyphens stand for spaces. Raises SpecError where the manifest has no such training."""
+    name, separator, path = text.partition("=")
+    arm, colon, seed = name.partition(":")
+    found = {each.replace(" ", "-"): each for each in ARMS}
+    if not (separator and colon and path and seed.isdecimal()):
+        raise SpecError(f"cannot read {text!r}", "write ARM:SEED=FOLDER, such as edits:0=models/edits-0")
+    known = found.get(arm.replace(" ", "-"))
+    if known is None:
+        raise SpecError(f"{text!r} names no arm", f"arms are {', '.join(found)}")
+    if manifest.run(known, int(seed)) is None:
+        raise SpecError(f"the manifest has no seed {seed}", f"seeds are 0 … {max(run.seed for run in manifest.runs)}")
+    return Checkpoint(known, int(seed), path)
+
+
+def import_arms(
+    manifest: ArmManifest, checkpoints: Sequence[Checkpoint], store: ArtifactStore, observer: Observer
+) -> dict[str, Any]:
+    """Evaluate checkpoints and judge them.
+
+    Returns:
+        What verification.json holds: the facts of `Verification` as far as they are known, `trained`: elsewhere, checkpoints with
+        their digests, and `left_out`: checkpoints of seeds that lack an arm.
+
+    Raises:
+        SpecError: a training is named twice, no seed has all arms that are needed, or the manifest's data are not what they were.
+        ModelRefused, DatasetRefused, NumericalError, ResourceError, Interrupted.
+    """
+    twice = [key for key, n in Counter((each.arm, each.seed) for each in checkpoints).items() if n > 1]
+    if twice:
+        raise SpecError(f"{twice[0][0]}:{twice[0][1]} is named twice", "give one checkpoint for each arm and seed")
+    arms = tuple(arm for arm in ARMS if any(each.arm == arm for each in checkpoints))
+    seeds = _whole_seeds(checkpoints, arms)
+    request = _request(manifest)
+    used = [each for seed in seeds for arm in arms for each in checkpoints if (each.arm, each.seed) == (arm, seed)]
+    resolved = [resolve_model(_read_as(request.spec, each.path).model, request.spec.runtime, None) for each in used]
+    by_digest = Counter(model.digest for model in resolved)
+    if max(by_digest.values()) > 1:
+        same = [f"{each.arm}:{each.seed}" for each, model in zip(used, resolved, strict=True) if by_digest[model.digest] > 1]
+        raise SpecError(f"{', '.join(same)} are one and the same model", "give each training's own folder")
+    evaluated = [_evaluated(request, each.path, model, store, observer) for each, model in zip(used, resolved, strict=True)]
+    answers = _answers(evaluated, used, arms)
+    edited = manifest.edited_axes
+    asked = request.spec.verification
+    assert asked is not None
+    planned = max(asked.seeds, len(seeds))
+    judged = judged_of(answers, edited, OutcomeRules(asked.level, planned=planned, early_stop=asked.early_stop))
+    by_arm = {data.file: data for data in manifest.data}
+    edits = next(by_arm[run.data] for run in manifest.runs if run.arm == "edits")
+    pairs = {arm: next(by_arm[run.data].pairs for run in manifest.runs if run.arm == arm) for arm in arms}
+    return {
+        "verification_version": VERSION,
+        "trained": "elsewhere",
+        **judged_facts(judged),
+        **slice_facts(answers),
+        "seeds": len(seeds),
+        "planned": planned,
+        "edited_axes": list(edited),
+        "edits": {"drop": edits.dropped, "flip": edits.flipped},
+        "pairs": pairs,
+        "steps": manifest.steps,
+        "n_evaluated": len(answers.axes_N),
+        "checkpoints": [
+            {"arm": each.arm, "seed": each.seed, "digest": model.digest, "pairs": pairs[each.arm]}
+            for each, model in zip(used, resolved, strict=True)
+        ],
+        "left_out": [f"{each.arm}:{each.seed}" for each in checkpoints if each not in used],
+        "digests": manifest.digests,
+    }
+
+
+def _whole_seeds(checkpoints: Sequence[Checkpoint], arms: tuple[Arm, ...]) -> list[int]:
+    """Seeds that have every arm that any seed has. Raises SpecError where there is none, or an arm is missing."""
+    missing = [arm for arm in NEEDED if arm not in arms]
+    if missing:
+        raise SpecError(f"no checkpoint of arm {missing[0]!r} is given", f"a verification needs {', '.join(NEEDED)}")
+    there = {(each.arm, each.seed) for each in checkpoints}
+    seeds = sorted(seed for seed in {each.seed for each in checkpoints} if all((arm, seed) in there for arm in arms))
+    if not seeds:
+        raise SpecError("no seed has all arms", f"give {', '.join(arms)} of one seed at least")
+    return seeds
+
+
+def _request(manifest: ArmManifest) -> AuditRequest:
+    """The audit of the manifest, its data as they were. Raises SpecError where they changed."""
+    request = api.prepare(manifest.spec)
+    for name in ("dataset", "evaluation"):
+        found = getattr(request.sources, name)
+        if found is None or found.digest != manifest.digests[name]:
+            raise SpecError(f"the {name} is not what it was when the arms were written", "restore it, or export the arms again")
+    return request
+
+
+def _read_as(spec: AuditSpec, path: str) -> AuditSpec:
+    """An audit of a checkpoint, which reads as long texts as it was trained on."""
+    assert spec.retraining is not None
+    recipe = spec.retraining.recipe
+    shape = {"path": path, "adapter": None, "max_length": recipe.max_length, "truncation_side": recipe.truncation_side}
+    return spec.model_copy(update={"model": spec.model.model_copy(update=shape)})
+
+
+def _evaluated(request: AuditRequest, path: str, model: Any, store: ArtifactStore, observer: Observer) -> EvaluationSet:
+    own = AuditRequest(_read_as(request.spec, path), replace(request.sources, model=model))
+    found = pipeline.run(own, store, observer, stages=(PairsStage(), EvaluationStage()))[EvaluationSet]
+    if isinstance(found, Absent):
+        raise DatasetRefused(f"{Path(path).name}: {found.reason}", "give evaluation pairs whose prompts are not in the dataset")
+    assert isinstance(found, EvaluationSet)
+    return found
+
+
+def _answers(evaluated: Sequence[EvaluationSet], used: Sequence[Checkpoint], arms: tuple[Arm, ...]) -> Answers:
+    """Right and wrong on the pairs that every model can read, seed by seed."""
+    names = set.intersection(*(set(each.pairs["pair_id"].to_pylist()) for each in evaluated))
+    right: dict[Arm, list[Any]] = {arm: [] for arm in arms}
+    for each, one in zip(used, evaluated, strict=True):
+        table = one.rewards
+        won = (table["reward_chosen"].to_numpy() > table["reward_rejected"].to_numpy()).astype(np.float64)
+        place = {name: at for at, name in enumerate(table["pair_id"].to_pylist()) if name in names}
+        right[each.arm].append(won[[place[name] for name in sorted(names)]])
+    first = evaluated[0].pairs
+    place = {name: at for at, name in enumerate(first["pair_id"].to_pylist())}
+    rows = first.take([place[name] for name in sorted(names)])
+    columns = {name: np.asarray(rows[name].to_pylist(), dtype=np.str_) for name in ("group", "axis", "subset")}
+    stacked = {arm: np.stack(values) for arm, values in right.items()}
+    return Answers(stacked, columns["group"], columns["axis"], columns["subset"])
