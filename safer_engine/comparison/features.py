@@ -44,8 +44,10 @@ def compare_features(a: Side, b: Side, changed: Iterable[str]) -> FeaturesCompar
     assert second is not None
     assert first.digest is not None
     sides = _figures(a), _figures(b)
-    names = {**_names(b), **_names(a)}
-    drifts = [_latent(latent, names.get(latent, ""), *(side[latent] for side in sides)) for latent in sorted(sides[0].keys() & sides[1])]
+    names = {**_names(b), **_names(a), **_names(b, safety=True), **_names(a, safety=True)}
+    drifts = [
+        _latent(latent, names.get(latent, ""), *(side[latent] for side in sides)) for latent in sorted(sides[0].keys() & sides[1])
+    ]
     marked = [{latent for latent, found in side.items() if found["safety_feature"]} for side in sides]
     drifts += [
         _latent(latent, names.get(latent, ""), *(side.get(latent, _NOT_KNOWN) for side in sides))
@@ -88,12 +90,10 @@ def _of_row(row: LatentRow) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
-def _names(side: Side) -> dict[int, str]:
-    return {feature.latent_id: name for feature in side.report.features or [] if (name := _name(feature))}
-
-
-def _name(feature: Feature) -> str:
-    return mild_name(feature)
+def _names(side: Side, *, safety: bool = False) -> dict[int, str]:
+    """Names of an audit's features that have one; `safety`: of its safety features alone."""
+    named: list[Feature] = [feature for feature in side.report.features or [] if feature.safety_feature or not safety]
+    return {feature.latent_id: name for feature in named if (name := mild_name(feature))}
 
 
 def _latent(latent: int, name: str, a: dict[str, Any], b: dict[str, Any]) -> LatentDrift:

@@ -102,8 +102,8 @@ class LatentSide(Node):
     salience_lo: float | None
     salience_hi: float | None
     effect: float | None = Field(
-        description="Mean change of the margin when it is ablated, divided by the SD of this model's margins on those pairs; null "
-        "where it was not ablated."
+        description="Mean change of the margin when it is ablated, divided by the SD of this model's margins on those pairs; "
+        "null where it was not ablated."
     )
     effect_lo: float | None
     effect_hi: float | None
@@ -113,7 +113,7 @@ class LatentDrift(Node):
     """A latent of the shared SAE in both audits."""
 
     latent_id: Count
-    name: str = Field(description="Of its label, by A where A has one; empty where there is none.")
+    name: str = Field(description="Of its label: where it is a safety feature, else by A, else by B; empty where there is none.")
     a: LatentSide
     b: LatentSide
     firing_ratio: float | None = Field(description="B's firing rate over A's; null where one is not known, or A's is 0.")
@@ -149,7 +149,7 @@ class FeaturesComparison(Node):
     latents: list[LatentDrift] = Field(description="Safety features of either, then by falling size of the salience's change.")
     n_omitted: Count
     evidence: list[ChangeEvidence] | None = Field(
-        description="By falling n_pairs × |moved|, of the audited pairs; null where an audit's pair_scores.parquet is not at hand."
+        description="Of the audited pairs, by falling n_pairs × |moved|; null where a pair_scores.parquet is not at hand."
     )
 
 

@@ -36,8 +36,8 @@ class Scored:
 class LatentRow:
     """A latent of the SAE, candidate or not."""
 
-    firing_rate: float
-    salience: float
+    firing_rate: float | None
+    salience: float | None
     salience_lo: float | None
     salience_hi: float | None
     axis: str | None
@@ -66,9 +66,9 @@ class Side:
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             place = ".".join(map(str, first["loc"])) or "the report"
-            raise InputRefused(f"the report of {self.origin} is not as this version writes it: {place}: {first['msg']}", _HINT) from (
-                None
-            )
+            raise InputRefused(
+                f"the report of {self.origin} is not as this version writes it: {place}: {first['msg']}", _HINT
+            ) from (None)
 
     @property
     def audited(self) -> Audit | None:

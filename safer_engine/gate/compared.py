@@ -98,7 +98,7 @@ def margin_sd(audit: Audit) -> float | None:
     """SD of the margins of the pairs that latents were ablated on; None where none were."""
     causal = audit.report.get("causal")
     found = causal.get("margin_sd") if isinstance(causal, dict) else None
-    return float(found) if is_number(found) and found > 0 else None
+    return float(found) if isinstance(found, int | float) and is_number(found) and found > 0 else None
 
 
 def scaled_effect(row: dict[str, Any], sd: float | None) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def drift(name: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, floa
         return None
     if not all(map(is_number, values)):
         raise InputRefused(f"the figure {name} of a report is no number", "give a report.json as the audit wrote it")
-    before, after = float(values[0]), float(values[1])
+    before, after = (float(value) for value in values if value is not None)
     first, second = (_spread(each[name], each.get(f"{name}_lo"), each.get(f"{name}_hi"), name) for each in (old, new))
     if first is None or second is None:
         return {"estimate": after - before, "lo": None, "hi": None}
