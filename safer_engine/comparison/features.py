@@ -58,6 +58,8 @@ def compare_features(a: Side, b: Side, changed: Iterable[str]) -> FeaturesCompar
         sae_digest=first.digest,
         interpretable_a=first.interpretable is True,
         interpretable_b=second.interpretable is True,
+        fvu_a=first.fvu,
+        fvu_b=second.fvu,
         complete=a.latents is not None and b.latents is not None,
         n_safety_a=len(marked[0]),
         n_safety_b=len(marked[1]),

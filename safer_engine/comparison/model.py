@@ -141,6 +141,8 @@ class FeaturesComparison(Node):
     sae_digest: str
     interpretable_a: bool
     interpretable_b: bool
+    fvu_a: float = Field(description="Fraction of the variance of A's activations that the SAE leaves unexplained; 0 is perfect.")
+    fvu_b: float = Field(description="Likewise of B's; from 1 on it explains none of it.")
     complete: bool = Field(description="Figures of all latents were at hand, not only of each audit's candidates.")
     n_safety_a: Count
     n_safety_b: Count

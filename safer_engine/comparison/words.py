@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from safer_engine.comparison.model import ComparisonDocument, Drift, PairsComparison, SliceComparison
+from safer_engine.comparison.model import ComparisonDocument, Drift, FeaturesComparison, PairsComparison, SliceComparison
 from safer_engine.report.model import Estimate
-from safer_engine.report.text import NONE, base_name, count, interval, percent, signed, visible
+from safer_engine.report.text import NONE, base_name, count, interval, number, percent, signed, visible
 
 _FEW_GROUPS = 30
+_BADLY_READ = 0.5
+"""FVU from which the reader is told that an SAE explains too little of a model's activations."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,24 @@ def cautions(found: ComparisonDocument) -> list[str]:
         said.append("A reward model that was trained on the audited pairs is at its best there: changes on them say less.")
     if found.features is None:
         said.append(f"Features are not compared: {found.not_computed['features']}.")
-    elif not (found.features.interpretable_a and found.features.interpretable_b):
-        which = " and ".join(
-            name for name, fine in (("A", found.features.interpretable_a), ("B", found.features.interpretable_b)) if not fine
-        )
-        said.append(f"The SAE recovers too little of the reward of {which}: its features there say little.")
+    else:
+        said += _of_sae(found.features)
     said.append("Slices are many: of twenty that did not change, one interval leaves out 0 by chance.")
+    return said
+
+
+def _of_sae(told: FeaturesComparison) -> list[str]:
+    """How badly the shared SAE reads a model, if it does."""
+    said = []
+    for name, interpretable, fvu in (("A", told.interpretable_a, told.fvu_a), ("B", told.interpretable_b, told.fvu_b)):
+        if not interpretable:
+            said.append(f"The SAE recovers too little of the reward of {name}: its features there say little.")
+        if fvu >= _BADLY_READ:
+            most = "none" if fvu >= 1 else "less than half"
+            said.append(
+                f"The SAE explains {most} of the variance of {name}'s activations (FVU {number(fvu, 2)}): what {name} does is "
+                "largely outside of these latents. An SAE of its own says what its features are."
+            )
     return said
 
 

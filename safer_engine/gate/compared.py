@@ -84,6 +84,9 @@ def _drifts(audit: Audit, baseline: Audit) -> list[dict[str, Any]] | Missing:
         return Missing("not_computed", "the two audits do not share an SAE, so their latents are not the same")
     if not all(_sae(each).get("interpretable") is True for each in (audit, baseline)):
         return Missing("not_computed", "reward recovered is below its floor in one audit: features are not interpreted")
+    fvus = [_sae(each).get("fvu") for each in (audit, baseline)]
+    if any(isinstance(fvu, int | float) and fvu >= 1 for fvu in fvus):
+        return Missing("not_computed", "the SAE explains none of the variance of one model's activations (FVU of 1 or more)")
     new = {row["latent_id"]: row for row in _candidates(audit)}
     sds = margin_sd(baseline), margin_sd(audit)
     rows = [

@@ -106,6 +106,9 @@ def test_drift_of_safety_features_is_judged_where_the_sae_is_shared() -> None:
     apart = judged(kept, with_features(rows, made.feature(7, 0.1), digest="two"), old)
     assert apart.verdict == "inconclusive"
     assert "do not share an SAE" in only(apart).reason
+    blind = audit(rows, sae={**SAE, "fvu": 1.2}, features=[made.feature(7, 0.5)])
+    assert only(judged(kept, blind, old)).outcome == "inconclusive"
+    assert "explains none" in only(judged(kept, blind, old)).reason
 
 
 def test_a_report_whose_figures_are_none_is_refused() -> None:

@@ -74,7 +74,8 @@ def test_a_page_knows_the_version_before_it_too(world: HttpWorld, versions: list
     seen, cursor = [], None
     while True:
         page = client.get(
-            "/v1/history", params={"label": ["model=helper", "stage=nightly"], "limit": 1, **({"cursor": cursor} if cursor else {})}
+            "/v1/history",
+            params={"label": ["model=helper", "stage=nightly"], "limit": 1, **({"cursor": cursor} if cursor else {})},
         ).json()
         seen += page["items"]
         cursor = page["next"]
