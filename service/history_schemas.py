@@ -19,8 +19,8 @@ class AxisAccuracy(Wire):
     hi: float | None
     n: int
     change: float | None = Field(
-        description="Less that of the version before; null where `previous` is, where the evaluation data are others, or where it "
-        "has no such axis. It has no interval: `safer-audit compare` pairs the two."
+        description="Less that of the version before; null where `previous` is, where the evaluation data are others, or where "
+        "it has no such axis. It has no interval: `safer-audit compare` pairs the two."
     )
 
 
