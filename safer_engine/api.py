@@ -18,6 +18,7 @@ from safer_engine.decisions import decision_digests
 from safer_engine.edit_lines import FIGURES as EDIT_FIGURES
 from safer_engine.errors import ArtifactError, ResourceError, SaferError, SpecError
 from safer_engine.events import NullObserver, Observer
+from safer_engine.given_sae import given_digest
 from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
 from safer_engine.labellers.rubric import load_rubric
 from safer_engine.machine import resolve_spec
@@ -234,7 +235,7 @@ def prepare(spec: AuditSpec, rows: Rows | None = None, evaluation_rows: Rows | N
         dataset=resolve_dataset(resolved.dataset, given),
         evaluation=resolve_dataset(resolved.evaluation, given_evaluation) if resolved.evaluation else None,
         corpus=resolve_corpus(resolved.sae.pretrain.corpus) if resolved.sae.pretrain else None,
-        extra={"labels": label_files_digest(resolved.labels), **decision_digests(resolved)},
+        extra={"labels": label_files_digest(resolved.labels), **decision_digests(resolved), **given_digest(resolved)},
         labeller=resolve_labeller(resolved.labels.labeller, _cache()),
         base=resolve_retraining_base(resolved.retraining, resolved.runtime, _cache()),
     )

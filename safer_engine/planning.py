@@ -329,6 +329,8 @@ def _work(stage: str, spec: AuditSpec, load: Workload, size: ModelSize) -> float
         return causal_runs(spec.causal, load.n_pairs) * above
     if stage in TRAINED:
         return trained_work(stage, spec, (load.tokens - load.tokens_eval, load.tokens_eval), size.body_parameters)
+    if stage == "sae" and spec.sae.given is not None:
+        return 0.0
     if stage == "sae":
         size_of = training_size(spec.sae, max(1, int(load.positions * (1 - spec.split.held_out))))
         return 3 * dense * size_of.batch * size_of.steps

@@ -191,6 +191,7 @@ class SaeBase(Section):
         0.5, ge=0, le=1, description="Reward recovered below this: features are shown as not interpretable."
     )
     pretrain: PretrainSpec | None = Field(None, description="Token-level pre-training before the preference texts.")
+    given: str | None = Field(None, description="Folder `sae` of a finished audit: its SAE is used as it is, none is trained.")
 
     @model_validator(mode="after")
     def _k_fits(self) -> SaeBase:

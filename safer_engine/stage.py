@@ -21,7 +21,7 @@ _LOCATIONS: dict[str, Any] = {
     "model": {"path": True, "adapter": True},
     "dataset": {"source": True},
     "evaluation": {"source": True},
-    "sae": {"pretrain": {"corpus": True}},
+    "sae": {"pretrain": {"corpus": True}, "given": True},
     "retraining": {"base": True},
     "labels": {"corrections": True, "labeller": {"path": True}},
     "suspicion": {"decisions": True},

@@ -64,6 +64,8 @@ def check_audit(spec: AuditSpec, settings: Settings) -> None:
         raise SourceNotAllowed("labels.corrections: a path says nothing to a service", "give the entries themselves in the spec")
     if isinstance(spec.suspicion.decisions, str):
         raise SourceNotAllowed("suspicion.decisions: a path says nothing to a service", "give the entries themselves in the spec")
+    if spec.sae.given is not None:
+        raise SourceNotAllowed("sae.given: a path says nothing to a service", "leave it out; `safer-audit run` takes one")
     if isinstance(labeller, ChatApiLabeller):
         _check_labeller(labeller, settings)
 

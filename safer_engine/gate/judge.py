@@ -19,6 +19,7 @@ from typing import Literal
 
 from safer_engine.errors import SpecError
 from safer_engine.gate.baselines import told_apart
+from safer_engine.gate.compared import comparison_facts, is_comparison
 from safer_engine.gate.documents import Audit
 from safer_engine.gate.facts import Figure, Missing, find_facts
 from safer_engine.gate.intervals import Bounds
@@ -161,6 +162,8 @@ def _verdict(checks: list[Check]) -> Verdict:
 
 def _cases(rule: Rule, audit: Audit, baselines: tuple[Audit, ...], shared: Shared) -> list[_Case]:
     """The rule's facts, or why it has none."""
+    if is_comparison(rule.fact):
+        return _of_comparison(rule, audit, baselines, shared)
     found = _facts(rule, audit)
     if isinstance(found, Missing):
         return [_absent(rule, found)]
@@ -177,6 +180,15 @@ def _cases(rule: Rule, audit: Audit, baselines: tuple[Audit, ...], shared: Share
     return [
         _compared(rule, figure, [known.get(figure.label) for known in by_label], (audit, *baselines), shared) for figure in found
     ]
+
+
+def _of_comparison(rule: Rule, audit: Audit, baselines: tuple[Audit, ...], shared: Shared) -> list[_Case]:
+    """A rule on what the comparison with the baseline found, which is a change already."""
+    if rule.compares or rule.share_of is not None:
+        raise SpecError(f"rule {rule.name}: {rule.fact} is of a comparison already", "give min, max or equals alone")
+    unmet = _unmet(rule, audit)
+    found = Missing("not_computed", unmet) if unmet else comparison_facts(rule.fact, audit, baselines, shared)
+    return [_absent(rule, found)] if isinstance(found, Missing) else [_Case(rule, figure) for figure in found]
 
 
 def _called(baseline: Audit, baselines: tuple[Audit, ...]) -> str:

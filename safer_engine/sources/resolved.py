@@ -55,7 +55,7 @@ class ResolvedInputs:
     """The text corpus of `sae.pretrain`."""
     extra: dict[str, str] = field(default_factory=dict)
     """Digests of further files by spec section: of `labels`, the rubric's and the corrections (`label_files_digest`); of
-    `suspicion`, the decisions' (`decision_digests`), where there are any."""
+    `suspicion`, the decisions' (`decision_digests`), and of `sae`, the given SAE's (`given_digest`), where there are any."""
     labeller: ResolvedModel | None = None
     """The language model of a `local_lm` labeller."""
     base: ResolvedModel | None = None
@@ -72,7 +72,7 @@ class ResolvedInputs:
         }
         if section in named:
             found = named[section]
-            return found.digest if found else None
+            return found.digest if found else self.extra.get(section)
         files = self.extra.get(section)
         if section == "labels" and self.labeller is not None:
             return hashlib.sha256(f"{files} {self.labeller.digest}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Stage `sae`: trains the sparse autoencoder on the activations and measures it on held-out groups."""
+"""Stage `sae`: trains the sparse autoencoder on the activations, or takes a given one; measures it on held-out groups."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class SaeStage:
 
     def run(self, ctx: StageContext, inputs: Inputs) -> Draft:
         """See `Stage.run`. Raises NumericalError, ResourceError, Interrupted; what was trained is kept."""
+        from safer_engine.given_sae import publish_given
         from safer_engine.sae_pretraining import pretrain
         from safer_engine.sae_run import SaeRun
         from safer_engine.science.hooks import upper_blocks
@@ -30,11 +31,13 @@ class SaeStage:
         activations = inputs.get(Activations)
         run = SaeRun(ctx, inputs.get(PairSet), activations)
         rm = load_reward_model(ctx.sources.model, ctx.spec.model, ctx.runtime)
+        layer = int(activations.meta["hook_layer"])
+        if ctx.spec.sae.given is not None:
+            return publish_given(run, upper_blocks(rm, layer))
         before = pretrain(run, rm)
         trained = run.train(before.sae if before is not None else None)
         metrics = run.measure(trained.sae)
         metrics |= {"dead_share": trained.dead_share, "dead_window": trained.dead_window}
-        layer = int(activations.meta["hook_layer"])
         metrics |= run.recovered(trained.sae, upper_blocks(rm, layer))
         skipped = {"status": "skipped", "reason": "no corpus is named (sae.pretrain)"}
         metrics |= {"training": run.training_facts(trained), "pretraining": before.facts if before is not None else skipped}

@@ -9,6 +9,7 @@ from safer_engine.artifacts import Absent, Activations, Artifact, PairSet, Secon
 from safer_engine.stage import Draft, Inputs, StageContext
 
 NOT_ASKED = "a second SAE was not asked for (stability.second_sae)"
+GIVEN = "the SAE is given (sae.given): another seed would say nothing of it"
 
 
 class SecondSaeStage:
@@ -26,6 +27,8 @@ class SecondSaeStage:
         """See `Stage.run`. Raises NumericalError, ResourceError, Interrupted; what was trained is kept."""
         if not ctx.spec.stability.second_sae:
             return Absent(NOT_ASKED)
+        if ctx.spec.sae.given is not None:
+            return Absent(GIVEN)
         from safer_engine.sae_pretraining import pretrain
         from safer_engine.sae_run import SaeRun
         from safer_engine.sources.model_loading import load_reward_model

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safer_engine.errors import SaferError
 from service.errors import NotFound, ServiceError
-from service.http import administration, artifacts, audits, edits, gates, hooks, operations, pages, uploads
+from service.http import administration, artifacts, audits, edits, gates, history, hooks, operations, pages, uploads
 from service.http.auth import check_host
 from service.http.errors import FAULT, TELL, add_handlers, from_error, from_framework, internal
 from service.http.limits import Intake
@@ -81,7 +81,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
     app.state.services = found
     add_handlers(app)
     app.add_exception_handler(HTTPException, _refused)
-    for part in (audits, gates, artifacts, edits, uploads, hooks, administration, operations, pages):
+    for part in (audits, gates, history, artifacts, edits, uploads, hooks, administration, operations, pages):
         app.include_router(part.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_middleware(Intake, settings=settings)

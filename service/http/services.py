@@ -44,6 +44,20 @@ class PairTexts:
 
 
 @dataclass(frozen=True)
+class ReportFigures:
+    """What a history shows of a report.
+
+    Attributes:
+        accuracy: axis (None: all), pair accuracy, both ends of its interval, evaluation pairs.
+        missing: why there is nothing.
+    """
+
+    accuracy: tuple[tuple[str | None, float, float | None, float | None, int], ...] = ()
+    doubtful_share: float | None = None
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
 class Services:
     """Everything behind the API.
 
@@ -74,6 +88,7 @@ class Services:
     logins: RateLimit
     edit_orders: Recent[array[int]] = field(default_factory=lambda: Recent(16))
     pair_texts: Recent[dict[str, PairTexts]] = field(default_factory=lambda: Recent(8))
+    report_figures: Recent[ReportFigures] = field(default_factory=lambda: Recent(512))
     streams: OpenStreams = field(default_factory=OpenStreams)
     mlflow: MlflowHook | None = None
     stopping: threading.Event = field(default_factory=threading.Event)

@@ -202,6 +202,8 @@ def test_gate_plan(gate: Gate) -> None:
 
 
 def test_the_base_install_runs_the_gate(gate: Gate, at_home: Path) -> None:
+    changed = {"name": "changed", "fact": "comparison.groups[axis=safety].changed", "max": 0.01}
+    (at_home / "changed.yaml").write_text(json.dumps({"version": 1, "rules": [changed]}))
     script = f"""
 import sys
 class Base:
@@ -217,11 +219,12 @@ from cli.main import run_main
 calls = [
     ["--report", "worse", "--baseline", "good", "--junit", "j.xml", "--markdown", "m.md"],
     ["init", "mine.yaml"], ["policies"], ["plan", "--report", "good"], ["--report", "good", "--policy", "mine.yaml", "--json"],
+    ["--report", "worse", "--baseline", "good", "--policy", "changed.yaml"],
 ]
 print("RESULT", [run_main(["gate", *call]) for call in calls])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=at_home)
-    assert done.stdout.splitlines()[-1] == "RESULT [1, 0, 0, 0, 0]", done.stderr
+    assert done.stdout.splitlines()[-1] == "RESULT [1, 0, 0, 0, 0, 1]", done.stderr
 
 
 def job_of(service: LiveService, rows: list[made.Pair], **given: Any) -> str:

@@ -52,6 +52,8 @@ ROUTES = [
     route("GET", "/v1/audits", SUBMIT, READ, REVIEW),
     route("GET", "/v1/models/{digest}/audits", SUBMIT, READ, REVIEW),
     route("GET", "/v1/datasets/{digest}/audits", SUBMIT, READ, REVIEW),
+    route("GET", "/v1/models/{digest}/history", READ),
+    route("GET", "/v1/history", READ, params={"label": "alias=production"}),
     route("GET", JOB, SUBMIT, READ, REVIEW),
     route("GET", f"{JOB}/events", SUBMIT, READ, REVIEW, params={"follow": "false"}),
     route("GET", f"{JOB}/artifacts", READ),

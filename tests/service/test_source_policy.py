@@ -167,3 +167,8 @@ def test_corrections_come_as_entries_and_not_as_a_path() -> None:
     entry = {"sae": DIGEST, "latent_id": 3, "rating": 1, "explanation": "Commas.", "by": "Ana"}
     check_audit(audit(labels={"corrections": [entry]}), MINE)
     assert refused(audit(labels={"corrections": "/data/open/corrections.yaml"})).startswith("labels.corrections")
+
+
+def test_a_given_sae_is_no_path_of_a_worker() -> None:
+    assert "sae.given" in refused(audit(sae={"kind": "topk", "given": "/data/open/sae"}))
+    check_audit(audit(sae={"kind": "topk", "k": 8}), MINE)
