@@ -113,6 +113,7 @@ class DatasetSpec(Section):
     sample: int | None = Field(None, ge=2, description="Audit only this many pairs, drawn by whole groups.")
     stratify: str | None = Field(None, description="Column (axis or subset) whose shares the sample keeps.")
     min_pairs: int = Field(20, ge=2, description="Fewer usable pairs than this are refused; of an evaluation set, warned of.")
+    allow_poisoned: bool = Field(False, description="Read data that are marked as poisoned; else refused (docs/drill.md).")
 
     @model_validator(mode="after")
     def _stratifies_a_sample(self) -> DatasetSpec:
