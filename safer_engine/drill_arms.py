@@ -94,6 +94,7 @@ class Arm:
 
     @property
     def place(self) -> str:
+        """Folder of all seeds."""
         return "clean" if self.rule is None else f"{self.rule}-{self.budget:g}"
 
 
@@ -126,6 +127,8 @@ class Bench:
             InputRefused, SpecError, NumericalError, ResourceError: see training and audit. Interrupted: the same call goes on.
         """
         if (found := self.record(arm)) is not None:
+            if not self.spec.keep_poison:
+                _remove(self.work / arm.name)  # a kill may have come between the record and this
             return found
         folder = self.work / arm.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,10 +260,14 @@ def _write(folder: Path, rows: Iterable[dict[str, Any]], arm: Arm, flipped: tupl
     about = {MARK: mark_text(arm.rule, arm.budget, flipped=True), "rule": arm.rule, "budget": arm.budget, "seed": arm.seed}
     with publishing(folder / POISON.replace(".jsonl.gz", ".about.json")) as path:
         path.write_text(json.dumps({**about, "flipped": list(flipped)}, indent=1), encoding="utf-8")
-    with publishing(folder / POISON) as path, path.open("wb") as raw:
-        with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename=POISON.removesuffix(".gz")) as handle:
-            for row in rows:
-                handle.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
+    name = POISON.removesuffix(".gz")
+    with (
+        publishing(folder / POISON) as path,
+        path.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename=name) as handle,
+    ):
+        for row in rows:
+            handle.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
 
 
 def _read_audit(arm: Arm, key: str, steps: int, flipped: tuple[str, ...], report: AuditReport) -> ArmRecord:
@@ -290,7 +297,14 @@ def _read_audit(arm: Arm, key: str, steps: int, flipped: tuple[str, ...], report
     columns = {name: apart.pairs[name].to_pylist() for name in ("pair_id", "group", "axis", "subset")}
     measured = Measured(**columns, right=[rewards[name] for name in columns["pair_id"]])
     return ArmRecord(
-        key=key, rule=arm.rule, budget=arm.budget, seed=arm.seed, steps=steps, flipped=list(flipped), pairs=scored, measured=measured
+        key=key,
+        rule=arm.rule,
+        budget=arm.budget,
+        seed=arm.seed,
+        steps=steps,
+        flipped=list(flipped),
+        pairs=scored,
+        measured=measured,
     )
 
 

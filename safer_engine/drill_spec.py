@@ -79,4 +79,6 @@ def build_drill_spec(document: dict[str, Any]) -> DrillSpec:
         return DrillSpec.model_validate(document)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
-        raise SpecError(f"the drill's spec is wrong: {wrong}", "`safer-audit drill --help` and docs/drill.md list the values") from None
+        raise SpecError(
+            f"the drill's spec is wrong: {wrong}", "`safer-audit drill --help` and docs/drill.md list the values"
+        ) from None

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from safer_engine.report.nodes import Count, Node, Rate
 
-DRILL_VERSION = 1
-"""Changes when a key is renamed, removed, or comes to mean something else."""
 Change = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -37,8 +35,8 @@ class Ranked(Node):
     """How one ranking finds the poison; means over seeds."""
 
     name: Literal["suspicion", "margin", "pair_score", "before"] = Field(
-        description="Suspicion, reward margin and pair score of the audit of the model trained on the poison; `before`: suspicion "
-        "of the clean audit on the very same pairs, which holds no trace of the poison."
+        description="Suspicion, reward margin and pair score of the audit of the model trained on the poison; `before`: "
+        "suspicion of the clean audit on the very same pairs, which holds no trace of the poison."
     )
     average_precision: Rate
     by_seed: list[Rate] = Field(description="Average precision.")
@@ -74,7 +72,7 @@ class Cell(Node):
 class DrillDocument(Node):
     """A finished drill, or what of it is finished."""
 
-    schema_version: Literal[1] = DRILL_VERSION
+    schema_version: Literal[1] = Field(1, description="Changes when a key is renamed, removed, or comes to mean something else.")
     mark: str = Field(description="Says that poisoned data of the drill carry a mark, and which.")
     tool_version: str
     spec: dict[str, Any]
