@@ -40,6 +40,7 @@ def render_drill(found: DrillDocument) -> str:
             found_plot=found_plot,
             ranking=ranking,
             points=points,
+            whole=whole,
             spec_text=json.dumps(found.spec, indent=1, ensure_ascii=False),
         )
     )
@@ -52,6 +53,11 @@ def points(effect: Effect | None) -> str:
         return "–"
     said = text.signed(100 * effect.change, 1)
     return said if effect.lo is None or effect.hi is None else f"{said} ({text.interval(100 * effect.lo, 100 * effect.hi, 1)})"
+
+
+def whole(share: float | None) -> str:
+    """A share as a whole percentage without its sign; a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.0f}"
 
 
 def _source_digest(source: str) -> str:
