@@ -49,6 +49,7 @@ _HERE = {
     "train-rm": ("cli.train_rm", "train_rm_command", "Train a reward model with the Bradley–Terry loss."),
     "verify": ("cli.verify", "verify_command", "Retrain with the recommended edits and with controls: do they help?"),
     "compare": ("cli.compare", "compare_command", "Two reward models, or two audits, on the same pairs: what changed."),
+    "drill": ("cli.drill", "drill_command", "Poison data, train on them, audit: harm and detection (red team; off by default)."),
     "steer": ("cli.steer", "steer_command", "Rewards with a latent of an audit scaled: a dose curve."),
     "apply": ("cli.apply", "apply_command", "Apply recommended edits to a dataset, or undo them."),
     "gate": ("cli.gate", "gate_group", "Whether a reward model may ship: a policy's rules on a finished audit."),

@@ -70,6 +70,10 @@ def export_arms(request: AuditRequest, store: ArtifactStore, out: Path, observer
     spec = request.spec
     if spec.verification is None or spec.retraining is None or request.sources.base is None:
         raise SpecError("nothing says what the arms are trained from", "give --base")
+    if spec.dataset.allow_poisoned:
+        raise SpecError(
+            "poisoned data are not written for another trainer: their marks would be lost", "leave out allow_poisoned"
+        )
     if out.exists():
         raise SpecError(f"{out} exists", "name a folder that does not")
     require_writable(out.parent, "the folder for the arms")

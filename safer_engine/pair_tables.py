@@ -46,12 +46,14 @@ class Survey:
         layout: how its rows are read.
         candidates, entries: one of each per pair, in order.
         details: why the first malformed rows are malformed.
+        marked: rows that are marked as poisoned; none, unless that is allowed.
     """
 
     layout: Layout
     candidates: tuple[Candidate, ...]
     entries: tuple[Entry, ...]
     details: tuple[str, ...]
+    marked: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,14 @@ def survey(dataset: ResolvedDataset, spec: DatasetSpec, seed: int, training_prom
     layout = recognise(first, spec.format, spec.columns, spec.label, spec.winners)
     candidates: list[Candidate] = []
     details: list[str] = []
-    for pair in read_pairs(dataset.rows(), layout):
+    marks: list[bool] = []
+    for pair in read_pairs(_counting(dataset.rows(), marks), layout):
         candidates.append(candidate(pair))
         if pair.detail and len(details) < _EXAMPLES:
             details.append(f"row {pair.row + 1}: {pair.detail}")
     _refuse_mostly((one.reason for one in candidates), Drop.MALFORMED, details, f"layout {layout.name!r}")
     entries = select(candidates, Sampling(spec.sample, stratify, seed), training_prompts)
-    return Survey(layout, tuple(candidates), entries, tuple(details))
+    return Survey(layout, tuple(candidates), entries, tuple(details), len(marks))
 
 
 def write_pairs(
@@ -198,6 +201,7 @@ def health(surveyed: Survey, written: Written) -> dict[str, Any]:
         "axes": dict(sorted(Counter(entry.axis for entry in kept).items())),
         "subsets": dict(sorted(Counter(entry.subset for entry in kept).items())),
         "examples": [*surveyed.details, *written.details],
+        **({"marked_rows": surveyed.marked} if surveyed.marked else {}),
     }
 
 
@@ -283,6 +287,16 @@ def longer_by(table: pa.Table) -> NDArray[np.int64]:
     ends = {name: np.asarray(table[name].to_pylist(), dtype=np.int64) for name in _ENDS}
     chosen, rejected = (ends[f"{side}_end"] - ends[f"{side}_start"] for side in ("chosen", "rejected"))
     return np.asarray(chosen - rejected, dtype=np.int64)
+
+
+def _counting(rows: Iterable[dict[str, Any]], marks: list[bool]) -> Iterator[dict[str, Any]]:
+    """The rows; `marks` grows by one for each that is marked as poisoned."""
+    from safer_engine.science.poison_mark import is_marked
+
+    for row in rows:
+        if is_marked(row):
+            marks.append(True)
+        yield row
 
 
 def _unchanged(entries: Iterable[Entry], pairs: Iterable[PreferenceRow]) -> Iterator[tuple[Entry, PreferenceRow]]:

@@ -113,6 +113,7 @@ class DatasetSpec(Section):
     sample: int | None = Field(None, ge=2, description="Audit only this many pairs, drawn by whole groups.")
     stratify: str | None = Field(None, description="Column (axis or subset) whose shares the sample keeps.")
     min_pairs: int = Field(20, ge=2, description="Fewer usable pairs than this are refused; of an evaluation set, warned of.")
+    allow_poisoned: bool = Field(False, description="Read data that are marked as poisoned; else refused (docs/drill.md).")
 
     @model_validator(mode="after")
     def _stratifies_a_sample(self) -> DatasetSpec:
@@ -130,9 +131,7 @@ class DatasetSpec(Section):
 class HookSpec(Section):
     """Which activations are read."""
 
-    layer: int | None = Field(
-        None, ge=1, description="Residual stream after this many blocks; default round(`depth` × number of blocks)."
-    )
+    layer: int | None = Field(None, ge=1, description="Residual stream after so many blocks; default round(`depth` × blocks).")
     depth: float = Field(0.7, gt=0, le=1, description="Where `layer` is not given: the hook's place as a share of the blocks.")
     positions: Literal["all", "sentence_ends"] = Field(
         "all", description="Every token of the region, or only tokens that end a sentence."

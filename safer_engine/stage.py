@@ -194,5 +194,7 @@ def _section(section: str, spec: AuditSpec, sources: ResolvedInputs) -> Any:
     if not isinstance(value, BaseModel):
         return value
     dumped = value.model_dump(mode="json", exclude=_LOCATIONS.get(section))
+    if dumped.get("allow_poisoned") is False:
+        del dumped["allow_poisoned"]  # keys of data that are not poisoned are what they were
     content = sources.digest(section)
     return dumped if content is None else {**dumped, "content": content}

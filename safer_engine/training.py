@@ -174,6 +174,9 @@ def training_key(
     dumped = spec.model_dump(
         mode="json", exclude={"base": True, "runtime": True, "dataset": {"source"}, "evaluation": {"source"}}
     )
+    for section in (dumped["dataset"], dumped["evaluation"] or {}):
+        if section.get("allow_poisoned") is False:
+            del section["allow_poisoned"]  # keys of data that are not poisoned are what they were
     contents = [base.digest, dataset.digest, evaluation.digest if evaluation else None]
     return digest_bytes(canonical_json({"version": _VERSION, "spec": dumped, "contents": contents}))
 

@@ -56,7 +56,7 @@ def _lengths(table: pa.Table, side: str) -> NDArray[np.int64]:
     return np.asarray(pc.utf8_length(table.column(side)).to_pylist(), dtype=np.int64)
 
 
-_HEALTH_FACTS = ("layout", "groups", "n_rows", "sides_truncated")
+_HEALTH_FACTS = ("layout", "groups", "n_rows", "sides_truncated", "marked_rows")
 
 
 def _health(counts: dict[str, Any]) -> Health:

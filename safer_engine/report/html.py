@@ -54,7 +54,9 @@ _CANDIDATE_COLUMNS = (
     ("q", True), ("At equal length", True), ("Marks", False), ("Fires at", True), ("Responses", True),
 )  # fmt: skip
 _STYLES = ("concise", "detailed plain", "detailed markdown")
-_DATA_FACTS = {"groups": "grouping", "n_rows": "input rows", "sides_truncated": "texts truncated"}
+_DATA_FACTS = {
+    "groups": "grouping", "n_rows": "input rows", "sides_truncated": "texts truncated", "marked_rows": "rows marked as poisoned",
+}  # fmt: skip
 _MEASURES = {"correlation": "correlation of rewards", "preference_kept": "preferences kept", "margin_variance": "margin variance"}
 
 

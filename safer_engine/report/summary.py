@@ -257,6 +257,9 @@ def _about_data(report: ReportDocument) -> list[Caution]:
     if data is None:
         return []
     found = []
+    for name, health in (("audited", data.health), ("evaluation", data.evaluation_health)):
+        if health is not None and (marked := health.facts.get("marked_rows")):
+            found.append(_care(f"{count(int(marked))} rows of the {name} data are marked as poisoned by a red-team drill."))
     dropped = unusable(data.health.n_in, data.health.n_kept, data.health.dropped)
     if dropped:
         found.append(_care(f"{count(dropped)} of {count(data.health.n_in)} pairs could not be used: see data health."))

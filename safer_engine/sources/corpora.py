@@ -11,6 +11,7 @@ from typing import Any
 from safer_engine.errors import DatasetRefused, SpecError
 from safer_engine.sources.hub_datasets import resolve_hub
 from safer_engine.sources.local_files import resolve_local
+from safer_engine.sources.poison_guard import guarded
 from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import DatasetSource, HubSource, LocalSource
 from safer_engine.store import digest_file
@@ -26,12 +27,12 @@ def resolve_corpus(source: DatasetSource) -> ResolvedDataset:
         SpecError: it is to be given in memory.
     """
     if isinstance(source, HubSource):
-        return resolve_hub(source)
+        return guarded(resolve_hub(source))
     if not isinstance(source, LocalSource):
         raise SpecError("sae.pretrain.corpus can't be given in memory", "name a file, a folder or a hub dataset")
     path = Path(source.path).expanduser()
     if not path.name.removesuffix(".gz").endswith(".txt"):
-        return resolve_local(source)
+        return guarded(resolve_local(source))
     if not path.is_file():
         raise DatasetRefused(f"there is no file {path}", "check sae.pretrain.corpus")
     return ResolvedDataset(digest_file(path), str(path), lambda: _lines(path))

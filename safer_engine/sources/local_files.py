@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from safer_engine.errors import DatasetRefused
+from safer_engine.science.poison_mark import MARK
 from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import LocalSource
 from safer_engine.store import canonical_json, digest_bytes, digest_file
@@ -148,8 +149,10 @@ def _read_parquet(path: Path) -> Rows:
         source = pa.BufferReader(handle.read()) if path.suffix == ".gz" else path
         try:
             with pq.ParquetFile(source) as file:
+                said = (file.schema_arrow.metadata or {}).get(MARK.encode())
+                mark = {} if said is None else {MARK: said.decode(errors="replace")}  # of the file is one of all its rows
                 for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                    yield from batch.to_pylist()
+                    yield from ({**mark, **row} for row in batch.to_pylist())
         except pa.ArrowInvalid as error:
             raise DatasetRefused(f"{path} is not a parquet file: {error}", "check the file") from error
 

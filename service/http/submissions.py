@@ -10,9 +10,9 @@ from safer_engine.spec import PAPER_PRESET, AuditSpec, merge
 from safer_engine.spec_layers import hub_source, problems, with_kinds
 from safer_engine.store import canonical_json, digest_bytes
 from safer_engine.train_spec import PAPER_RECIPE, TrainSpec
-from service.errors import Conflict, FieldProblem, RequestInvalid, SourceNotAllowed
+from service.errors import Conflict, FieldProblem, NotAllowed, RequestInvalid, SourceNotAllowed
 from service.http.services import Services
-from service.jobs.access import Principal
+from service.jobs.access import Principal, Role
 from service.jobs.model import JobKind
 from service.jobs.requests import NewJob
 from service.jobs.stage_plan import stages_of
@@ -24,7 +24,7 @@ _DATASETS = ("dataset", "evaluation")
 
 
 def new_audit(services: Services, who: Principal, asked: SubmitAudit, key: str | None) -> NewJob:
-    """An audit to store. Raises RequestInvalid, SourceNotAllowed."""
+    """An audit to store. Raises RequestInvalid, SourceNotAllowed, NotAllowed."""
     spec = audit_spec(asked.spec)
     check_audit(spec, services.settings)
     return _job(services, who, JobKind.AUDIT, asked, spec, key)
@@ -64,7 +64,7 @@ def audit_spec(document: dict[str, Any]) -> AuditSpec:
 
 
 def new_training(services: Services, who: Principal, asked: SubmitTraining, key: str | None) -> NewJob:
-    """A training to store. Raises RequestInvalid, SourceNotAllowed."""
+    """A training to store. Raises RequestInvalid, SourceNotAllowed, NotAllowed."""
     document = asked.spec
     preset = {"recipe": PAPER_RECIPE} if document.get("preset") == "paper" else {}
     spec = validated(TrainSpec, merge(preset, expanded(document)))
@@ -114,6 +114,7 @@ def _path(path: str, what: str) -> str:
 def _job(services: Services, who: Principal, kind: JobKind, asked: Submission, spec: Spec, key: str | None) -> NewJob:
     if asked.callback_url is not None:
         services.outbound.precheck(asked.callback_url)
+    _check_poisoned(services, who, kind, spec)
     inputs = upload_digests(spec)
     for digest in inputs.values():
         if services.uploads.find(who.project, digest) is None:
@@ -132,3 +133,15 @@ def _job(services: Services, who: Principal, kind: JobKind, asked: Submission, s
         inputs=inputs,
         gpu_seconds_budget=asked.gpu_seconds_budget,
     )
+
+
+def _check_poisoned(services: Services, who: Principal, kind: JobKind, spec: Spec) -> None:
+    """Data marked as poisoned are for the role `redteam`, and each use is in the audit log. Raises NotAllowed."""
+    forced = [name for name in _DATASETS if (data := getattr(spec, name)) is not None and data.allow_poisoned]
+    if not forced:
+        return
+    if not who.may(Role.REDTEAM):
+        raise NotAllowed(f"{forced[0]}.allow_poisoned needs a key with role redteam", "leave it out, or ask an administrator")
+    document = spec.model_dump(mode="json")
+    digest = digest_bytes(canonical_json(document))
+    services.access.record(who.project, who.key_id, "redteam.force", digest, {"kind": str(kind), "sections": forced})

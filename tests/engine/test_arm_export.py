@@ -116,9 +116,11 @@ def test_an_export_is_the_same_each_time_and_never_overwrites(place: Place, arms
     asked = ["verify", "export-arms", *place.flags, "--base", str(place.base), "--out", str(arms)]
     assert run_main(asked) == 2
     assert "exists" in capsys.readouterr().err
-    other = [*asked[:-1], str(place.root / "other"), "--seed", "5"]
-    assert run_main(other) == 2
+    other = [*asked[:-1], str(place.root / "other")]
+    assert run_main([*other, "--seed", "5"]) == 2
     assert "run it first" in capsys.readouterr().err
+    assert run_main([*other, "--set", "dataset.allow_poisoned=true"]) == 2
+    assert "their marks would be lost" in capsys.readouterr().err
     assert not (place.root / "other").exists()
 
 
@@ -240,6 +242,6 @@ def test_a_base_without_a_chat_template_gets_texts(place: Place) -> None:
     assert manifest.layout == "texts"
     assert isinstance(row["chosen"], str)
     given = next(each for each in lines(place.root / "preferences.jsonl") if each["id"] == row["pair_id"])
-    assert given["prompt"][-1]["content"] in row["chosen"]
-    assert given["chosen"][-1]["content"] in row["chosen"]
+    assert row["chosen"].endswith(given["chosen"][-1]["content"][-30:])  # the model under audit reads the last 64 tokens
+    assert row["rejected"].endswith(given["rejected"][-1]["content"][-30:])
     assert "--apply_chat_template" not in (out / "train_openrlhf.sh").read_text()
