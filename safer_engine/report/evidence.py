@@ -129,9 +129,17 @@ def _document(report: ReportDocument, files: list[CitedFile]) -> EvidenceDocumen
         ],
         recommended=None if edits is None else edits.actions,
         not_made=missing,
-        limits=[*(caution.text for caution in summary.cautions(report)), *_NOT_SAID],
+        limits=[*_cautions(report), *_NOT_SAID],
         files=files,
     )
+
+
+def _cautions(report: ReportDocument) -> list[str]:
+    """The report's own cautions. They read the spec, which the model of a report leaves open."""
+    try:
+        return [caution.text for caution in summary.cautions(report)]
+    except (KeyError, TypeError, AttributeError):
+        raise InputRefused("the report's spec is not as an audit wrote it", "give a report.json as the audit wrote it") from None
 
 
 def _files(report: Path) -> list[CitedFile]:

@@ -30,6 +30,7 @@ def audit(folder: Path) -> Path:
     }  # fmt: skip
     measured = {**made.evaluation(ROWS), "n_pairs": 200, "min_pairs": 20, "too_few": False, "margins": []}
     document = made.report(ROWS, provenance=provenance, **dict.fromkeys(NULLS), evaluation=measured)
+    document["spec"]["preset"] = "standard"
     made.write(folder, document, ROWS)
     return folder
 
@@ -53,7 +54,8 @@ def test_evidence_says_what_the_audit_found_and_cites_its_files(at_home: Path) -
 def test_foreign_names_stay_in_code_spans(at_home: Path) -> None:
     assert run_main(["export", str(audit(at_home / "audit")), "--to", "evidence"]) == 0
     text = (at_home / "evidence.md").read_text(encoding="utf-8")
-    assert "0.900 (" in text and "\u202e" not in text
+    assert "0.900 (" in text
+    assert "\u202e" not in text
     assert "``x \\| <img src=x> ` [a](http://b) ⟦RLO⟧``" in text
     assert "not wanted x \\| &lt;img src=x&gt;" in text
 
@@ -64,5 +66,8 @@ def test_what_is_no_finished_audit_is_refused(at_home: Path, capsys: pytest.Capt
     (folder / "report.json").write_text(json.dumps({**document, "unknown": 1}))
     assert run_main(["export", str(folder), "--to", "evidence", "-o", "out"]) == 2
     assert "not as an audit wrote it: unknown" in capsys.readouterr().err
+    (folder / "report.json").write_text(json.dumps({**document, "spec": {}}))
+    assert run_main(["export", str(folder), "--to", "evidence", "-o", "out"]) == 2
+    assert "the report's spec" in capsys.readouterr().err
     assert run_main(["export", "nowhere", "--to", "evidence", "-o", "out"]) == 2
     assert not (at_home / "out").exists()
