@@ -6,6 +6,7 @@ Everything comes from report.json and the files beside it; no clock is read, so 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -167,8 +168,8 @@ def evidence_markdown(document: EvidenceDocument) -> str:
     read = [(n, h.n_in, h.n_kept, _counts(h.dropped)) for n, h in document.read.items()]
     accuracy = [
         (
-            code(m.axis or "all"),
-            code(m.subset or "all"),
+            _name(m.axis),
+            _name(m.subset),
             m.accuracy.n,
             _interval(m.accuracy.estimate, m.accuracy.lo, m.accuracy.hi),
         )
@@ -224,7 +225,7 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{code(name)} {n}" for name, n in counts.items()) or "0"
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     body = rows or [("none", *("" for _ in columns[1:]))]
     lines = [columns, tuple("---" for _ in columns), *body]
     return f"## {title}\n\n" + "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
