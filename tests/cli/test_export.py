@@ -29,7 +29,7 @@ def audit(folder: Path) -> Path:
         "not_computed": dict.fromkeys(NULLS, "not asked for"),
     }  # fmt: skip
     measured = {**made.evaluation(ROWS), "n_pairs": 200, "min_pairs": 20, "too_few": False, "margins": []}
-    document = made.report(ROWS, provenance=provenance, **dict.fromkeys(NULLS), evaluation=measured)
+    document = made.report(ROWS) | dict.fromkeys(NULLS) | {"provenance": provenance, "evaluation": measured}
     document["spec"]["preset"] = "standard"
     made.write(folder, document, ROWS)
     return folder
