@@ -53,6 +53,7 @@ _HERE = {
     "steer": ("cli.steer", "steer_command", "Rewards with a latent of an audit scaled: a dose curve."),
     "apply": ("cli.apply", "apply_command", "Apply recommended edits to a dataset, or undo them."),
     "gate": ("cli.gate", "gate_group", "Whether a reward model may ship: a policy's rules on a finished audit."),
+    "export": ("cli.export", "export_command", "A finished audit as an evidence file that can be cited."),
     "spec": ("cli.spec", "spec_group", "Write, show or describe an audit spec."),
     "demo": ("cli.demo", "demo_command", "Plant wrong labels, train a small reward model on them, and find them."),
     "doctor": ("cli.doctor", "doctor_command", "What this machine has, and what is missing."),

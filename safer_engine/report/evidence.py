@@ -1,0 +1,231 @@
+"""An audit in short, to be cited: what was tested, on what, by which version, with which result and limits.
+
+Everything comes from report.json and the files beside it; no clock is read, so the same files give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from safer_engine.errors import InputRefused
+from safer_engine.gate.documents import MAX_EVALUATION, MAX_REPORT, REPORT, load_audit
+from safer_engine.report import summary
+from safer_engine.report.markdown import code, escaped
+from safer_engine.report.model import Health, Length, Measured, ReportDocument
+from safer_engine.report.nodes import Count, Node, Rate
+from safer_engine.report.provenance import InputRecord
+
+_CITED = ("report.html", "report.md", "evaluation.jsonl", "edits.jsonl", "features.parquet", "pair_scores.parquet")
+_NOT_SAID = (
+    "The figures hold for the data named here, as sampled; other prompts may give other figures.",
+    "Intervals cover the sampling of groups of pairs, not the choice of the data nor of the labels that are taken as right.",
+    "This file states what was measured. It states no compliance with any rule.",
+)
+
+
+class CitedFile(Node):
+    """A file of the audit."""
+
+    name: str
+    sha256: str = Field(description="Of its bytes, in hexadecimal digits.")
+    bytes: Count
+
+
+class StageMade(Node):
+    """A stage that was computed."""
+
+    stage: str
+    version: int | None
+    content_digest: str | None = Field(description="Of the artifact it left.")
+
+
+class NotMade(Node):
+    """A check that was not made."""
+
+    what: str = Field(description="`stage` and its name, or the path of a null in report.json.")
+    reason: str
+
+
+class Doubtful(Node):
+    """Estimated share of wrong labels of an axis, with its 95 % interval; null where there is no estimate."""
+
+    axis: str
+    n: Count
+    share: Rate | None
+    lo: Rate | None
+    hi: Rate | None
+
+
+class EvidenceDocument(Node):
+    """The evidence file. Estimates carry 95 % intervals."""
+
+    schema_version: Literal[1] = 1
+    tool: str
+    tool_version: str
+    report_created: str = Field(description="UTC time at which report.json was written, as it says.")
+    seed: int
+    inputs: dict[str, InputRecord] = Field(description="Model, dataset and evaluation set as they were found.")
+    stages: list[StageMade]
+    read: dict[str, Health] = Field(description="Pairs read, kept and dropped by reason: of the dataset and the evaluation set.")
+    accuracy: list[Measured] | None = Field(description="By axis and subset; null: see not_made.")
+    length: list[Length] | None = Field(description="How rewards follow length, in the same slices; null: see not_made.")
+    doubtful: list[Doubtful] | None = Field(description="By axis; null: see not_made.")
+    recommended: dict[str, Count] | None = Field(description="Rows by recommended action; null: not recommended, see not_made.")
+    not_made: list[NotMade]
+    limits: list[str]
+    files: list[CitedFile] = Field(description="report.json, and those of the audit's files that lie beside it.")
+
+
+def evidence(path: Path, what: str) -> EvidenceDocument:
+    """The evidence file of a finished audit.
+
+    Args:
+        path: report.json, or the folder that holds it.
+        what: the option that named it, for messages.
+
+    Raises:
+        InputRefused: it is no finished audit, or a file beside it is not of the same one or cannot be read.
+    """
+    audit = load_audit(path, what)
+    try:
+        report = ReportDocument.model_validate(audit.report)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "its sections"
+        raise InputRefused(
+            f"{what} {path} is not as an audit wrote it: {place}", "give a report.json as the audit wrote it"
+        ) from None
+    return _document(report, _files(path / REPORT if path.is_dir() else path))
+
+
+def _document(report: ReportDocument, files: list[CitedFile]) -> EvidenceDocument:
+    found, data, measured, edits = report.provenance, report.dataset, report.evaluation, report.edits
+    health = {} if data is None else {"dataset": data.health, "evaluation": data.evaluation_health}
+    computed = [stage for stage in found.stages if stage.state == "computed"]
+    missing = [
+        NotMade(what=f"stage {s.stage}", reason=s.reason or "no reason was recorded")
+        for s in found.stages
+        if s.state != "computed"
+    ]
+    missing += [NotMade(what=what, reason=why) for what, why in sorted(found.not_computed.items())]
+    return EvidenceDocument(
+        tool=found.tool,
+        tool_version=found.tool_version,
+        report_created=found.timing.created,
+        seed=found.seed,
+        inputs={str(name): record for name, record in found.inputs.items()},
+        stages=[StageMade(stage=s.stage, version=s.version, content_digest=s.content_digest) for s in computed],
+        read={name: counts for name, counts in health.items() if counts is not None},
+        accuracy=None if measured is None else measured.groups,
+        length=None if measured is None else measured.length,
+        doubtful=None
+        if edits is None
+        else [
+            Doubtful(axis=a.axis, n=a.n, share=a.doubtful_share, lo=a.doubtful_share_lo, hi=a.doubtful_share_hi)
+            for a in edits.axes
+        ],
+        recommended=None if edits is None else edits.actions,
+        not_made=missing,
+        limits=[*_cautions(report), *_NOT_SAID],
+        files=files,
+    )
+
+
+def _cautions(report: ReportDocument) -> list[str]:
+    """The report's own cautions. They read the spec, which the model of a report leaves open."""
+    try:
+        return [caution.text for caution in summary.cautions(report)]
+    except (KeyError, TypeError, AttributeError):
+        raise InputRefused("the report's spec is not as an audit wrote it", "give a report.json as the audit wrote it") from None
+
+
+def _files(report: Path) -> list[CitedFile]:
+    beside = [report.parent / name for name in _CITED]
+    try:
+        return [_cited(report, REPORT, MAX_REPORT), *(_cited(f, f.name, MAX_EVALUATION) for f in beside if f.is_file())]
+    except OSError as error:
+        raise InputRefused(f"cannot read a file beside {report}: {error.strerror}", "make the audit's files readable") from None
+
+
+def _cited(path: Path, name: str, most: int) -> CitedFile:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+            if size > most:
+                raise InputRefused(f"{path} has more than {most:,} bytes", "give the file as the audit wrote it")
+    return CitedFile(name=name, sha256=digest.hexdigest(), bytes=size)
+
+
+def evidence_markdown(document: EvidenceDocument) -> str:
+    """The same to be read, in GitHub-flavoured Markdown; foreign names stand in code spans."""
+    inputs = [(n, code(r.origin), code(r.revision or ""), code(r.digest)) for n, r in document.inputs.items()]
+    read = [(n, h.n_in, h.n_kept, _counts(h.dropped)) for n, h in document.read.items()]
+    accuracy = [
+        (
+            _name(m.axis),
+            _name(m.subset),
+            m.accuracy.n,
+            _interval(m.accuracy.estimate, m.accuracy.lo, m.accuracy.hi),
+        )
+        for m in document.accuracy or []
+    ]
+    length = [
+        (
+            _name(e.axis),
+            _name(e.subset),
+            escaped(e.reasons.get("gap", "–")) if e.gap is None else _interval(e.gap.estimate, e.gap.lo, e.gap.hi),
+        )
+        for e in document.length or []
+    ]
+    doubtful = [(code(d.axis), d.n, _interval(d.share, d.lo, d.hi)) for d in document.doubtful or []]
+    made = [(code(s.stage), s.version or "–", code(s.content_digest or "")) for s in document.stages]
+    parts = [
+        "# Evidence of a reward model audit",
+        f"{code(document.tool)} {code(document.tool_version)}, seed {document.seed}; "
+        f"report written {code(document.report_created)}.",
+        _table("What was tested", ("input", "origin", "revision", "digest"), inputs),
+        _table("Pairs read", ("set", "read", "kept", "dropped"), read),
+        _table("Pair accuracy", ("axis", "subset", "pairs", "accuracy (95 %)"), accuracy),
+        _table(
+            "Accuracy where the chosen response is longer, less where it is shorter", ("axis", "subset", "gap (95 %)"), length
+        ),
+        _table("Doubtful labels, estimated share", ("axis", "pairs", "share (95 %)"), doubtful),
+        "" if document.recommended is None else f"Recommended: {_counts(document.recommended)}.",
+        _table("Stages", ("stage", "version", "digest"), made),
+        _table("Checks not made", ("what", "why"), [(code(n.what), escaped(n.reason)) for n in document.not_made]),
+        "## Limits\n\n" + "\n".join(f"- {escaped(limit)}" for limit in document.limits),
+        _table("Files", ("file", "SHA-256", "bytes"), [(code(f.name), code(f.sha256), f.bytes) for f in document.files]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _name(part: str | None) -> str:
+    """A part of the data; `all` outside a code span is no name that the data gave."""
+    return "all" if part is None else code(part)
+
+
+def _interval(estimate: float | None, lo: float | None, hi: float | None) -> str:
+    if estimate is None:
+        return "–"
+    return _three(estimate) if lo is None or hi is None else f"{_three(estimate)} ({_three(lo)} to {_three(hi)})"
+
+
+def _three(value: float) -> str:
+    """Three digits; what rounds to 0 has no sign."""
+    return f"{round(value, 3) + 0.0:.3f}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{code(name)} {n}" for name, n in counts.items()) or "0"
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+    body = rows or [("none", *("" for _ in columns[1:]))]
+    lines = [columns, tuple("---" for _ in columns), *body]
+    return f"## {title}\n\n" + "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
