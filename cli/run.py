@@ -15,13 +15,17 @@ from safer_engine.cost import Planned, planned_total
 from safer_engine.spec_layers import BuiltSpec
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from safer_engine.api import AuditReport
+    from safer_engine.report.model_verification import VerificationReport
 
 
 _SHOWN = 8
 _VERIFIED = ("pairs", ">as given", ">our edits", ">by margin", ">at random", ">change", "95 % interval")
+_SHAPES = ("figure", *_VERIFIED[1:-2], ">change, points", "95 % interval")
+_SWEPT = ("pairs", ">budget", "edited", *_VERIFIED[2:-2], ">change, points", "95 % interval")
 SUMMARY_VERSION = 1
 """Of what --json prints: it changes when a key is renamed, removed, or comes to mean something else."""
 
@@ -98,7 +102,7 @@ def _print_summary(report: AuditReport, observer: QuietObserver) -> None:
     counts = report.edits["action"].value_counts().to_dict()
     shown.print(table("Edits", ("action", ">rows"), [(name, counts.get(name, 0)) for name in ("drop", "flip", "review", "keep")]))
     if (verified := report.document.verification) is not None:
-        shown.print(verified_table(verified.model_dump()))
+        print_verification(shown, verified)
     named = [feature for feature in report.document.features or [] if feature.safety_feature][:_SHOWN]
     if not named:
         shown.print("Safety features: none", markup=False)
@@ -107,13 +111,22 @@ def _print_summary(report: AuditReport, observer: QuietObserver) -> None:
     shown.print(table("Safety features", ("latent", ">salience", "about"), cells))
 
 
-def verified_table(facts: dict[str, Any]) -> Table:
-    """Accuracy of the arms on each slice of the evaluation pairs, and what our edits change."""
-    from safer_engine.report.build_verification import report_of
+def print_verification(shown: Console, found: VerificationReport) -> None:
+    """Accuracy of the arms on each slice of the evaluation pairs, as benchmarks score, and at each budget of a sweep."""
+    from safer_engine.report.plots_sweep import sweep_rows, sweep_sentence
+    from safer_engine.report.plots_verification import shape_rows
+
+    shown.print(_verified_table(found))
+    if found.shapes:
+        shown.print(table("As benchmarks score", _SHAPES, shape_rows(found.shapes)))
+    if found.sweep is not None:
+        shown.print(table(f"How much to edit: {found.sweep.outcome}", _SWEPT, sweep_rows(found.sweep)))
+        shown.print(sweep_sentence(found.sweep), markup=False)
+
+
+def _verified_table(found: VerificationReport) -> Table:
     from safer_engine.report.plots_verification import accuracy_of, scopes
     from safer_engine.report.text import interval, percent, signed
-
-    found = report_of(facts)
 
     rows: list[Sequence[str]] = []
     for row in scopes(found):

@@ -88,11 +88,12 @@ def import_command(
     MANIFEST is the folder that `verify export-arms` wrote. Arms are as-given, edits, margin and random; `margin` may be left
     out. Seeds that lack an arm are left out and named. Fewer seeds than the manifest plans are inconclusive.
     """
-    from cli.run import verified_table
+    from cli.run import print_verification
     from safer_engine import api
     from safer_engine.arm_import import import_arms, parse_checkpoint
     from safer_engine.arm_manifest import read_manifest
     from safer_engine.publishing import publishing
+    from safer_engine.report.build_verification import report_of
     from safer_engine.store import LocalArtifactStore
 
     read = read_manifest(manifest)
@@ -108,7 +109,7 @@ def import_command(
         return
     if not quiet:
         shown = console()
-        shown.print(verified_table(found))
+        print_verification(shown, report_of(found))
         if found["left_out"]:
             shown.print(f"left out, for their seed lacks an arm: {', '.join(found['left_out'])}", markup=False)
     click.echo(str(target.resolve()))

@@ -33,7 +33,7 @@ from safer_engine.publishing import require_writable
 from safer_engine.science.arms import ARMS, DROP, FLIP, Arm
 from safer_engine.stage import stage_seed
 from safer_engine.store import ArtifactStore, LocalArtifactStore, digest_file
-from safer_engine.verification import EditedPairs, edited_pairs
+from safer_engine.verification_arms import EditedPairs, edited_pairs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,6 +74,8 @@ def export_arms(request: AuditRequest, store: ArtifactStore, out: Path, observer
         raise SpecError(
             "poisoned data are not written for another trainer: their marks would be lost", "leave out allow_poisoned"
         )
+    if spec.verification.budgets:
+        raise SpecError("a sweep of budgets is not written for another trainer", "leave out verification.budgets")
     if out.exists():
         raise SpecError(f"{out} exists", "name a folder that does not")
     require_writable(out.parent, "the folder for the arms")

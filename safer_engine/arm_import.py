@@ -10,24 +10,27 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from safer_engine import api, pipeline
 from safer_engine.arm_manifest import ArmManifest
 from safer_engine.artifacts import Absent, EvaluationSet
 from safer_engine.errors import DatasetRefused, SpecError
+from safer_engine.evaluation_pairs import scored_pairs
 from safer_engine.events import Observer
 from safer_engine.pipeline import AuditRequest
 from safer_engine.science.arms import ARMS, Arm
+from safer_engine.science.evaluation import ScoredPairs
 from safer_engine.science.outcomes import OutcomeRules
 from safer_engine.sources.models import resolve_model
 from safer_engine.spec import AuditSpec
 from safer_engine.stages.evaluation import EvaluationStage
 from safer_engine.stages.pairs import PairsStage
 from safer_engine.store import ArtifactStore
-from safer_engine.verification import Answers, judged_facts, judged_of, slice_facts
+from safer_engine.verification_answers import PAIRS, Answers, answer_facts, answers_of, judged_facts, judged_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VERSION = 1
 NEEDED: tuple[Arm, ...] = ("as given", "edits", "random")
@@ -89,7 +92,7 @@ def import_arms(
     asked = request.spec.verification
     assert asked is not None
     planned = max(asked.seeds, len(seeds))
-    judged = judged_of(answers, edited, OutcomeRules(asked.level, planned=planned, early_stop=asked.early_stop))
+    judged = judged_of(answers[PAIRS], edited, OutcomeRules(asked.level, planned=planned, early_stop=asked.early_stop))
     by_arm = {data.file: data for data in manifest.data}
     edits = next(by_arm[run.data] for run in manifest.runs if run.arm == "edits")
     pairs = {arm: next(by_arm[run.data].pairs for run in manifest.runs if run.arm == arm) for arm in arms}
@@ -97,14 +100,14 @@ def import_arms(
         "verification_version": VERSION,
         "trained": "elsewhere",
         **judged_facts(judged),
-        **slice_facts(answers),
+        **answer_facts(answers),
         "seeds": len(seeds),
         "planned": planned,
         "edited_axes": list(edited),
         "edits": {"drop": edits.dropped, "flip": edits.flipped},
         "pairs": pairs,
         "steps": manifest.steps,
-        "n_evaluated": len(answers.axes_N),
+        "n_evaluated": len(answers[PAIRS].axes_N),
         "checkpoints": [
             {"arm": each.arm, "seed": each.seed, "digest": model.digest, "pairs": pairs[each.arm]}
             for each, model in zip(used, resolved, strict=True)
@@ -153,18 +156,17 @@ def _evaluated(request: AuditRequest, path: str, model: Any, store: ArtifactStor
     return found
 
 
-def _answers(evaluated: Sequence[EvaluationSet], used: Sequence[Checkpoint], arms: tuple[Arm, ...]) -> Answers:
-    """Right and wrong on the pairs that every model can read, seed by seed."""
-    names = set.intersection(*(set(each.pairs["pair_id"].to_pylist()) for each in evaluated))
-    right: dict[Arm, list[Any]] = {arm: [] for arm in arms}
+def _answers(evaluated: Sequence[EvaluationSet], used: Sequence[Checkpoint], arms: tuple[Arm, ...]) -> dict[str, Answers]:
+    """What the models say of the pairs that each of them can read, seed by seed, by unit (see `answers_of`)."""
+    names = sorted(set.intersection(*(set(each.pairs["pair_id"].to_pylist()) for each in evaluated)))
+    scored: dict[Arm, list[ScoredPairs]] = {arm: [] for arm in arms}
+    read = _rows(evaluated[0].pairs, names)
     for each, one in zip(used, evaluated, strict=True):
-        table = one.rewards
-        won = (table["reward_chosen"].to_numpy() > table["reward_rejected"].to_numpy()).astype(np.float64)
-        place = {name: at for at, name in enumerate(table["pair_id"].to_pylist()) if name in names}
-        right[each.arm].append(won[[place[name] for name in sorted(names)]])
-    first = evaluated[0].pairs
-    place = {name: at for at, name in enumerate(first["pair_id"].to_pylist())}
-    rows = first.take([place[name] for name in sorted(names)])
-    columns = {name: np.asarray(rows[name].to_pylist(), dtype=np.str_) for name in ("group", "axis", "subset")}
-    stacked = {arm: np.stack(values) for arm, values in right.items()}
-    return Answers(stacked, columns["group"], columns["axis"], columns["subset"])
+        rewards = _rows(one.rewards, names)
+        scored[each.arm].append(scored_pairs(read, *(rewards[f"reward_{side}"].to_numpy() for side in ("chosen", "rejected"))))
+    return answers_of(scored)
+
+
+def _rows(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    place = {name: at for at, name in enumerate(table["pair_id"].to_pylist())}
+    return table.take([place[name] for name in names])

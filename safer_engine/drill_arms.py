@@ -275,7 +275,7 @@ def _read_audit(arm: Arm, key: str, steps: int, flipped: tuple[str, ...], report
     from safer_engine.artifacts import Edits, EvaluationSet, PairScores, PairSet
     from safer_engine.pair_tables import longer_by
     from safer_engine.science.arms import KEEP
-    from safer_engine.verification import edited_pairs
+    from safer_engine.verification_arms import edited_pairs
 
     pairs, scores, edits, apart = (report.artifacts.get(kind) for kind in (PairSet, PairScores, Edits, EvaluationSet))
     if not isinstance(apart, EvaluationSet):

@@ -9,16 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from safer_engine.artifacts import PairSet
 from safer_engine.errors import DatasetRefused
-from safer_engine.pair_tables import Survey, drops, health, remedy, survey, write_pairs
+from safer_engine.pair_tables import Survey, drops, health, longer_by, remedy, survey, write_pairs
+from safer_engine.science.evaluation import ScoredPairs
 from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import DatasetSpec
 from safer_engine.stage import stage_seed
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from safer_engine.science.rendering import Renderer
 
 NO_EVALUATION = "no evaluation set was given"
@@ -62,6 +70,49 @@ def write_evaluation_pairs(
     """
     total = len(surveyed.entries)
     return health(surveyed, write_pairs(path, source, surveyed, renderer, lambda done: progress(done, total)))
+
+
+@dataclass(frozen=True)
+class EvaluationInput:
+    """Evaluation rows and how they are read: `base_seed` is the spec's, pairs with a prompt of `dataset` are left out."""
+
+    source: ResolvedDataset
+    spec: DatasetSpec
+    base_seed: int
+    dataset: PairSet
+
+
+def read_evaluation(
+    path: Path, given: EvaluationInput, renderer: Renderer, progress: Callable[[int, int], None]
+) -> tuple[dict[str, Any], str]:
+    """Survey the evaluation pairs and write the usable ones.
+
+    Returns:
+        What became of them all, and what to say where they are few (see `shortage`).
+
+    Raises:
+        DatasetRefused: see `survey_evaluation`.
+    """
+    surveyed = survey_evaluation(given.source, given.spec, given.base_seed, given.dataset.prompt_keys)
+    counts = write_evaluation_pairs(path, given.source, surveyed, renderer, progress)
+    return counts, shortage(counts, given.spec.min_pairs)
+
+
+def scored_pairs(
+    table: pa.Table, chosen: NDArray[np.float64], rejected: NDArray[np.float64], *, lengths: bool = False
+) -> ScoredPairs:
+    """Pairs with their rewards as a benchmark scores them.
+
+    Args:
+        table: of pairs, see `PairSet`.
+        chosen, rejected: rewards in the order of the table, [P].
+        lengths: whether the lengths of the responses are wanted too.
+
+    Raises:
+        NumericalError: a reward is not finite.
+    """
+    columns = {name: table[name].to_pylist() for name in ("pair_id", "group", "axis", "subset", "style", "item")}
+    return ScoredPairs(**columns, reward_chosen=chosen, reward_rejected=rejected, longer_by=longer_by(table) if lengths else None)
 
 
 def shortage(counts: dict[str, Any], minimum: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from safer_engine.spec import AuditSpec
 from safer_engine.spec_retraining import folds_of
-from safer_engine.spec_verification import N_ARMS
 
 TRAINED = ("retraining", "verification")
 """Stages that train models of their own, from section `retraining`'s base."""
@@ -23,7 +22,7 @@ def trained_work(stage: str, spec: AuditSpec, tokens: tuple[int, int], parameter
     """Floating-point operations of all trainings of a stage and of what is read with them; 0 where it trains nothing.
 
     A training takes six operations a token and parameter (forward and backward) in every epoch, reading two. `retraining`: each
-    of `folds` trainings sees (folds − 1) / folds of the tokens, and each pair is then read once. `verification`: four arms for
+    of `folds` trainings sees (folds − 1) / folds of the tokens, and each pair is then read once. `verification`: all arms of
     every seed, none stopped early, and each model reads the evaluation pairs.
 
     Args:
@@ -36,8 +35,8 @@ def trained_work(stage: str, spec: AuditSpec, tokens: tuple[int, int], parameter
     epochs = 6.0 * spec.retraining.recipe.epochs
     if stage == "retraining":
         return parameters * seen * (epochs * (spec.retraining.folds - 1) + 2.0)
-    seeds = spec.verification.seeds if spec.verification is not None else 0
-    return N_ARMS * seeds * parameters * (epochs * seen + 2.0 * measured)
+    trainings = spec.verification.seeds * spec.verification.n_arms if spec.verification is not None else 0
+    return trainings * parameters * (epochs * seen + 2.0 * measured)
 
 
 def trained_memory(stage: str, spec: AuditSpec, parameters: int, breadth: int) -> float:

@@ -31,5 +31,14 @@ def selection_groups(groups: Iterable[str], seed: int) -> frozenset[str]:
 
     By hash, like the held-out groups, and independent of those: of n groups the n // 2 of lowest hash.
     """
-    keyed = sorted((hashlib.sha256(f"{seed}/selection/{group}".encode()).digest()[:8], group) for group in set(groups))
+    return _half(groups, f"{seed}/selection")
+
+
+def choosing_groups(groups: Iterable[str], seed: int) -> frozenset[str]:
+    """The half of the evaluation groups by which a budget is chosen; it is judged on the other half."""
+    return _half(groups, f"{seed}/budget")
+
+
+def _half(groups: Iterable[str], name: str) -> frozenset[str]:
+    keyed = sorted((hashlib.sha256(f"{name}/{group}".encode()).digest()[:8], group) for group in set(groups))
     return frozenset(group for _, group in keyed[: len(keyed) // 2])

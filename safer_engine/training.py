@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from safer_engine.artifacts import PairSet
 from safer_engine.errors import NumericalError, SpecError
-from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
+from safer_engine.evaluation_pairs import EvaluationInput, read_evaluation, scored_pairs
 from safer_engine.events import NullObserver, Observer
 from safer_engine.machine import provenance, resolve_device
 from safer_engine.model_training import Training, train
-from safer_engine.pair_tables import longer_by
 from safer_engine.publishing import require_writable, write_failed
 from safer_engine.sources.base_models import BaseModel, BaseTokenizer, load_base_tokenizer, save_model
 from safer_engine.sources.datasets import resolve_dataset
@@ -266,10 +265,9 @@ def _read_evaluation(audit: AuditRequest, read: PairSet, work: WorkArea, observe
     if source is None or spec is None:
         return None
     renderer = load_renderer(audit.sources.model.path, audit.spec.model, audit.spec.runtime.trust_remote_code)
-    surveyed = survey_evaluation(source, spec, audit.spec.seed, read.prompt_keys)
     with work.publish("eval.arrow", scratch=True) as path:
-        counts = write_evaluation_pairs(path, source, surveyed, renderer, lambda _done, _total: None)
-    if short := shortage(counts, spec.min_pairs):
+        counts, short = read_evaluation(path, EvaluationInput(source, spec, audit.spec.seed, read), renderer, lambda _, __: None)
+    if short:
         observer.note(STAGE, f"warning: {short}")
     with pa.memory_map(str(work.scratch / "eval.arrow")) as file:
         return _Evaluation(pa.ipc.open_file(file).read_all(), counts)
@@ -301,7 +299,7 @@ def _evaluate(
     """Scores on the evaluation pairs, if there are any."""
     import numpy as np
 
-    from safer_engine.science.evaluation import ScoredPairs, evaluate
+    from safer_engine.science.evaluation import evaluate
     from safer_engine.science.rm_training import pair_rewards
 
     if apart is None or apart.table.num_rows == 0:
@@ -309,12 +307,5 @@ def _evaluate(
     table = apart.table
     pad_id = ready.tokenizer.pad_token_id
     rewards = pair_rewards(model, token_pairs(table), pad_id, settings.batch_tokens, settings.bfloat16)
-    names = ("pair_id", "group", "axis", "subset", "style", "item")
-    columns = {name: table[name].to_pylist() for name in names}
-    scored = ScoredPairs(
-        **columns,
-        reward_chosen=np.asarray(rewards.chosen),
-        reward_rejected=np.asarray(rewards.rejected),
-        longer_by=longer_by(table),
-    )
+    scored = scored_pairs(table, np.asarray(rewards.chosen), np.asarray(rewards.rejected), lengths=True)
     return evaluate(scored, _BOOTSTRAP, spec.seed).as_json()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from safer_engine import evaluation_pairs
 from safer_engine.artifacts import Activations, EvaluationSet, PairSet, RetrainedMargins
-from safer_engine.pair_tables import longer_by
 from safer_engine.report.columns import by_id, histogram, scalars
 from safer_engine.report.model import (
     Dataset,
@@ -73,17 +73,9 @@ def scored_pairs(table: pa.Table, rewards: pa.Table, *, lengths: bool = False) -
     Raises:
         ArtifactError: a pair has no reward. NumericalError: a reward is not finite.
     """
-    columns = {name: table.column(name).to_pylist() for name in ("pair_id", "group", "axis", "subset", "style", "item")}
-    return ScoredPairs(
-        **columns,
-        reward_chosen=_rewards(rewards, columns, "chosen"),
-        reward_rejected=_rewards(rewards, columns, "rejected"),
-        longer_by=longer_by(table) if lengths else None,
-    )
-
-
-def _rewards(rewards: pa.Table, columns: dict[str, list[Any]], side: str) -> NDArray[np.float64]:
-    return np.asarray(by_id(rewards, columns["pair_id"], f"reward_{side}"), dtype=np.float64)
+    names = table.column("pair_id").to_pylist()
+    chosen, rejected = (np.asarray(by_id(rewards, names, f"reward_{side}"), dtype=np.float64) for side in ("chosen", "rejected"))
+    return evaluation_pairs.scored_pairs(table, chosen, rejected, lengths=lengths)
 
 
 def reward_model_section(

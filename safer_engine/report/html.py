@@ -17,7 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from safer_engine.errors import ResourceError
-from safer_engine.report import plots, plots_causal, plots_verification, summary, text
+from safer_engine.report import plots, plots_causal, plots_sweep, plots_verification, summary, text
 from safer_engine.report.build_doubts import SHOWN_BUDGETS
 from safer_engine.report.doubt_text import CONTESTED_WORDS, decided, expected_at, how_chosen, sae_adds, sides, standing
 from safer_engine.report.glossary import GLOSSARY
@@ -200,6 +200,7 @@ def _figure_context(report: ReportDocument) -> dict[str, Any]:
         "salience_plot": plots.salience_plot,
         **plots_causal.IN_TEMPLATES,
         **plots_verification.IN_TEMPLATES,
+        **plots_sweep.IN_TEMPLATES,
         "salience_spark": plots.salience_spark,
         "curve_plot": plots.curve_plot,
         "density_plot": plots.density_plot,

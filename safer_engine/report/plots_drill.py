@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import groupby
 
 from markupsafe import Markup
 
 from safer_engine.report.model_drill import Cell, DrillDocument, Effect, Ranked
-from safer_engine.report.plots import Frame
-from safer_engine.report.svg import Scale, element, line, path, picture, text
+from safer_engine.report.plots_curves import Plane, Point, Series, curves
 from safer_engine.report.text import interval, percent, signed
 
 RULE_WORDS = {
     "score": "highest pair score", "margin": "highest reward margin", "length": "longer by most", "random": "at random",
 }  # fmt: skip
-_WIDTH, _HEIGHT, _SPREAD = 480.0, 280.0, 7.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """A figure of a cell, with the ends of its interval or range where it has one, and what its tip says."""
-
-    value: float
-    lo: float | None
-    hi: float | None
-    tip: str
 
 
 def harm_plot(found: DrillDocument, where: str) -> Markup:
@@ -95,30 +82,15 @@ def _curves(
     label: str,
     chance: Callable[[Cell], float] | None = None,
 ) -> Markup:
-    """A line for each rule over budgets at even distances; with `chance`, a dashed line of it."""
-    frame = Frame(48, 14, _WIDTH - 14, _HEIGHT - 44)
-    budgets, rules = sorted({cell.budget for cell in found.cells}), rules_of(found)
-    x = Scale(-0.5, len(budgets) - 0.5, frame.left, frame.right)
-    y = Scale(*reach, frame.bottom, frame.top)
-    parts = []
-    for tick in y.ticks(5):
-        parts.append(line(frame.left, y(tick), frame.right, y(tick), "zero" if tick == 0 else "grid"))
-        parts.append(text(frame.left - 7, y(tick) + 4, f"{tick:g}".replace("-", "−"), anchor="end"))
-    parts += [text(x(place), frame.bottom + 17, f"{100 * budget:g} %") for place, budget in enumerate(budgets)]
-    parts.append(text((frame.left + frame.right) / 2, frame.bottom + 36, f"pairs flipped → {words}", "axis-name"))
-    if chance is not None:
-        by_budget = {cell.budget: chance(cell) for cell in found.cells}
-        parts.append(path([(x(place), y(by_budget[budget])) for place, budget in enumerate(budgets)], "drill-chance"))
-    for number, rule in enumerate(rules):
-        aside = _SPREAD * (number - (len(rules) - 1) / 2)
-        own = [(x(budgets.index(cell.budget)) + aside, one) for cell in found.cells if cell.rule == rule and (one := point(cell))]
-        parts.append(path([(place, y(one.value)) for place, one in own], f"drill-line drill-{rule}"))
-        for place, one in own:
-            if one.lo is not None and one.hi is not None:
-                low, high = (y(min(max(end, reach[0]), reach[1])) for end in (one.lo, one.hi))
-                parts.append(line(place, low, place, high, f"drill-whisker drill-{rule}"))
-            parts.append(element("circle", cx=place, cy=y(one.value), r=4.5, class_=f"dot drill-dot-{rule}", data_tip=one.tip))
-    return picture(_WIDTH, _HEIGHT, label, parts)
+    """A line for each rule over budgets; with `chance`, a dashed line of it."""
+    budgets = sorted({cell.budget for cell in found.cells})
+    ordered = sorted(found.cells, key=lambda one: one.budget)
+    by_chance = None if chance is None else {cell.budget: chance(cell) for cell in ordered}
+    lines = [
+        Series(f"drill-{rule}", {cell.budget: one for cell in found.cells if cell.rule == rule and (one := point(cell))})
+        for rule in rules_of(found)
+    ]
+    return curves(Plane(budgets, reach, f"pairs flipped → {words}", label, by_chance), lines)
 
 
 def _name(cell: Cell) -> str:

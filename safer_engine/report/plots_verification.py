@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from safer_engine.report.model_verification import ArmEffect, VerificationReport
+from safer_engine.report.model_verification import ArmEffect, HeldOutEffect, ShapeReport, VerificationReport
 from safer_engine.report.plots import Frame
 from safer_engine.report.svg import Scale, element, line, picture, text
-from safer_engine.report.text import interval, signed
+from safer_engine.report.text import interval, percent, signed
 
 AS_GIVEN, OURS = "as given", "edits"
 ARM_NAMES = {OURS: "our edits", "margin": "as many by margin", "random": "as many at random"}
@@ -41,8 +42,13 @@ class ScopeRow:
 
 def scopes(found: VerificationReport) -> list[ScopeRow]:
     """All slices in the report's order, with what was compared with the data as given; the only subset of an axis is the axis."""
+    return scopes_of(found.effects)
+
+
+def scopes_of(every: Sequence[ArmEffect]) -> list[ScopeRow]:
+    """The same of some effects."""
     rows: dict[tuple[str | None, str | None], list[ArmEffect]] = {}
-    for effect in found.effects:
+    for effect in every:
         if effect.reference == AS_GIVEN:
             rows.setdefault((effect.axis, effect.subset), []).append(effect)
     n_subsets = Counter(axis for axis, subset in rows if subset is not None)
@@ -53,7 +59,7 @@ def scopes(found: VerificationReport) -> list[ScopeRow]:
 def effects_plot(found: VerificationReport, *, narrow: bool) -> Markup:
     """A row for each slice: how much more often each arm's models are right than those of the data as given."""
     rows = scopes(found)
-    width, left = (380.0, 116.0) if narrow else (1040.0, 240.0)
+    width, left, fits = (380.0, 116.0, 16) if narrow else (1040.0, 240.0, 36)
     height = 16 + _ROW * len(rows) + 42
     frame = Frame(left, 16, width - 16, height - 42)
     ends = [
@@ -68,7 +74,8 @@ def effects_plot(found: VerificationReport, *, narrow: bool) -> Markup:
     parts.append(text((frame.left + frame.right) / 2, frame.bottom + 36, "change of accuracy, points", "axis-name"))
     for number, row in enumerate(rows):
         middle = frame.top + _ROW * (number + 0.5)
-        parts.append(text(frame.left - 10, middle + 4, row.name, anchor="end"))
+        name = row.name if len(row.name) <= fits else f"{row.name[: fits - 1]}…"
+        parts.append(text(frame.left - 10, middle + 4, name, anchor="end"))
         for place, effect in enumerate(row.effects):
             parts += _arm(effect, x, middle + _ARM * (place - (len(row.effects) - 1) / 2))
     label = f"Change of accuracy in {len(rows)} slices of the evaluation pairs. The table below holds the same figures."
@@ -77,7 +84,7 @@ def effects_plot(found: VerificationReport, *, narrow: bool) -> Markup:
 
 def _arm(effect: ArmEffect, x: Scale, y: float) -> list[Markup]:
     ours = effect.arm == OURS
-    tip = f"{ARM_NAMES[effect.arm]}: {signed(100 * effect.change, 1)} points ({_interval(effect)})"
+    tip = f"{ARM_NAMES[effect.arm]}: {signed(100 * effect.change, 1)} points ({interval_of(effect)})"
     parts = []
     if effect.lo is not None and effect.hi is not None:
         parts.append(line(x(max(effect.lo, x.low)), y, x(min(effect.hi, x.high)), y, "whisker" if ours else "whisker control"))
@@ -86,7 +93,8 @@ def _arm(effect: ArmEffect, x: Scale, y: float) -> list[Markup]:
     return parts
 
 
-def _interval(effect: ArmEffect) -> str:
+def interval_of(effect: ArmEffect | HeldOutEffect) -> str:
+    """The interval of a change, in points."""
     if effect.lo is None or effect.hi is None:
         return "no interval"
     return interval(100 * effect.lo, 100 * effect.hi, 1)
@@ -101,7 +109,25 @@ def accuracy_of(found: VerificationReport, row: ScopeRow, arm: str) -> float | N
     return next((one.accuracy for one in found.accuracy if (one.arm, one.axis, one.subset) == (arm, row.axis, row.subset)), None)
 
 
+SHAPE_NAMES = {
+    "best_of_n": "best of N (as RewardBench 2)", "hard": "hard (as RM-Bench)", "normal": "normal (as RM-Bench)",
+    "easy": "easy (as RM-Bench)",
+}  # fmt: skip
+
+
+def shape_rows(shapes: Sequence[ShapeReport]) -> list[Sequence[str]]:
+    """A row for each benchmark's figure and slice: each arm's, and what our edits change with its interval, in points."""
+    rows: list[Sequence[str]] = []
+    for shape in shapes:
+        for scope in scopes_of(shape.effects):
+            at = {one.arm: one.accuracy for one in shape.accuracy if (one.axis, one.subset) == (scope.axis, scope.subset)}
+            arms = [percent(at[arm]) if arm in at else "–" for arm in (AS_GIVEN, *ARM_NAMES)]
+            ours = scope.effects[0]
+            rows.append((f"{SHAPE_NAMES[shape.name]}: {scope.name}", *arms, signed(100 * ours.change, 1), interval_of(ours)))
+    return rows
+
+
 IN_TEMPLATES = {
     "effects_plot": effects_plot, "verified_scopes": scopes, "accuracy_of": accuracy_of, "arm_names": ARM_NAMES,
-    "outcome_sentence": _SENTENCES.__getitem__,
+    "outcome_sentence": _SENTENCES.__getitem__, "shape_rows": shape_rows,
 }  # fmt: skip

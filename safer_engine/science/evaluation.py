@@ -132,8 +132,8 @@ class EvaluationScores:
 
 
 @dataclass(frozen=True)
-class _Points:
-    """Values to average, each with its scope and group."""
+class Points:
+    """Credits in [0, 1] to average, each with its scope and group."""
 
     axis: list[str]
     subset: list[str]
@@ -151,19 +151,28 @@ def evaluate(pairs: ScoredPairs, resamples: int, seed: int) -> EvaluationScores:
     """
     if not len(pairs.pair_id):
         raise NumericalError("there are no pairs to evaluate")
-    cells = _style_comparisons(pairs)
-    styles = [
-        score
-        for name in _DIFFICULTIES
-        for score in _scores(name, _points([cell for cell in cells if cell.difficulty == name]), resamples, seed)
-    ]
+    scores = {name: _scores(name, points, resamples, seed) for name, points in benchmark_points(pairs).items()}
+    styles = [score for name in _DIFFICULTIES for score in scores.get(name, [])]
     return EvaluationScores(
         slices=tuple(_slices(pairs, resamples, seed)),
-        best_of_n=tuple(_scores("best_of_n", _item_points(pairs), resamples, seed)),
+        best_of_n=tuple(scores.get("best_of_n", [])),
         styles=tuple(sorted(styles, key=lambda score: _position(score.axis, score.subset))),
-        matrices=tuple(_matrices(cells)),
+        matrices=tuple(_matrices(_style_comparisons(pairs))),
         length=tuple(_lengths(pairs, resamples, seed)),
     )
+
+
+def benchmark_points(pairs: ScoredPairs) -> dict[str, Points]:
+    """What `evaluate` averages for the figures that have a benchmark's own scoring: best_of_n, hard, normal, easy.
+
+    Returns:
+        By name; figures that the pairs have no shape for are left out. The order of the credits depends on the pairs, not on
+        their rewards, so that those of two reward models can be compared one by one.
+    """
+    cells = _style_comparisons(pairs)
+    found = {"best_of_n": _item_points(pairs)}
+    found |= {name: _points([cell for cell in cells if cell.difficulty == name]) for name in _DIFFICULTIES}
+    return {name: points for name, points in found.items() if points.values}
 
 
 def item_credit(margins: Iterable[float]) -> float:
@@ -208,14 +217,14 @@ def _lengths(pairs: ScoredPairs, resamples: int, seed: int) -> list[SliceLength]
     ]
 
 
-def _item_points(pairs: ScoredPairs) -> _Points:
+def _item_points(pairs: ScoredPairs) -> Points:
     """One value for each best-of-N item; rows that compare styles are no such item."""
     margin = pairs.margin
     margins: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
     for row, item in enumerate(pairs.item):
         if item is not None and pairs.style[row] is None:
             margins[pairs.axis[row], pairs.subset[row], pairs.group[row], item].append(float(margin[row]))
-    points = _Points([], [], [], [])
+    points = Points([], [], [], [])
     for (axis, subset, group, _), found in margins.items():
         _append(points, axis, subset, group, item_credit(found))
     return points
@@ -279,21 +288,21 @@ def _matrices(cells: Sequence[_Comparison]) -> list[StyleMatrix]:
     return found
 
 
-def _points(cells: Sequence[_Comparison]) -> _Points:
-    points = _Points([], [], [], [])
+def _points(cells: Sequence[_Comparison]) -> Points:
+    points = Points([], [], [], [])
     for cell in cells:
         _append(points, cell.axis, cell.subset, cell.group, float(cell.right))
     return points
 
 
-def _append(points: _Points, axis: str, subset: str, group: str, value: float) -> None:
+def _append(points: Points, axis: str, subset: str, group: str, value: float) -> None:
     points.axis.append(axis)
     points.subset.append(subset)
     points.group.append(group)
     points.values.append(value)
 
 
-def _scores(name: str, points: _Points, resamples: int, seed: int) -> list[BenchmarkScore]:
+def _scores(name: str, points: Points, resamples: int, seed: int) -> list[BenchmarkScore]:
     values, groups = np.asarray(points.values), np.asarray(points.group)
     return [
         BenchmarkScore(

@@ -6,7 +6,7 @@ import json
 from typing import Any, ClassVar, Literal
 
 from safer_engine.artifacts import Absent, Artifact, EvaluationSet, PairSet
-from safer_engine.evaluation_pairs import NO_EVALUATION, shortage, survey_evaluation, write_evaluation_pairs
+from safer_engine.evaluation_pairs import NO_EVALUATION, EvaluationInput, read_evaluation, shortage
 from safer_engine.stage import Draft, Inputs, StageContext
 
 
@@ -45,10 +45,9 @@ def _pairs(ctx: StageContext, dataset: PairSet) -> dict[str, Any]:
         return dict(json.loads(ctx.work.path("health.json").read_bytes()))
     assert source is not None
     renderer = load_renderer(ctx.sources.model.path, ctx.spec.model, ctx.runtime.trust_remote_code)
-    surveyed = survey_evaluation(source, spec, ctx.base_seed, dataset.prompt_keys)
     with ctx.work.publish("eval.arrow") as path:
         pulse = lambda done, total: ctx.progress(done, total, "pairs")  # noqa: E731
-        counts = write_evaluation_pairs(path, source, surveyed, renderer, pulse)
+        counts, _ = read_evaluation(path, EvaluationInput(source, spec, ctx.base_seed, dataset), renderer, pulse)
     if not counts["n_kept"]:
         ctx.work.remove("eval.arrow")
         return counts

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from safer_engine.artifacts import Absent, Artifact, Edits, PairScores, PairSet, Verification
 from safer_engine.spec import RuntimeSpec
-from safer_engine.spec_verification import LEAST_SEEDS, N_ARMS, VerificationSpec
+from safer_engine.spec_verification import LEAST_SEEDS, VerificationSpec
 from safer_engine.stage import Draft, Inputs, SpecView, StageContext
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ class VerificationStage:
     """
 
     name: ClassVar[str] = "verification"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, PairScores, Edits)
     produces: ClassVar[type[Artifact]] = Verification
     reads: ClassVar[tuple[str, ...]] = (
-        "dataset", "evaluation", "verification", "retraining.recipe", "retraining.lora", "retraining.content",
+        "dataset", "evaluation", "verification", "edits", "retraining.recipe", "retraining.lora", "retraining.content",
     )  # fmt: skip
     asked_by: ClassVar[str] = "verification"
     opens: ClassVar[tuple[str, ...]] = ("dataset", "evaluation", "base")
@@ -41,7 +41,7 @@ class VerificationStage:
         if asked is None or not actions.get("drop", 0) + actions.get("flip", 0):
             return ()
         seeds = min(asked.seeds, LEAST_SEEDS) if asked.early_stop else asked.seeds
-        return (_READ, *(f"arm-{number}" for number in range(seeds * N_ARMS)))
+        return (_READ, *(f"arm-{number}" for number in range(seeds * asked.n_arms)))
 
     def run_part(self, ctx: StageContext, inputs: Inputs, part: str) -> None:
         """See `PartedStage.run_part`. Raises as `run` does."""
@@ -57,7 +57,7 @@ class VerificationStage:
         from safer_engine.payload_files import write_table
         from safer_engine.verification import facts
 
-        answers, judged, tables = run.all(ctx.note)
+        seen, tables = run.all(ctx.note)
         import pyarrow as pa
 
         with ctx.work.publish("arms.arrow") as path:
@@ -65,7 +65,7 @@ class VerificationStage:
         columns = ["pair_id", "group", "axis", "subset"]
         with ctx.work.publish("measured.arrow") as path:
             write_table(path, run.measured.select(columns))
-        return Draft(facts(answers, judged, tables, run))
+        return Draft(facts(seen, tables, run))
 
 
 def _opened(ctx: StageContext, inputs: Inputs) -> Run | Absent:
@@ -75,36 +75,38 @@ def _opened(ctx: StageContext, inputs: Inputs) -> Run | Absent:
         return Absent(NOT_ASKED)
     from safer_engine.base_trainings import BaseTrainings, Watch, training_spec
     from safer_engine.science.outcomes import OutcomeRules
-    from safer_engine.verification import Run, edited_pairs
+    from safer_engine.verification import Run
+    from safer_engine.verification_arms import edited_at, edited_pairs
 
-    pairs = edited_pairs(inputs.get(PairSet), inputs.get(PairScores), inputs.get(Edits))
+    pair_set, scores = inputs.get(PairSet), inputs.get(PairScores)
+    pairs = edited_pairs(pair_set, scores, inputs.get(Edits))
     if not pairs.edited_axes:
         return Absent(NO_EDITS)
     recipe, lora = ctx.spec.retraining.recipe, ctx.spec.retraining.lora
     training = training_spec(ctx.sources.base.origin, recipe, lora, ctx.spec.dataset, ctx.base_seed, ctx.runtime)
     watch = Watch(lambda done, total, unit: ctx.observer.progress(ctx.stage, done, total, unit), ctx.observer.cancelled)
     bench = BaseTrainings.of(training, ctx.sources.base, ctx.work, watch, "retraining")
-    measured = _evaluation(ctx, bench, inputs.get(PairSet))
+    measured = _evaluation(ctx, bench, pair_set)
     missing = set(pairs.edited_axes) - set(measured["axis"].to_pylist())
     if missing:
         return Absent(f"the evaluation pairs have none of {', '.join(sorted(missing))}, where pairs are edited")
     rules = OutcomeRules(asked.level, planned=asked.seeds, early_stop=asked.early_stop)
-    return Run(bench, pairs, pairs.known(bench.read(ctx.sources.dataset)), measured, rules)
+    swept = {budget: edited_at(pair_set, scores, ctx.spec.edits, budget) for budget in asked.budgets}
+    return Run(bench, {None: pairs, **swept}, pairs.known(bench.read(ctx.sources.dataset)), measured, rules)
 
 
 def _evaluation(ctx: StageContext, bench: Any, dataset: PairSet) -> Any:
     """The usable evaluation pairs as the base reads them; published once. Raises DatasetRefused where there are none."""
     from safer_engine.errors import DatasetRefused
-    from safer_engine.evaluation_pairs import shortage, survey_evaluation, write_evaluation_pairs
+    from safer_engine.evaluation_pairs import EvaluationInput, read_evaluation
 
     name, source = "evaluation.arrow", ctx.sources.evaluation
     assert source is not None
     if not (ctx.work.scratch / name).is_file():
-        surveyed = survey_evaluation(source, ctx.spec.evaluation, ctx.base_seed, dataset.prompt_keys)
         with ctx.work.publish(name, scratch=True) as path:
             pulse = lambda done, total: ctx.progress(done, total, "pairs")  # noqa: E731
-            counts = write_evaluation_pairs(path, source, surveyed, bench.renderer(), pulse)
-        short = shortage(counts, ctx.spec.evaluation.min_pairs)
+            given = EvaluationInput(source, ctx.spec.evaluation, ctx.base_seed, dataset)
+            counts, short = read_evaluation(path, given, bench.renderer(), pulse)
         if short:
             ctx.note(f"warning: {short}")
         if not counts["n_kept"]:

@@ -10,7 +10,15 @@ import pytest
 from safer_engine.gate.facts import find_facts
 from safer_engine.report.html import render_html
 from safer_engine.report.model import ReportDocument
-from safer_engine.report.model_verification import ArmAccuracy, ArmEffect, VerificationReport
+from safer_engine.report.model_verification import (
+    ArmAccuracy,
+    ArmEffect,
+    HeldOutEffect,
+    ShapeReport,
+    SweepReport,
+    SweptBudget,
+    VerificationReport,
+)
 from safer_engine.report.plots_verification import scopes
 from safer_engine.report.summary import paragraph
 from tests.helpers import fake_artifacts
@@ -41,6 +49,22 @@ def verification(**changed: Any) -> VerificationReport:
         + [effect("edits", None, None, 0.15, reference="random")],
     }  # fmt: skip
     return VerificationReport(**{**found, **changed})
+
+
+def swept(**changed: Any) -> SweepReport:
+    one = verification()
+    effects = [effect for effect in one.effects if effect.reference == "as given"]
+    slices = {"accuracy": one.accuracy, "effects": effects, "shapes": []}
+    against = [
+        HeldOutEffect(reference="as given", change=0.08, lo=0.01, hi=0.15, p=0.02),
+        HeldOutEffect(reference="random", change=0.1, lo=None, hi=None, p=None),
+    ]
+    found: dict[str, Any] = {
+        "budgets": [SweptBudget(budget=size, edits={"drop": int(1000 * size), "flip": 0}, **slices) for size in (0.02, 0.1)],
+        "axes": ["safety"], "chosen": 0.02, "outcome": "benefit shown", "harmed": [], "p_benefit": {"as given": 0.02},
+        "against": against, "n_choosing": 41, "n_judging": 39,
+    }  # fmt: skip
+    return SweepReport(**{**found, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +135,34 @@ def test_the_summary_says_what_retraining_says(document: ReportDocument) -> None
     said = paragraph(with_retraining(document, verification()))
     assert "retraining with these edits: benefit shown" in said
     assert "no retraining has tested that" in paragraph(document)
+
+
+def test_a_sweep_has_a_panel_for_each_slice_and_says_what_it_was_chosen_by(document: ReportDocument) -> None:
+    shown = section(render_html(with_retraining(document, verification(sweep=swept()))))
+    assert "How much to edit" in shown
+    assert "2 % looks best on 41 evaluation pairs. On the other 39, by which it was not chosen: benefit shown" in shown
+    assert "against the data as given +8.0 points, +1.0 … +15.0; against as many random edits +10.0 points, no interval" in shown
+    assert shown.count("<h4>") == 5
+    assert shown.count("curve-line sweep-edits") == shown.count("curve-line sweep-random") == 5
+    assert shown.count("curve-whisker") == 2 * 5  # those of our edits
+    assert "20 dropped, 0 flipped" in shown
+    assert HOSTILE not in shown
+    nothing = swept(chosen=None, outcome="inconclusive", against=[])
+    assert "No budget was chosen" in section(render_html(with_retraining(document, verification(sweep=nothing))))
+    without = section(render_html(with_retraining(document, verification())))
+    assert "How much to edit" not in without
+    assert "As benchmarks score" not in without
+
+
+def test_what_benchmarks_score_is_beside_the_pairs(document: ReportDocument) -> None:
+    one = verification()
+    shape = ShapeReport(name="best_of_n", accuracy=one.accuracy, effects=one.effects)
+    shown = section(render_html(with_retraining(document, verification(shapes=[shape]))))
+    assert "best of N (as RewardBench 2): all" in shown
+    assert "+12.0" in shown
+
+
+def test_facts_of_a_sweep_can_be_judged(document: ReportDocument) -> None:
+    report = with_retraining(document, verification(sweep=swept()))
+    (found,) = find_facts(report.model_dump(mode="json"), "verification.sweep.outcome")
+    assert found.value == "benefit shown"

@@ -305,6 +305,66 @@ def test_folds_of_zero_retrain_nothing_for_suspicion(bench: Bench) -> None:
     assert NOT_RETRAINED in {one.reason for one in found.values() if isinstance(one, Absent)}
 
 
+def swept(bench: Bench, **verification: Any) -> AuditRequest:
+    section = {"seeds": 2, "budgets": [0.3, 0.05], **verification}
+    return bench.request(verification=section)
+
+
+def test_a_sweep_has_arms_of_its_own_for_each_budget(bench: Bench, two_seeds: tuple[Verification, Watcher]) -> None:
+    """24 of the 80 safety rows and 24 of the chat rows at 30 %; the arms of the audit's own cut are what they were."""
+    request = swept(bench)
+    found = bench.run(request, store="sweep")
+    alone = two_seeds[0].table("arms.arrow").to_pandas()
+    arms = found.table("arms.arrow").to_pandas()
+    assert set(arms.arm) == set(ARMS) | {f"{arm} at {size} %" for arm in ARMS[1:] for size in (5, 30)}
+    assert len(arms) == 2 * (len(ARMS) + 2 * (len(ARMS) - 1)) * N_EVALUATED
+    own = arms[arms.arm.isin(ARMS)].reset_index(drop=True)
+    assert own.equals(alone)
+    sweep = found.meta["sweep"]
+    assert [(row["budget"], row["edits"]) for row in sweep["budgets"]] == [
+        (0.05, {"drop": 8, "flip": 0}), (0.3, {"drop": 48, "flip": 0}),
+    ]  # fmt: skip
+    assert found.meta["effects"] == two_seeds[0].meta["effects"]
+    (as_given,) = (row for row in sweep["budgets"][1]["accuracy"] if row["arm"] == "as given" and row["axis"] is None)
+    assert as_given in found.meta["accuracy"]
+    assert sweep["axes"] == ["chat", "safety"]
+    assert sweep["chosen"] == 0.3  # 24 of the 50 wrong labels are gone there, 4 at the other
+    assert sweep["judged"]["outcome"] == "inconclusive"
+    assert sweep["n_choosing"] + sweep["n_judging"] == N_EVALUATED
+    assert {row["reference"] for row in sweep["against"]} == {"as given", "random"}
+    names = names_of(request, parted(bench, request, "sweep")[1])
+    assert len(names) == 1 + 2 * request.spec.verification.n_arms == 1 + 2 * 10  # type: ignore[union-attr]
+
+
+def test_budgets_are_shares_named_once(bench: Bench) -> None:
+    for budgets, words in (([0.6], "less than 0.5"), ([0.0], "more than 0"), ([0.1, 0.1], "named twice")):
+        with pytest.raises(ValidationError, match=words):
+            swept(bench, budgets=budgets)
+
+
+def test_items_of_n_responses_are_judged_as_their_benchmark_does(bench: Bench) -> None:
+    """An item of three counts once, and only where its chosen response is above all others."""
+    items = [
+        {
+            "id": row["id"], "prompt": row["prompt"], "axis": row["axis"], "chosen": [row["chosen"]],
+            "rejected": [row["rejected"], f"{row['rejected']} {row['rejected']}", "no no no"],
+        }
+        for row in EVALUATED
+    ]  # fmt: skip
+    meta = bench.run(bench.request(evaluated=items), store="items").meta
+    (shape,) = meta["shapes"]
+    assert shape["name"] == "best_of_n"
+    ours = next(row for row in shape["effects"] if (row["arm"], row["reference"], row["axis"]) == ("edits", "as given", None))
+    assert ours["n_items"] == N_EVALUATED
+    assert meta["n_evaluated"] == 3 * N_EVALUATED
+    for arm in ARMS:
+        pairs, whole = (
+            next(row["accuracy"] for row in rows if (row["arm"], row["axis"]) == (arm, None))
+            for rows in (meta["accuracy"], shape["accuracy"])
+        )
+        assert whole <= pairs
+
+
 def test_what_it_needs_is_asked_for(bench: Bench) -> None:
     whole = bench.request().spec.model_dump(mode="json")
     with pytest.raises(ValidationError, match="name the model to train from \\(retraining.base"):
