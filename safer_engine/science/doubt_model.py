@@ -41,6 +41,11 @@ _SPREAD_RATIO = 0.3
 _PRIOR = 0.5
 """Pairs' worth of a contradiction that nobody saw: keeps ε above 0 where no strong score contradicts its label."""
 _STARTS = (-3.0, -1.5, -0.5)
+_BOUNDS = ((-30.0, 30.0), (-9.0, 3.0), (-5.0, 3.0), (-3.0, 3.0))
+"""Of logit 2ε, log μ, log σ (in units of the scores' root mean square) and log ρ: where scores of a cell are all alike, σ has no
+other end."""
+_FAR = 10.0
+"""Of a cell's deviation, in standard deviations of its prior."""
 REACH, MAX_WIDTH, MAX_IDENTIFIED = 0.9, 0.15, 0.35
 """For ε to be told: least mean sureness of the strongest tenth of the scores, widest interval, and largest upper end."""
 MAX_SHARE = 0.5
@@ -122,6 +127,8 @@ def fit_doubt(
     slope_C = (1 + best.ratio) * best.mean_C / best.spread_C**2
     lo, hi = _interval(bins, best, weights_C, groups_P, (resamples, level), rng)
     share = float(best.share_C @ weights_C)
+    if lo is not None and hi is not None:
+        lo, hi = min(lo, share), max(hi, share)
     reach = _reach(score_P / unit, slope_C[cell_P])
     return DoubtModel(share, lo, hi, best.share_C, best.mean_C * unit, best.spread_C * unit, best.ratio, reach)
 
@@ -171,7 +178,8 @@ def _start(share: float, n_cells: int) -> Floats:
 
 
 def _fit(bins: _Bins, counts_N: Floats, start: Floats) -> _Fit:
-    found = minimize(_loss, start, args=(bins, counts_N), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    bounds = [*_BOUNDS, *[(-_FAR, _FAR)] * (len(start) - len(_BOUNDS))]
+    found = minimize(_loss, start, args=(bins, counts_N), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
     return _Fit(float(found.fun), found.x, *_cells(found.x))
 
 

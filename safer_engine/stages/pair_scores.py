@@ -14,7 +14,7 @@ class PairScoresStage:
     """See `PairScores` for what is written."""
 
     name: ClassVar[str] = "pair_scores"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     resource: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, Latents, Labels, RetrainedMargins)
     produces: ClassVar[type[Artifact]] = PairScores

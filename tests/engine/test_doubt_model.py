@@ -168,3 +168,21 @@ def test_that_no_label_contradicts_strong_evidence_does_not_prove_that_none_is_w
     assert few.hi is not None
     assert few.hi > 0.25
     assert not few.identified
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "score",
+    [np.ones(40), np.r_[np.ones(39), -1.0], np.r_[np.ones(20), np.full(20, 2.0)] * 1e-9, np.r_[np.ones(200), 1e6]],
+    ids=["all alike", "one against", "tiny", "one huge"],
+)
+@pytest.mark.parametrize("n_cells", [1, 2, 40])
+def test_scores_without_spread_leave_no_figure_undefined(score: Floats, n_cells: int) -> None:
+    """The likelihood has no maximum where all scores of a cell are one and the same: the spread ends at its bound."""
+    cell = np.arange(len(score)) % n_cells
+    model = fit_doubt(score, cell, np.arange(len(score)), resamples=5, rng=np.random.default_rng(0))
+    assert 0 < model.share <= 0.5
+    assert model.lo is not None
+    assert model.hi is not None
+    assert model.lo <= model.share <= model.hi
+    assert np.isfinite(model.probability(score, cell)).all()
