@@ -96,7 +96,7 @@ def apply_edits(request: ApplyRequest) -> EditResult:
     _check_out(request, source, kind)
     lines = read_edit_lines(request.edits)
     resolved = _resolve(request.dataset)
-    surveyed = _unchanged(lines, resolved, request.dataset)
+    surveyed = require_same_rows(lines, resolved, request.dataset)
     actions = _actions(lines, request, {entry.row for entry in surveyed.entries if entry.part})
     changes = [
         Change(row=row, pair_id=line.pair_id, content_digest=line.content_digest, action=wanted)
@@ -223,7 +223,7 @@ def _check_replaceable(out: Path, removed: Path) -> None:
             raise InputRefused(f"{folder} holds files that apply did not write, or that were changed since", hint)
 
 
-def _unchanged(lines: list[EditLine], resolved: ResolvedDataset, spec: DatasetSpec) -> Survey:
+def require_same_rows(lines: list[EditLine], resolved: ResolvedDataset, spec: DatasetSpec) -> Survey:
     """Check every row against its line, by place, pair id and content digest; returns what was read."""
     from safer_engine.pair_tables import survey
     from safer_engine.science.pairs import row_statuses

@@ -6,17 +6,21 @@ Everything comes from report.json and the files beside it; no clock is read, so 
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from safer_engine.errors import InputRefused
-from safer_engine.gate.documents import MAX_EVALUATION, MAX_REPORT, REPORT, load_audit
-from safer_engine.report import summary
+from safer_engine.exports.finished_audit import cautions_of, finished_audit
+from safer_engine.gate.documents import MAX_EVALUATION, MAX_REPORT, REPORT
 from safer_engine.report.markdown import code, escaped
 from safer_engine.report.model import Health, Length, Measured, ReportDocument
+from safer_engine.report.model_causal import SetAblation
+from safer_engine.report.model_verification import ArmEffect
 from safer_engine.report.nodes import Count, Node, Rate
 from safer_engine.report.provenance import InputRecord
 
@@ -61,6 +65,30 @@ class Doubtful(Node):
     hi: Rate | None
 
 
+class Ablated(Node):
+    """Which features the reward rests on, by ablation; sets: all safety features at once, on each slice."""
+
+    n_pairs: Count
+    n_features: Count
+    n_verified: Count
+    n_safety: Count
+    n_safety_verified: Count
+    safety_set: list[SetAblation]
+
+
+class Retrained(Node):
+    """What retraining with the recommended edits changed."""
+
+    outcome: str
+    harmed: list[str]
+    seeds: Count
+    planned: Count
+    n_evaluated: Count
+    effects: list[ArmEffect] = Field(description="Of the edits, against the data as given and each control, by slice.")
+    sweep_chosen: float | None = Field(description="Budget that a sweep chose; null without a sweep.")
+    sweep_outcome: str | None
+
+
 class EvidenceDocument(Node):
     """The evidence file. Estimates carry 95 % intervals."""
 
@@ -76,6 +104,8 @@ class EvidenceDocument(Node):
     length: list[Length] | None = Field(description="How rewards follow length, in the same slices; null: see not_made.")
     doubtful: list[Doubtful] | None = Field(description="By axis; null: see not_made.")
     recommended: dict[str, Count] | None = Field(description="Rows by recommended action; null: not recommended, see not_made.")
+    ablated: Ablated | None = Field(description="Null: see not_made.")
+    retrained: Retrained | None = Field(description="Null: see not_made.")
     not_made: list[NotMade]
     limits: list[str]
     files: list[CitedFile] = Field(description="report.json, and those of the audit's files that lie beside it.")
@@ -91,15 +121,8 @@ def evidence(path: Path, what: str) -> EvidenceDocument:
     Raises:
         InputRefused: it is no finished audit, or a file beside it is not of the same one or cannot be read.
     """
-    audit = load_audit(path, what)
-    try:
-        report = ReportDocument.model_validate(audit.report)
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"])) or "its sections"
-        raise InputRefused(
-            f"{what} {path} is not as an audit wrote it: {place}", "give a report.json as the audit wrote it"
-        ) from None
-    return _document(report, _files(path / REPORT if path.is_dir() else path))
+    audit = finished_audit(path, what)
+    return _document(audit.report, _files(audit.path))
 
 
 def _document(report: ReportDocument, files: list[CitedFile]) -> EvidenceDocument:
@@ -111,7 +134,8 @@ def _document(report: ReportDocument, files: list[CitedFile]) -> EvidenceDocumen
         for s in found.stages
         if s.state != "computed"
     ]
-    missing += [NotMade(what=what, reason=why) for what, why in sorted(found.not_computed.items())]
+    stages = {stage.what.removeprefix("stage ") for stage in missing}
+    missing += [NotMade(what=what, reason=why) for what, why in sorted(found.not_computed.items()) if what not in stages]
     return EvidenceDocument(
         tool=found.tool,
         tool_version=found.tool_version,
@@ -129,18 +153,43 @@ def _document(report: ReportDocument, files: list[CitedFile]) -> EvidenceDocumen
             for a in edits.axes
         ],
         recommended=None if edits is None else edits.actions,
+        ablated=_ablated(report),
+        retrained=_retrained(report),
         not_made=missing,
-        limits=[*_cautions(report), *_NOT_SAID],
+        limits=[*cautions_of(report), *_NOT_SAID],
         files=files,
     )
 
 
-def _cautions(report: ReportDocument) -> list[str]:
-    """The report's own cautions. They read the spec, which the model of a report leaves open."""
-    try:
-        return [caution.text for caution in summary.cautions(report)]
-    except (KeyError, TypeError, AttributeError):
-        raise InputRefused("the report's spec is not as an audit wrote it", "give a report.json as the audit wrote it") from None
+def _ablated(report: ReportDocument) -> Ablated | None:
+    if report.causal is None:
+        return None
+    features = [feature for feature in report.features or [] if feature.causal_verified is not None]
+    named = [feature for feature in features if feature.safety_feature]
+    return Ablated(
+        n_pairs=report.causal.n_pairs,
+        n_features=len(features),
+        n_verified=sum(feature.causal_verified == "yes" for feature in features),
+        n_safety=len(named),
+        n_safety_verified=sum(feature.causal_verified == "yes" for feature in named),
+        safety_set=[one for one in report.causal.sets if one.name == "safety"],
+    )
+
+
+def _retrained(report: ReportDocument) -> Retrained | None:
+    found = report.verification
+    if found is None:
+        return None
+    return Retrained(
+        outcome=found.outcome,
+        harmed=found.harmed,
+        seeds=found.seeds,
+        planned=found.planned,
+        n_evaluated=found.n_evaluated,
+        effects=[effect for effect in found.effects if effect.arm == "edits"],
+        sweep_chosen=None if found.sweep is None else found.sweep.chosen,
+        sweep_outcome=None if found.sweep is None else found.sweep.outcome,
+    )
 
 
 def _files(report: Path) -> list[CitedFile]:
@@ -184,6 +233,13 @@ def evidence_markdown(document: EvidenceDocument) -> str:
         for e in document.length or []
     ]
     doubtful = [(code(d.axis), d.n, _interval(d.share, d.lo, d.hi)) for d in document.doubtful or []]
+    one = document.ablated
+    ablated = [] if one is None else [(one.n_features, one.n_pairs, one.n_verified, one.n_safety, one.n_safety_verified)]
+    trained = document.retrained
+    retrained = [] if trained is None else [
+        (trained.outcome, e.reference, _name(e.axis), _name(e.subset), _interval(*(_points(x) for x in (e.change, e.lo, e.hi))))
+        for e in trained.effects
+    ]  # fmt: skip
     made = [(code(s.stage), s.version or "–", code(s.content_digest or "")) for s in document.stages]
     parts = [
         "# Evidence of a reward model audit",
@@ -197,6 +253,8 @@ def evidence_markdown(document: EvidenceDocument) -> str:
         ),
         _table("Doubtful labels, estimated share", ("axis", "pairs", "share (95 %)"), doubtful),
         "" if document.recommended is None else f"Recommended: {_counts(document.recommended)}.",
+        _table("Ablation of features", ("features", "pairs", "the reward rests on", "safety features", "on"), ablated),
+        _table("Retraining with the recommended edits", ("outcome", "against", "axis", "subset", "points (95 %)"), retrained),
         _table("Stages", ("stage", "version", "digest"), made),
         _table("Checks not made", ("what", "why"), [(code(n.what), escaped(n.reason)) for n in document.not_made]),
         "## Limits\n\n" + "\n".join(f"- {escaped(limit)}" for limit in document.limits),
@@ -216,6 +274,10 @@ def _interval(estimate: float | None, lo: float | None, hi: float | None) -> str
     return _three(estimate) if lo is None or hi is None else f"{_three(estimate)} ({_three(lo)} to {_three(hi)})"
 
 
+def _points(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 def _three(value: float) -> str:
     """Three digits; what rounds to 0 has no sign."""
     return f"{round(value, 3) + 0.0:.3f}"
@@ -229,3 +291,12 @@ def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ..
     body = rows or [("none", *("" for _ in columns[1:]))]
     lines = [columns, tuple("---" for _ in columns), *body]
     return f"## {title}\n\n" + "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def schema_text() -> str:
+    """The published JSON Schema: `python -m safer_engine.exports.evidence docs/evidence.schema.json`."""
+    return json.dumps(EvidenceDocument.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(schema_text(), encoding="utf-8")

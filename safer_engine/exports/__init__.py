@@ -1,0 +1,1 @@
+"""Finished audits in the forms that others read."""
