@@ -22,9 +22,10 @@ def report_command(job_id: str, show: bool, out: Path | None, as_json: bool) -> 
     from cli.transfers import fetch
     from safer_engine.publishing import require_writable
 
-    target = _place(job_id, out)
     with connect() as client:
-        wanted = client.artifact(job_id, "report.json" if as_json else "report.html")
+        name = "comparison" if client.job(job_id).kind == "compare" else "report"
+        wanted = client.artifact(job_id, f"{name}.json" if as_json else f"{name}.html")
+        target = _place(job_id, out, wanted.name)
         if as_json:
             click.echo(json.dumps(json.loads(client.read(job_id, wanted)), indent=2, ensure_ascii=False))
             return
@@ -35,7 +36,7 @@ def report_command(job_id: str, show: bool, out: Path | None, as_json: bool) -> 
         console(err=True).print("no browser could be started; open the file above", markup=False)
 
 
-def _place(job_id: str, out: Path | None) -> Path:
+def _place(job_id: str, out: Path | None, name: str) -> Path:
     if out is not None and out.suffix in (".html", ".htm"):
         return out
-    return (out or Path("audits") / job_id) / "report.html"
+    return (out or Path("audits") / job_id) / name

@@ -29,12 +29,17 @@ _ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify
 @click.command("submit")
 @flag_options
 @click.option(
-    "--kind", type=click.Choice(["audit", "verify", "train-rm"]), default="audit", show_default=True, help="What to do."
+    "--kind",
+    type=click.Choice(["audit", "verify", "train-rm", "compare"]),
+    default="audit",
+    show_default=True,
+    help="What to do.",
 )
 @click.option("--base", "-b", help="With --kind train-rm or verify: the model to train from; other values with --spec and --set.")
 @click.option(
-    "--audit", metavar="JOB", help="With --kind verify: the audit whose edits are verified; flags change what it was given."
+    "--audit", metavar="JOB", help="With --kind verify: the audit whose edits are verified; with compare: the first audit."
 )
+@click.option("--against", metavar="JOB", help="With --kind compare: the audit that is held against --audit.")
 @click.option("--wait", "wait", flag_value=True, default=False, help="Show its stages until it ends.")
 @click.option("--detach", "wait", flag_value=False, help="Print the job's id and leave (default).")
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first within the project.")
@@ -45,23 +50,35 @@ _ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify
 @json_option
 @quiet_option
 def submit_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
-    flags: Document, kind: str, base: str | None, audit: str | None, wait: bool, as_json: bool, quiet: bool, **given: Any
+    flags: Document,
+    kind: str,
+    base: str | None,
+    audit: str | None,
+    against: str | None,
+    wait: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
-    """Have a service do an audit, verify the edits of one by retraining, or train a reward model.
+    """Have a service do an audit, verify the edits of one by retraining, train a reward model, or compare two audits.
 
     Takes the flags of `run`. Models and datasets on this machine are uploaded, unless the service has them; an interrupted
     upload goes on when the command is given again. Ctrl-C during --wait leaves the job running.
     """
     from cli.live import outcome_error
 
-    if audit is not None and kind != "verify":
-        raise SpecError("--audit belongs to --kind verify", "a job of another kind names its model and dataset")
+    if audit is not None and kind not in {"verify", "compare"}:
+        raise SpecError("--audit belongs to --kind verify or compare", "a job of another kind names its model and dataset")
+    if against is not None and kind != "compare":
+        raise SpecError("--against belongs to --kind compare", "give --kind compare --audit A --against B")
     writers: dict[str, Callable[[Document, str | None], Document]] = {
         "audit": audit_document,
         "verify": partial(_verification, audit=audit),
         "train-rm": _training,
+        "compare": partial(_comparison, a=audit, b=against),
     }
-    wanted = _submission(writers[kind](flags, base), kind, parse_labels(given["labels"]), {**given, "audit": audit})
+    named = {**given, "audit": audit if kind == "verify" else None}
+    wanted = _submission(writers[kind](flags, base), kind, parse_labels(given["labels"]), named)
     shown = None if quiet or as_json else console(err=True)
     job = send(wanted, shown, wait=wait)
     if as_json:
@@ -148,6 +165,14 @@ def _verification(flags: Document, base: str | None, *, audit: str | None) -> Do
     document = merge(document, document_of_flags(flags))
     document = merge(document, {} if base is None else {"retraining": {"base": base}})
     return merge(document, parse_assignments(flags["assignments"]))
+
+
+def _comparison(flags: Document, base: str | None, *, a: str | None, b: str | None) -> Document:
+    if base is not None or any(value not in (None, (), False) for value in flags.values()):
+        raise SpecError("a comparison takes no flags of an audit", "give --kind compare --audit A --against B alone")
+    if a is None or b is None:
+        raise SpecError("a comparison needs two finished audits", "give --audit A --against B, ids of jobs")
+    return {"a": a, "b": b}
 
 
 def _training(flags: Document, base: str | None) -> Document:

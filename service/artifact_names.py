@@ -15,6 +15,8 @@ from safer_engine.store import Manifest
 from service.jobs.model import JobKind
 
 REPORT_FILES = ("report.html", "report.md", "report.json", "evaluation.jsonl", "features.parquet", "pair_scores.parquet")
+_PLAIN = {"report": REPORT_FILES, "edits": ("edits.jsonl",), "comparison": ("comparison.html", "comparison.json")}
+"""Stages whose files keep their names."""
 SAE_FILES = ("sae.safetensors", "sae.json", "metrics.json")
 LOG_STAGE, LOG_NAME = "log", "job.log"
 DECISIONS_STAGE, DECISIONS_NAME = "decisions", "decisions.jsonl"
@@ -54,9 +56,14 @@ class StoredFile:
         return _TYPES.get(suffix) or mimetypes.guess_type(self.name)[0] or "application/octet-stream"
 
 
+def page_of(kind: JobKind) -> str:
+    """The page that a job of a kind ends with."""
+    return "comparison.html" if kind is JobKind.COMPARE else "report.html"
+
+
 def flat_name(kind: JobKind, stage: str, file: str) -> str:
     """What clients call a payload file of a stage."""
-    if stage == "report" or (stage, file) == ("edits", "edits.jsonl") or (stage, file) in _ATTACHED:
+    if stage in {"report", "comparison"} or (stage, file) == ("edits", "edits.jsonl") or (stage, file) in _ATTACHED:
         return file
     if stage == "sae" and file in SAE_FILES:
         return f"sae/{file}"
@@ -69,7 +76,7 @@ def stage_of(kind: JobKind, name: str) -> str | None:
     """The stage that makes a file of this name; None for what no stage makes. Undoes `flat_name`."""
     folder, _, file = name.rpartition("/")
     if not folder:
-        return "report" if name in REPORT_FILES else "edits" if name == "edits.jsonl" else None
+        return next((stage for stage, files in _PLAIN.items() if name in files), None)
     first, _, stage = folder.partition("/")
     if first == "stages" and stage:
         return stage.partition("/")[0]

@@ -39,6 +39,13 @@ class SubmitVerification(Submission):
     spec: dict[str, Any] = Field(description="An audit spec (docs/spec.md); with `audit` only what is to be other than there.")
 
 
+class SubmitComparison(Submission):
+    """Two finished audits to compare."""
+
+    a: str = Field(min_length=1, max_length=100, description="Id of an audit.")
+    b: str = Field(min_length=1, max_length=100, description="Id of the audit that is held against it.")
+
+
 class SubmitTraining(Submission):
     """A reward model to train."""
 

@@ -25,6 +25,7 @@ from safer_engine.stage import Inputs, PartedStage, SpecView, Stage
 from safer_engine.store import ArtifactStore
 from safer_engine.train_spec import TrainSpec
 from safer_engine.training import training_key
+from service.comparison_spec import ComparisonSpec
 from service.jobs.model import JobKind, JobRecord, Lease, StageRecord, StageState, UnitKind
 from service.jobs.stage_plan import PREPARE
 
@@ -179,6 +180,8 @@ def source_name(source: Any) -> str:
 def _key(order: Order, stages: Sequence[StageRecord], store: ArtifactStore) -> str | None:
     if order.stage == PREPARE:
         return None
+    if order.kind is JobKind.COMPARE:
+        return ComparisonSpec.model_validate(order.spec).key
     if order.kind is JobKind.TRAIN_RM:
         spec = TrainSpec.model_validate(order.spec)
         base = pinned_model(spec.base, "base", order.pins)

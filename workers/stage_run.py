@@ -26,11 +26,13 @@ from safer_engine.stage import INPUT_ROLES, opened_by
 from safer_engine.store import LocalArtifactStore, ManifestDraft, StoredArtifact, WorkArea
 from safer_engine.train_spec import TrainSpec
 from safer_engine.training import MODEL, train_model
+from service.comparison_spec import ComparisonSpec
 from service.infra.settings import Settings
 from service.infra.stores import OnTransfer, ServiceStore, Stores
 from service.jobs.model import JobKind
-from service.jobs.stage_plan import PREPARE, TRAINING
+from service.jobs.stage_plan import COMPARISON, PREPARE, TRAINING
 from service.source_policy import check_audit, check_training
+from workers.comparing import compare, require_reports
 from workers.figures import figures_of, rows_of
 from workers.hub_cache import hub_in_use, shrink_hub_cache
 from workers.inputs import InputFinder, Names
@@ -61,6 +63,8 @@ def perform(order: Order, settings: Settings, observer: PipeObserver, names: Nam
         stack.enter_context(hub_in_use(settings.folder / "cache"))
         finder = InputFinder(settings, stores, order.project, names, stack)
         bench = _Bench(order, settings, observer, finder, stores.project(order.project))
+        if order.kind is JobKind.COMPARE:
+            return bench.prepare_comparison() if order.stage == PREPARE else bench.compare()
         if order.kind is JobKind.TRAIN_RM:
             return bench.prepare_training() if order.stage == PREPARE else bench.train()
         return bench.prepare_audit() if order.stage == PREPARE else bench.audit_stage()
@@ -157,17 +161,31 @@ class _Bench:
             self.store.remove_work(TRAINING, self.order.key)  # going on from its checkpoint would diverge again
             raise
 
+    def prepare_comparison(self) -> dict[str, Any]:
+        spec = ComparisonSpec.model_validate(self.order.spec)
+        require_reports(spec, self.store)
+        return {"outcome": "computed", "inputs": {"a": spec.a.content, "b": spec.b.content}}
+
+    def compare(self) -> dict[str, Any]:
+        assert self.order.key is not None
+        spec = ComparisonSpec.model_validate(self.order.spec)
+        return self._once(COMPARISON, self.order.key, lambda work: compare(spec, self.store, work))
+
     def _trained(self, key: str) -> dict[str, Any]:
-        while not self.store.has(TRAINING, key):
+        return self._once(TRAINING, key, lambda work: self._train(key, work))
+
+    def _once(self, stage: str, key: str, make: Callable[[WorkArea], StoredArtifact]) -> dict[str, Any]:
+        """What is in the store, or is made now, by one process of those that want it."""
+        while not self.store.has(stage, key):
             try:
-                with self.store.open_work(TRAINING, key) as work:
-                    return self._committed(self._train(key, work))
+                with self.store.open_work(stage, key) as work:
+                    return self._committed(make(work))
             except WorkBusy as busy:
                 if self.observer.cancelled():
                     raise Interrupted("stopped while waiting for another process") from busy
                 time.sleep(_POLL_SECONDS)
         self.observer.outcome = "cached"
-        return self._committed(self.store.read(TRAINING, key))
+        return self._committed(self.store.read(stage, key))
 
     def _train(self, key: str, work: WorkArea) -> StoredArtifact:
         spec = TrainSpec.model_validate(self.order.spec)

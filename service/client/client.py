@@ -35,13 +35,15 @@ from service.schemas import (
     Me,
     UploadView,
 )
-from service.submission_schemas import SubmitAudit, SubmitTraining, SubmitVerification
+from service.submission_schemas import SubmitAudit, SubmitComparison, SubmitTraining, SubmitVerification
 
 if TYPE_CHECKING:
     import httpx
 
-_ROUTES = {"audit": "/v1/audits", "verify": "/v1/verifications", "train-rm": "/v1/trainings"}
-_BODIES: dict[str, type[BaseModel]] = {"audit": SubmitAudit, "verify": SubmitVerification, "train-rm": SubmitTraining}
+_ROUTES = {"audit": "/v1/audits", "verify": "/v1/verifications", "train-rm": "/v1/trainings", "compare": "/v1/comparisons"}
+_BODIES: dict[str, type[BaseModel]] = {
+    "audit": SubmitAudit, "verify": SubmitVerification, "train-rm": SubmitTraining, "compare": SubmitComparison,
+}  # fmt: skip
 _GATES = "/v1/gates"
 _PARALLEL = 4
 _PAGE = 100
@@ -52,7 +54,7 @@ class Submission:
     """What is asked for.
 
     Attributes:
-        spec: an audit spec, or for `train-rm` a training spec, as a document.
+        spec: an audit spec, or for `train-rm` a training spec, as a document; for `compare` the ids `a` and `b` of two audits.
         audit: of kind `verify`: id of the audit that `spec` goes on from; None where `spec` says it all.
         idempotency_key: the same key and request give the same job; by default one of its own.
     """
@@ -68,7 +70,8 @@ class Submission:
 
     def body(self) -> dict[str, Any]:
         """The request's JSON. Raises RequestInvalid for what the service would refuse beside the spec: it needs no answer."""
-        body: dict[str, Any] = {"spec": dict(self.spec), "priority": self.priority, "labels": dict(self.labels)}
+        what: dict[str, Any] = dict(self.spec) if self.kind == "compare" else {"spec": dict(self.spec)}
+        body: dict[str, Any] = {**what, "priority": self.priority, "labels": dict(self.labels)}
         for name in ("audit", "callback_url", "gpu_seconds_budget"):
             if (value := getattr(self, name)) is not None:
                 body[name] = value

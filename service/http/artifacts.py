@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from service.artifact_names import DECISIONS_NAME
+from service.artifact_names import DECISIONS_NAME, page_of
 from service.http.auth import EditReader, Reader, allow
 from service.http.errors import Responses, responses
 from service.http.job_files import job_file, job_files, read_file, send_file
@@ -66,7 +66,7 @@ def get_artifact(
 def get_report(job_id: JobId, who: Reader, services: ServicesDep, request: Request) -> Response:
     """The report as a page that may run its own script and nothing else, and reach no network."""
     job = services.jobs.get(who.project, job_id)
-    file = job_file(services, job, "report.html")
+    file = job_file(services, job, page_of(job.kind))
     page = read_file(services, job, file).decode("utf-8", errors="strict")
     return send_file(services, request, job, file, {"Content-Security-Policy": report_policy(page)})
 

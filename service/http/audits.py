@@ -27,13 +27,13 @@ from service.http.parameters import (
 )
 from service.http.services import Services
 from service.http.streaming import EVENTS_AT_ONCE, Seen, Watch, event_stream
-from service.http.submissions import new_audit, new_training, new_verification
+from service.http.submissions import new_audit, new_comparison, new_training, new_verification
 from service.http.views import Standing, job_view, progress_of, summary, upload_names
 from service.jobs.access import Principal
 from service.jobs.model import JobKind, JobRecord, JobState
 from service.jobs.requests import JobQuery, NewJob
 from service.schemas import JobSummary, JobView, Page
-from service.submission_schemas import SubmitAudit, SubmitTraining, SubmitVerification
+from service.submission_schemas import SubmitAudit, SubmitComparison, SubmitTraining, SubmitVerification
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 _CREATED: Responses = {
@@ -67,6 +67,14 @@ def submit_verification(
 ) -> JobView:
     """Submit a verification by retraining of an audit's edits. What the audit computed is not computed again."""
     return _submit(services, who, new_verification(services, who, asked, key), response)
+
+
+@router.post("/comparisons", status_code=201, response_model=JobView, responses=responses(404, 409, own=_CREATED))
+def submit_comparison(
+    asked: SubmitComparison, who: Submitter, services: ServicesDep, response: Response, key: IdempotencyKey = None
+) -> JobView:
+    """Submit a comparison of two finished audits: what changed from `a` to `b`."""
+    return _submit(services, who, new_comparison(services, who, asked, key), response)
 
 
 @router.post("/trainings", status_code=201, response_model=JobView, responses=responses(409, own=_CREATED))

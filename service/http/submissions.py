@@ -10,16 +10,18 @@ from safer_engine.spec import PAPER_PRESET, AuditSpec, merge
 from safer_engine.spec_layers import hub_source, problems, with_kinds
 from safer_engine.store import canonical_json, digest_bytes
 from safer_engine.train_spec import PAPER_RECIPE, TrainSpec
+from service.comparison_spec import ComparedAudit, ComparisonSpec
 from service.errors import Conflict, FieldProblem, NotAllowed, RequestInvalid, SourceNotAllowed
 from service.http.services import Services
+from service.http.views import subject_of
 from service.jobs.access import Principal, Role
-from service.jobs.model import JobKind
+from service.jobs.model import JobKind, JobState
 from service.jobs.requests import NewJob
 from service.jobs.stage_plan import stages_of
 from service.source_policy import at_revisions, check_audit, check_training, upload_digests
-from service.submission_schemas import Submission, SubmitAudit, SubmitTraining, SubmitVerification
+from service.submission_schemas import Submission, SubmitAudit, SubmitComparison, SubmitTraining, SubmitVerification
 
-Spec = AuditSpec | TrainSpec
+Spec = AuditSpec | TrainSpec | ComparisonSpec
 _DATASETS = ("dataset", "evaluation")
 
 
@@ -61,6 +63,24 @@ def audit_spec(document: dict[str, Any]) -> AuditSpec:
     spec = validated(AuditSpec, with_kinds(merge(preset, expanded(document))))
     assert isinstance(spec, AuditSpec)
     return spec
+
+
+def new_comparison(services: Services, who: Principal, asked: SubmitComparison, key: str | None) -> NewJob:
+    """A comparison to store. Raises NotFound, Conflict."""
+    if asked.a == asked.b:
+        raise Conflict(f"a and b are both {asked.a}", "name two audits")
+    spec = ComparisonSpec(a=_compared(services, who, asked.a), b=_compared(services, who, asked.b))
+    return _job(services, who, JobKind.COMPARE, asked, spec, key)
+
+
+def _compared(services: Services, who: Principal, job_id: str) -> ComparedAudit:
+    job = services.jobs.get(who.project, job_id)
+    if not job.kind.reports:
+        raise Conflict(f"job {job_id} is a {job.kind}, no audit", "give the id of an audit")
+    found = next((row for row in services.jobs.stages(job_id) if row.name == "report"), None)
+    if job.state is not JobState.SUCCEEDED or found is None or found.key is None or found.content_digest is None:
+        raise Conflict(f"audit {job_id} is {job.state}: it has no report", "wait until it has succeeded")
+    return ComparedAudit(job=job_id, model=subject_of(job.spec).model, report=found.key, content=found.content_digest)
 
 
 def new_training(services: Services, who: Principal, asked: SubmitTraining, key: str | None) -> NewJob:
@@ -115,7 +135,7 @@ def _job(services: Services, who: Principal, kind: JobKind, asked: Submission, s
     if asked.callback_url is not None:
         services.outbound.precheck(asked.callback_url)
     _check_poisoned(services, who, kind, spec)
-    inputs = upload_digests(spec)
+    inputs = {} if isinstance(spec, ComparisonSpec) else upload_digests(spec)
     for digest in inputs.values():
         if services.uploads.find(who.project, digest) is None:
             raise SourceNotAllowed(f"the project has no upload:{digest}", "upload the files first: POST /v1/uploads")
@@ -137,7 +157,7 @@ def _job(services: Services, who: Principal, kind: JobKind, asked: Submission, s
 
 def _check_poisoned(services: Services, who: Principal, kind: JobKind, spec: Spec) -> None:
     """Data marked as poisoned are for the role `redteam`, and each use is in the audit log. Raises NotAllowed."""
-    forced = [name for name in _DATASETS if (data := getattr(spec, name)) is not None and data.allow_poisoned]
+    forced = [name for name in _DATASETS if (data := getattr(spec, name, None)) is not None and data.allow_poisoned]
     if not forced:
         return
     if not who.may(Role.REDTEAM):

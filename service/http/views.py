@@ -15,14 +15,17 @@ from service.upload_names import UPLOAD, uploads_in
 
 @dataclass(frozen=True)
 class Subject:
-    """What a job is about, as its spec names it."""
+    """What a job is about, as its spec names it; of a comparison the other model stands in the dataset's place."""
 
     model: str
     dataset: str
+    between: str = "on"
 
 
 def subject_of(spec: Mapping[str, Any]) -> Subject:
-    """Model (or base) and dataset of a spec."""
+    """Model (or base) and dataset of a spec; of a comparison both models."""
+    if "a" in spec and "b" in spec:
+        return Subject(str(spec["a"]["model"]), str(spec["b"]["model"]), "with")
     model = spec.get("base") or (spec.get("model") or {}).get("path", "")
     source = (spec.get("dataset") or {}).get("source") or {}
     return Subject(str(model), str(source.get("path", "")))

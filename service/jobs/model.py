@@ -25,6 +25,7 @@ class JobKind(StrEnum):
     AUDIT = "audit"
     VERIFY = "verify"
     TRAIN_RM = "train-rm"
+    COMPARE = "compare"
 
     @property
     def reports(self) -> bool:

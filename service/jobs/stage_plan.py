@@ -7,6 +7,7 @@ from service.jobs.model import JobKind, StagePart
 
 PREPARE = "prepare"
 TRAINING = "training"
+COMPARISON = "comparison"
 
 
 def stage_names() -> tuple[str, ...]:
@@ -15,8 +16,10 @@ def stage_names() -> tuple[str, ...]:
 
 
 def stages_of(kind: JobKind) -> tuple[StagePart, ...]:
-    """`prepare` finds and fingerprints the inputs; then an audit walks the engine's stages, a training has one."""
+    """`prepare` finds and fingerprints the inputs; then an audit walks the engine's stages, others have one."""
     first = StagePart(PREPARE, "cpu")
     if kind is JobKind.TRAIN_RM:
         return (first, StagePart(TRAINING, "gpu"))
+    if kind is JobKind.COMPARE:
+        return (first, StagePart(COMPARISON, "cpu"))
     return (first, *(StagePart(stage.name, stage.resource) for stage in STAGES))

@@ -104,6 +104,24 @@ def test_a_verification_is_submitted_whole_or_on_an_audit(
         command("cancel", each["id"])
 
 
+def test_a_comparison_names_two_finished_audits(command: Command, as_admin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = command("submit", *AUDIT, "--seed", "1"), command("submit", *AUDIT, "--seed", "2")
+    asked = ["submit", "--kind", "compare", "--audit", one["id"], "--against", other["id"]]
+    capsys.readouterr()
+    assert run_main(asked) == 2
+    assert "it has no report" in capsys.readouterr().err
+    for wrong, words in (
+        (["--kind", "compare", "--audit", one["id"]], "two finished audits"),
+        ([*asked[1:], "--seed", "3"], "no flags of an audit"),
+        ([*AUDIT, "--against", one["id"]], "--against belongs to"),
+        ([*asked[1:-1], one["id"]], "are both"),
+    ):
+        assert run_main(["submit", *wrong]) == 2
+        assert words in capsys.readouterr().err
+    for each in (one, other):
+        command("cancel", each["id"])
+
+
 def test_training_is_submitted_the_same_way(command: Command, as_admin: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (as_admin / "train.yaml").write_text("recipe: {epochs: 3}\nlora: {rank: 4}\n")
     job = command("submit", "--kind", "train-rm", "--base", "org/base", "-d", "org/pairs", "--spec", "train.yaml", "--seed", "7")

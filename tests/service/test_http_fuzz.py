@@ -192,7 +192,9 @@ def test_malformed_json(prober: Prober, data: st.DataObject) -> None:
         text = data.draw(st.sampled_from([b"\\u0000", b"\\ud800", b"\\udfff\\ud800", b"\\x", b"\n", b"\\u12"]))
         body = b'{"spec": {}, "labels": {"a": "' + text + b'"}}'
     route = data.draw(
-        st.sampled_from(["/v1/audits", "/v1/verifications", "/v1/trainings", "/v1/uploads", "/v1/keys", "/v1/projects"])
+        st.sampled_from(
+            ["/v1/audits", "/v1/verifications", "/v1/trainings", "/v1/comparisons", "/v1/uploads", "/v1/keys", "/v1/projects"]
+        )
     )
     kind = data.draw(
         st.sampled_from([b"application/json", b"application/json; charset=utf-16", b"text/json", b"", b"application/x+json"])

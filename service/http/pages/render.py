@@ -19,6 +19,10 @@ POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 STATIC = {"pages.css": "text/css; charset=utf-8", "pages.js": "text/javascript; charset=utf-8"}
+_DEEDS = {
+    JobKind.AUDIT: "audit of", JobKind.VERIFY: "verification of", JobKind.TRAIN_RM: "training of",
+    JobKind.COMPARE: "comparison of",
+}  # fmt: skip
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -55,7 +59,7 @@ def _template(name: str) -> str:
 
 def deed(kind: JobKind) -> str:
     """What a job of a kind is, before the name of its model."""
-    return {JobKind.AUDIT: "audit of", JobKind.VERIFY: "verification of", JobKind.TRAIN_RM: "training of"}[JobKind(kind)]
+    return _DEEDS[JobKind(kind)]
 
 
 def ago(at: datetime) -> str:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
+from service.artifact_names import page_of
 from service.errors import Gone, NotAllowed, NotFound, RequestInvalid
 from service.http.audits import view_of
 from service.http.auth import allow, authenticate, client_of
@@ -124,7 +125,7 @@ def report_page(job_id: JobId, seen: VisitorDep, services: ServicesDep) -> Respo
     """The report, in a frame of its own origin."""
     allow(seen.who, *_READ)
     job = services.jobs.get(seen.who.project, job_id)
-    job_file(services, job, "report.html")
+    job_file(services, job, page_of(job.kind))
     return render("report.html.j2", {"visitor": seen, **_heading(services, job)})
 
 
@@ -171,7 +172,8 @@ def _heading(services: Services, job: JobRecord) -> dict[str, Any]:
 def _subject(job: JobRecord, names: Mapping[str, str]) -> Subject:
     """What a job is about, as people call it: an upload by its file or folder, else by the beginning of its digest."""
     named = subject_of(job.spec)
-    return Subject(*(names.get(name) or _short(name) for name in (named.model, named.dataset)))
+    model, dataset = (names.get(name) or _short(name) for name in (named.model, named.dataset))
+    return Subject(model, dataset, named.between)
 
 
 def _short(name: str) -> str:
@@ -191,8 +193,8 @@ def _job_context(services: Services, seen: Visitor, job_id: str) -> dict[str, An
         "subject": _subject(job, view.names),
         "files": shown if seen.may("read") else [],
         "n_inner": len(files) - len(shown),
-        "removed": _removed(services, job) if seen.may("read") and "report.html" not in files else "",
-        "has_report": "report.html" in files and seen.may("read"),
+        "removed": _removed(services, job) if seen.may("read") and page_of(job.kind) not in files else "",
+        "has_report": page_of(job.kind) in files and seen.may("read"),
         "has_edits": "edits.jsonl" in files,
         "events": [(event, _told(event.data)) for event in reversed(events)],
         "final": job.state in FINAL_JOB_STATES,
@@ -204,7 +206,7 @@ def _job_context(services: Services, seen: Visitor, job_id: str) -> dict[str, An
 def _removed(services: Services, job: JobRecord) -> str:
     """That the report was removed, if it was."""
     try:
-        job_file(services, job, "report.html")
+        job_file(services, job, page_of(job.kind))
     except Gone as gone:
         return f"{gone.message}. {gone.hint[0].upper()}{gone.hint[1:]}."
     except NotFound:
