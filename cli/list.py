@@ -16,7 +16,7 @@ _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 @click.command("list")
 @click.option("--state", "states", multiple=True, type=click.Choice(_STATES), help="Only jobs in this state; may be repeated.")
-@click.option("--kind", type=click.Choice(["audit", "verify", "train-rm", "compare"]), help="Only jobs of this kind.")
+@click.option("--kind", type=click.Choice(["audit", "verify", "train-rm", "compare", "drill"]), help="Only jobs of this kind.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
 @click.option("--stage", metavar="NAME", help="Only jobs of which this step is open.")
 @click.option("--since", type=click.DateTime(), metavar="DATE", help="Only jobs made from then on (UTC).")

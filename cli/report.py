@@ -23,7 +23,7 @@ def report_command(job_id: str, show: bool, out: Path | None, as_json: bool) -> 
     from safer_engine.publishing import require_writable
 
     with connect() as client:
-        name = "comparison" if client.job(job_id).kind == "compare" else "report"
+        name = {"compare": "comparison", "drill": "drill"}.get(client.job(job_id).kind, "report")
         wanted = client.artifact(job_id, f"{name}.json" if as_json else f"{name}.html")
         target = _place(job_id, out, wanted.name)
         if as_json:

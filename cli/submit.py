@@ -30,12 +30,14 @@ _ONLY_AUDIT = {"model": "--model", "sample": "--sample", "stratify": "--stratify
 @flag_options
 @click.option(
     "--kind",
-    type=click.Choice(["audit", "verify", "train-rm", "compare"]),
+    type=click.Choice(["audit", "verify", "train-rm", "compare", "drill"]),
     default="audit",
     show_default=True,
     help="What to do.",
 )
-@click.option("--base", "-b", help="With --kind train-rm or verify: the model to train from; other values with --spec and --set.")
+@click.option(
+    "--base", "-b", help="With --kind train-rm, verify or drill: the model to train from; other values with --spec and --set."
+)
 @click.option(
     "--audit", metavar="JOB", help="With --kind verify: the audit whose edits are verified; with compare: the first audit."
 )
@@ -76,6 +78,7 @@ def submit_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
         "verify": partial(_verification, audit=audit),
         "train-rm": _training,
         "compare": partial(_comparison, a=audit, b=against),
+        "drill": _drill,
     }
     named = {**given, "audit": audit if kind == "verify" else None}
     wanted = _submission(writers[kind](flags, base), kind, parse_labels(given["labels"]), named)
@@ -149,7 +152,7 @@ def _submission(document: Document, kind: str, labels: dict[str, str], given: di
 def audit_document(flags: Document, base: str | None) -> Document:
     """The audit spec, with the values that were given and no others: defaults are the service's."""
     if base is not None:
-        raise SpecError("--base belongs to --kind train-rm or verify", "an audit takes --model")
+        raise SpecError("--base belongs to --kind train-rm, verify or drill", "an audit takes --model")
     return build_from_flags(**flags).spec.model_dump(mode="json", exclude_unset=True)
 
 
@@ -175,14 +178,26 @@ def _comparison(flags: Document, base: str | None, *, a: str | None, b: str | No
     return {"a": a, "b": b}
 
 
+def _drill(flags: Document, base: str | None) -> Document:
+    from safer_engine.drill_spec import build_drill_spec
+
+    return build_drill_spec(_trained(flags, base, "a drill")).model_dump(mode="json", exclude_unset=True)
+
+
 def _training(flags: Document, base: str | None) -> Document:
+    from safer_engine.train_spec import build_train_spec
+
+    return build_train_spec(_trained(flags, base, "train-rm")).model_dump(mode="json", exclude_unset=True)
+
+
+def _trained(flags: Document, base: str | None, what: str) -> Document:
+    """The document of something that trains from a base. Raises SpecError for flags of an audit, and without base or dataset."""
     from safer_engine.spec import merge
     from safer_engine.spec_layers import parse_assignments, parse_source, read_document
-    from safer_engine.train_spec import build_train_spec
 
     if wrong := [flag for name, flag in _ONLY_AUDIT.items() if flags[name]]:
         raise SpecError(
-            f"{', '.join(wrong)} belong to an audit", "train-rm takes --base, --dataset, --eval-dataset, --spec, --set"
+            f"{', '.join(wrong)} belong to an audit", f"{what} takes --base, --dataset, --eval-dataset, --spec, --set"
         )
     path: Path | None = flags["spec_file"]
     document: Document = read_document(path) if path is not None else {}
@@ -196,8 +211,8 @@ def _training(flags: Document, base: str | None) -> Document:
     document = merge(document, given)
     document = merge(document, parse_assignments(flags["assignments"]))
     if "base" not in document or "dataset" not in document:
-        raise SpecError("train-rm needs a base model and a dataset", "give --base and --dataset, or a training spec with --spec")
-    return build_train_spec(document).model_dump(mode="json", exclude_unset=True)
+        raise SpecError(f"{what} needs a base model and a dataset", "give --base and --dataset, or a spec with --spec")
+    return document
 
 
 def _tell_start(job_id: str, quiet: bool) -> None:

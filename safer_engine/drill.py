@@ -87,12 +87,22 @@ def _check_audit(spec: DrillSpec) -> None:
 
 def arms_of(spec: DrillSpec) -> list[Arm]:
     """Poisoned arms, seed by seed, so that whole curves are there early."""
-    return [Arm(seed, rule, budget) for seed in range(spec.seeds) for rule in spec.rules for budget in spec.budgets]
+    return [arm for seed in range(spec.seeds) for arm in arms_of_seed(spec, seed) if arm.rule is not None]
+
+
+def arms_of_seed(spec: DrillSpec, seed: int) -> list[Arm]:
+    """The clean arm of a seed, which the others start from, and its poisoned ones."""
+    return [Arm(seed), *(Arm(seed, rule, budget) for rule in spec.rules for budget in spec.budgets)]
+
+
+def watched(observer: Observer, arm: Arm, done: int, total: int) -> Observer:
+    """Tells an observer of arms how far one of them is."""
+    return ArmObserver(observer, arm, done, total)
 
 
 def _run(spec: DrillSpec, bench: Bench, inputs: dict[str, str], observer: Observer) -> DrillDocument:
     wanted = arms_of(spec)
-    every = [arm for seed in range(spec.seeds) for arm in [Arm(seed), *(one for one in wanted if one.seed == seed)]]
+    every = [arm for seed in range(spec.seeds) for arm in arms_of_seed(spec, seed)]
     observer.stage_started(STAGE, bench.key)
     for done, arm in enumerate(every):
         if observer.cancelled():

@@ -15,7 +15,8 @@ from safer_engine.store import Manifest
 from service.jobs.model import JobKind
 
 REPORT_FILES = ("report.html", "report.md", "report.json", "evaluation.jsonl", "features.parquet", "pair_scores.parquet")
-_PLAIN = {"report": REPORT_FILES, "edits": ("edits.jsonl",), "comparison": ("comparison.html", "comparison.json")}
+_PLAIN = {"report": REPORT_FILES, "edits": ("edits.jsonl",), "comparison": ("comparison.html", "comparison.json"),
+          "drill": ("drill.html", "drill.json")}  # fmt: skip
 """Stages whose files keep their names."""
 SAE_FILES = ("sae.safetensors", "sae.json", "metrics.json")
 LOG_STAGE, LOG_NAME = "log", "job.log"
@@ -58,12 +59,12 @@ class StoredFile:
 
 def page_of(kind: JobKind) -> str:
     """The page that a job of a kind ends with."""
-    return "comparison.html" if kind is JobKind.COMPARE else "report.html"
+    return {JobKind.COMPARE: "comparison.html", JobKind.DRILL: "drill.html"}.get(kind, "report.html")
 
 
 def flat_name(kind: JobKind, stage: str, file: str) -> str:
     """What clients call a payload file of a stage."""
-    if stage in {"report", "comparison"} or (stage, file) == ("edits", "edits.jsonl") or (stage, file) in _ATTACHED:
+    if stage in {"report", "comparison", "drill"} or (stage, file) == ("edits", "edits.jsonl") or (stage, file) in _ATTACHED:
         return file
     if stage == "sae" and file in SAE_FILES:
         return f"sae/{file}"

@@ -15,9 +15,11 @@ from functools import reduce
 from operator import getitem
 from pathlib import PurePosixPath
 
+from safer_engine.drill_spec import DrillSpec
 from safer_engine.labellers.rubric import built_in_rubrics, is_text, load_rubric
 from safer_engine.spec import AuditSpec, DatasetSource, DatasetSpec, HubSource, LocalSource, RuntimeSpec
 from safer_engine.spec_labels import ChatApiLabeller, LocalLmLabeller
+from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.train_spec import TrainSpec
 from service.errors import SourceNotAllowed
 from service.infra.settings import Settings
@@ -76,10 +78,23 @@ def check_training(spec: TrainSpec, settings: Settings) -> None:
     _check_runtime(spec.runtime, settings)
 
 
-def places_of(spec: AuditSpec | TrainSpec) -> tuple[Place, ...]:
+def check_drill(spec: DrillSpec, settings: Settings) -> None:
+    """Refuse what a client's drill may not name. Raises SourceNotAllowed, naming the field; SpecError."""
+    _check_places(places_of(spec), settings)
+    _check_runtime(spec.runtime, settings)
+    named = {"model": {"path": spec.base}, "dataset": spec.dataset.model_dump(mode="json")}
+    audit = build_spec([Layer("spec.audit", {**spec.audit, **named})]).spec
+    check_audit(audit, settings)
+    if more := [place for place in places_of(audit) if place.role not in {"model", "dataset"}]:
+        raise SourceNotAllowed(
+            f"audit.{more[0].field}: the audits of a drill name no models or data of their own", "leave it out"
+        )
+
+
+def places_of(spec: AuditSpec | TrainSpec | DrillSpec) -> tuple[Place, ...]:
     """Everything outside that a spec names. Raises SourceNotAllowed for rows in memory, which a spec cannot carry."""
     found = []
-    if isinstance(spec, TrainSpec):
+    if isinstance(spec, TrainSpec | DrillSpec):
         found.append(_model("base", "base", spec.base))
     else:
         found.append(_model("model", "model.path", spec.model.path))
@@ -96,7 +111,7 @@ def places_of(spec: AuditSpec | TrainSpec) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def upload_digests(spec: AuditSpec | TrainSpec) -> dict[str, str]:
+def upload_digests(spec: AuditSpec | TrainSpec | DrillSpec) -> dict[str, str]:
     """Digests of the uploads that a spec names, as job inputs: `u:<role>`, apart from the content digests known later."""
     return {f"u:{place.role}": digest for place in places_of(spec) if (digest := named_upload(place.name)) is not None}
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from safer_engine.drill_spec import DrillSpec
 from safer_engine.spec import AuditSpec
 from safer_engine.train_spec import TrainSpec
 from service.schemas import Labels, Request, SchemaOf
@@ -44,6 +45,12 @@ class SubmitComparison(Submission):
 
     a: str = Field(min_length=1, max_length=100, description="Id of an audit.")
     b: str = Field(min_length=1, max_length=100, description="Id of the audit that is held against it.")
+
+
+class SubmitDrill(Submission):
+    """A poisoning drill, where the operator allows it."""
+
+    spec: Annotated[dict[str, Any], SchemaOf(DrillSpec)] = Field(description="The drill's spec (docs/drill.md).")
 
 
 class SubmitTraining(Submission):

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from safer_engine.drill_spec import DrillSpec
 from safer_engine.errors import DatasetRefused, InputRefused, ModelRefused
 from safer_engine.sources.corpora import resolve_corpus
 from safer_engine.sources.datasets import resolve_dataset
@@ -113,6 +114,15 @@ class InputFinder:
         base = self._base(spec.base, spec.runtime, pins)
         evaluation = self._dataset("evaluation", spec.evaluation, pins) if spec.evaluation else None
         return TrainSources(base, self._dataset("dataset", spec.dataset, pins), evaluation)
+
+    def drill(self, spec: DrillSpec, pins: Mapping[str, str]) -> tuple[DrillSpec, TrainSources]:
+        """The inputs of a drill, and its spec as this machine opens them. Raises as `audit`."""
+        sources = self.training(TrainSpec(base=spec.base, dataset=spec.dataset, evaluation=spec.evaluation), pins)
+        sets = {
+            role: section.model_copy(update={"source": self._source(section.source, role, pins)})
+            for role, section in (("dataset", spec.dataset), ("evaluation", spec.evaluation))
+        }
+        return spec.model_copy(update={"base": self._locate(spec.base, "base", pins), **sets}), sources
 
     def _ask_the_hub(self, refusal: InputRefused) -> None:
         """Do without the hub's cache from now on, where a part of a model in it may be why it was refused. Raises the refusal."""

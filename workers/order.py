@@ -15,6 +15,8 @@ from typing import Any
 
 from safer_engine.artifacts import Absent, Artifact, view
 from safer_engine.decisions import decision_digests
+from safer_engine.drill import drill_key
+from safer_engine.drill_spec import DrillSpec
 from safer_engine.errors import ArtifactError, DamagedArtifact, SaferError
 from safer_engine.pipeline import STAGES, AuditRequest, Found, stage_key
 from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
@@ -22,16 +24,18 @@ from safer_engine.spec import AuditSpec
 from safer_engine.spec_labels import LocalLmLabeller
 from safer_engine.spec_retraining import RetrainingSpec
 from safer_engine.stage import Inputs, PartedStage, SpecView, Stage
-from safer_engine.store import ArtifactStore
+from safer_engine.store import ArtifactStore, canonical_json, digest_bytes
 from safer_engine.train_spec import TrainSpec
 from safer_engine.training import training_key
 from service.comparison_spec import ComparisonSpec
 from service.jobs.model import JobKind, JobRecord, Lease, StageRecord, StageState, UnitKind
-from service.jobs.stage_plan import PREPARE
+from service.jobs.stage_plan import DRILLING, PREPARE
 
 _AGAIN = "submit the job as a new one: what is there is used, what is gone computed anew"
 PRECISIONS = ("model.dtype", "sae.dtype")
 RETRAINING_PRECISION = "retraining.dtype"
+DRILL_OPENED, DRILL_PART = "open", "seed-"
+"""Parts of a drill: nothing, so that the seeds are handed out at once; and each seed."""
 
 
 class ArtifactGone(ArtifactError):
@@ -105,6 +109,8 @@ def engine_stage(name: str) -> Stage:
 
 def parts_of(order: Order, store: ArtifactStore) -> tuple[str, ...]:
     """Parts in which the stage may be computed; fewer than two where it is not worth it."""
+    if order.kind is JobKind.DRILL and order.stage == DRILLING:
+        return (DRILL_OPENED, *(f"{DRILL_PART}{seed}" for seed in range(DrillSpec.model_validate(order.spec).seeds)))
     if not order.kind.reports or order.stage == PREPARE:
         return ()
     stage = engine_stage(order.stage)
@@ -144,6 +150,13 @@ def _settled_retraining(spec: AuditSpec, pins: Mapping[str, str]) -> RetrainingS
     return spec.retraining.model_copy(update={"recipe": recipe})
 
 
+def drill_artifact_key(spec: DrillSpec, pins: Mapping[str, str]) -> str:
+    """Cache key of a whole drill: what makes its arms comparable, and which arms they are."""
+    digests = {role: pins[role] for role in ("base", "dataset", "evaluation")}
+    arms = [list(spec.rules), list(spec.budgets), spec.seeds]
+    return digest_bytes(canonical_json(["drill", drill_key(spec, digests), arms]))
+
+
 def pinned_inputs(spec: AuditSpec, pins: Mapping[str, str]) -> ResolvedInputs:
     """The inputs of an audit as far as `prepare` recorded them: digests and names; none of them can be opened."""
     pretrain, labeller = spec.sae.pretrain, spec.labels.labeller
@@ -180,6 +193,8 @@ def source_name(source: Any) -> str:
 def _key(order: Order, stages: Sequence[StageRecord], store: ArtifactStore) -> str | None:
     if order.stage == PREPARE:
         return None
+    if order.kind is JobKind.DRILL:
+        return drill_artifact_key(DrillSpec.model_validate(order.spec), order.pins)
     if order.kind is JobKind.COMPARE:
         return ComparisonSpec.model_validate(order.spec).key
     if order.kind is JobKind.TRAIN_RM:

@@ -14,12 +14,15 @@ from typing import Any, Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT
 from safer_engine.decisions import decision_digests
+from safer_engine.drill import drill_key
+from safer_engine.drill_spec import DrillSpec
 from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
 from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
 from safer_engine.labellers.rubric import load_rubric
 from safer_engine.machine import measured, provenance, resolve_device, resolve_spec, settled_retraining
 from safer_engine.pipeline import AuditRequest, content_digest, mending, run_part, run_stage, stage_key
 from safer_engine.preflight import check_evaluation
+from safer_engine.redteam import require_enabled
 from safer_engine.refusals import refuse_early
 from safer_engine.spec import AuditSpec, RuntimeSpec
 from safer_engine.stage import INPUT_ROLES, opened_by
@@ -30,14 +33,24 @@ from service.comparison_spec import ComparisonSpec
 from service.infra.settings import Settings
 from service.infra.stores import OnTransfer, ServiceStore, Stores
 from service.jobs.model import JobKind
-from service.jobs.stage_plan import COMPARISON, PREPARE, TRAINING
-from service.source_policy import check_audit, check_training
+from service.jobs.stage_plan import COMPARISON, DRILLING, PREPARE, TRAINING
+from service.source_policy import check_audit, check_drill, check_training
 from workers.comparing import compare, require_reports
+from workers.drilling import DRILLED, Drilling, publish_drill
 from workers.figures import figures_of, rows_of
 from workers.hub_cache import hub_in_use, shrink_hub_cache
 from workers.inputs import InputFinder, Names
 from workers.observer import PipeObserver
-from workers.order import RETRAINING_PRECISION, Order, audit_spec, engine_stage, found_artifacts
+from workers.order import (
+    DRILL_OPENED,
+    DRILL_PART,
+    RETRAINING_PRECISION,
+    Order,
+    audit_spec,
+    drill_artifact_key,
+    engine_stage,
+    found_artifacts,
+)
 from workers.plans import expect, learn, plan_audit
 
 TRAINED = "RewardModel"
@@ -63,6 +76,8 @@ def perform(order: Order, settings: Settings, observer: PipeObserver, names: Nam
         stack.enter_context(hub_in_use(settings.folder / "cache"))
         finder = InputFinder(settings, stores, order.project, names, stack)
         bench = _Bench(order, settings, observer, finder, stores.project(order.project))
+        if order.kind is JobKind.DRILL:
+            return bench.prepare_drill() if order.stage == PREPARE else bench.drill()
         if order.kind is JobKind.COMPARE:
             return bench.prepare_comparison() if order.stage == PREPARE else bench.compare()
         if order.kind is JobKind.TRAIN_RM:
@@ -160,6 +175,50 @@ class _Bench:
         except NumericalError:
             self.store.remove_work(TRAINING, self.order.key)  # going on from its checkpoint would diverge again
             raise
+
+    def prepare_drill(self) -> dict[str, Any]:
+        spec = self._drill_spec()
+        _, sources = self.finder.drill(spec, {})
+        pins: dict[str, str] = {}
+        for role in ("base", "dataset", "evaluation"):
+            found = getattr(sources, role)
+            pins |= _pinned(role, found.digest, found.revision)
+        return {"outcome": "computed", "inputs": pins}
+
+    def drill(self) -> dict[str, Any]:
+        assert self.order.key is not None
+        key, spec = self.order.key, self._drill_spec()
+        if self.order.part == DRILL_OPENED:
+            return {"outcome": "computed"}
+        located, sources = self.finder.drill(spec.model_copy(update={"runtime": self._runtime(spec.runtime)}), self.order.pins)
+        self._require_key(drill_artifact_key(spec, self.order.pins))
+        digests = {role: self.order.pins[role] for role in ("base", "dataset", "evaluation")}
+
+        def drilling(work: WorkArea) -> Drilling:
+            uses = (self.settings.folder, f"job {self.order.job_id}")
+            return Drilling(spec, located, drill_key(spec, digests), digests, sources.dataset, work, *uses)
+
+        if self.order.part:
+            with self.store.open_work(DRILLING, key, shared=True) as work:
+                drilling(work).seed(int(self.order.part.removeprefix(DRILL_PART)), self.observer, alone=True)
+            return {"outcome": "computed"}
+
+        def made(work: WorkArea) -> StoredArtifact:
+            with measured() as measurement:
+                publish_drill(drilling(work).all(self.observer), work, self.finder.names)
+            facts = {"seeds": spec.seeds, "rules": list(spec.rules), "budgets": list(spec.budgets)}
+            draft = ManifestDraft(1, DRILLED, facts, digests, provenance(self.settings.device), measurement.cost)
+            stored: StoredArtifact = self.store.commit(DRILLING, key, work, draft)
+            return stored
+
+        return self._once(DRILLING, key, made)
+
+    def _drill_spec(self) -> DrillSpec:
+        """The spec of a drill. Raises SpecError where this worker's operator does not allow it."""
+        require_enabled()
+        spec = DrillSpec.model_validate(self.order.spec)
+        check_drill(spec, self.settings)
+        return spec
 
     def prepare_comparison(self) -> dict[str, Any]:
         spec = ComparisonSpec.model_validate(self.order.spec)

@@ -35,14 +35,18 @@ from service.schemas import (
     Me,
     UploadView,
 )
-from service.submission_schemas import SubmitAudit, SubmitComparison, SubmitTraining, SubmitVerification
+from service.submission_schemas import SubmitAudit, SubmitComparison, SubmitDrill, SubmitTraining, SubmitVerification
 
 if TYPE_CHECKING:
     import httpx
 
-_ROUTES = {"audit": "/v1/audits", "verify": "/v1/verifications", "train-rm": "/v1/trainings", "compare": "/v1/comparisons"}
+_ROUTES = {
+    "audit": "/v1/audits", "verify": "/v1/verifications", "train-rm": "/v1/trainings", "compare": "/v1/comparisons",
+    "drill": "/v1/drills",
+}  # fmt: skip
 _BODIES: dict[str, type[BaseModel]] = {
     "audit": SubmitAudit, "verify": SubmitVerification, "train-rm": SubmitTraining, "compare": SubmitComparison,
+    "drill": SubmitDrill,
 }  # fmt: skip
 _GATES = "/v1/gates"
 _PARALLEL = 4

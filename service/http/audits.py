@@ -11,7 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from service.errors import NotFound
-from service.http.auth import Submitter, Watcher
+from service.http.auth import RedTeam, Submitter, Watcher
 from service.http.errors import Responses, responses
 from service.http.parameters import (
     Cursor,
@@ -27,13 +27,13 @@ from service.http.parameters import (
 )
 from service.http.services import Services
 from service.http.streaming import EVENTS_AT_ONCE, Seen, Watch, event_stream
-from service.http.submissions import new_audit, new_comparison, new_training, new_verification
+from service.http.submissions import new_audit, new_comparison, new_drill, new_training, new_verification
 from service.http.views import Standing, job_view, progress_of, summary, upload_names
 from service.jobs.access import Principal
 from service.jobs.model import JobKind, JobRecord, JobState
 from service.jobs.requests import JobQuery, NewJob
 from service.schemas import JobSummary, JobView, Page
-from service.submission_schemas import SubmitAudit, SubmitComparison, SubmitTraining, SubmitVerification
+from service.submission_schemas import SubmitAudit, SubmitComparison, SubmitDrill, SubmitTraining, SubmitVerification
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 _CREATED: Responses = {
@@ -75,6 +75,14 @@ def submit_comparison(
 ) -> JobView:
     """Submit a comparison of two finished audits: what changed from `a` to `b`."""
     return _submit(services, who, new_comparison(services, who, asked, key), response)
+
+
+@router.post("/drills", status_code=201, response_model=JobView, responses=responses(409, own=_CREATED))
+def submit_drill(
+    asked: SubmitDrill, who: RedTeam, services: ServicesDep, response: Response, key: IdempotencyKey = None
+) -> JobView:
+    """Submit a poisoning drill, where the operator allows it: harm and detection of turned preferences. Poison is not kept."""
+    return _submit(services, who, new_drill(services, who, asked, key), response)
 
 
 @router.post("/trainings", status_code=201, response_model=JobView, responses=responses(409, own=_CREATED))

@@ -133,6 +133,7 @@ def _sign(services: Services, purpose: str, text: str) -> str:
 Submitter = Annotated[Principal, Depends(require("submit"))]
 Reader = Annotated[Principal, Depends(require("read"))]
 Watcher = Annotated[Principal, Depends(require("submit", "read", "review"))]
+RedTeam = Annotated[Principal, Depends(require("redteam"))]
 EditReader = Annotated[Principal, Depends(require("read", "review"))]
 Reviewer = Annotated[Principal, Depends(require("review"))]
 Admin = Annotated[Principal, Depends(require("admin"))]

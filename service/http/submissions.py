@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from safer_engine.drill_spec import DrillSpec
 from safer_engine.spec import PAPER_PRESET, AuditSpec, merge
 from safer_engine.spec_layers import hub_source, problems, with_kinds
 from safer_engine.store import canonical_json, digest_bytes
@@ -18,10 +19,10 @@ from service.jobs.access import Principal, Role
 from service.jobs.model import JobKind, JobState
 from service.jobs.requests import NewJob
 from service.jobs.stage_plan import stages_of
-from service.source_policy import at_revisions, check_audit, check_training, upload_digests
-from service.submission_schemas import Submission, SubmitAudit, SubmitComparison, SubmitTraining, SubmitVerification
+from service.source_policy import at_revisions, check_audit, check_drill, check_training, upload_digests
+from service.submission_schemas import Submission, SubmitAudit, SubmitComparison, SubmitDrill, SubmitTraining, SubmitVerification
 
-Spec = AuditSpec | TrainSpec | ComparisonSpec
+Spec = AuditSpec | TrainSpec | ComparisonSpec | DrillSpec
 _DATASETS = ("dataset", "evaluation")
 
 
@@ -81,6 +82,22 @@ def _compared(services: Services, who: Principal, job_id: str) -> ComparedAudit:
     if job.state is not JobState.SUCCEEDED or found is None or found.key is None or found.content_digest is None:
         raise Conflict(f"audit {job_id} is {job.state}: it has no report", "wait until it has succeeded")
     return ComparedAudit(job=job_id, model=subject_of(job.spec).model, report=found.key, content=found.content_digest)
+
+
+def new_drill(services: Services, who: Principal, asked: SubmitDrill, key: str | None) -> NewJob:
+    """A drill to store; each is in the audit log. Raises NotAllowed, RequestInvalid, SourceNotAllowed."""
+    if not services.settings.enable_redteam:
+        raise NotAllowed(
+            "drills poison data, so they are off unless the operator switches them on", "the operator sets SAFER_ENABLE_REDTEAM=1"
+        )
+    spec = validated(DrillSpec, expanded(asked.spec), hint="docs/drill.md describes every key")
+    assert isinstance(spec, DrillSpec)
+    if spec.keep_poison:
+        raise NotAllowed("the service keeps no poisoned data", "leave out keep_poison")
+    check_drill(spec, services.settings)
+    job = _job(services, who, JobKind.DRILL, asked, spec, key)
+    services.access.record(who.project, who.key_id, "redteam.drill", job.body_digest, {"rules": list(spec.rules)})
+    return job
 
 
 def new_training(services: Services, who: Principal, asked: SubmitTraining, key: str | None) -> NewJob:

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     s3_deadline_seconds: float = Field(300.0, gt=0, description="All retries of one object together.")
     presign: bool = Field(True, description="Hand out presigned URLs where the store is S3.")
 
+    enable_redteam: bool = Field(
+        False, description="Let keys with role redteam have drills run (docs/drill.md); workers read it as the service does."
+    )
+
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8321, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(

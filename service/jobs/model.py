@@ -26,6 +26,7 @@ class JobKind(StrEnum):
     VERIFY = "verify"
     TRAIN_RM = "train-rm"
     COMPARE = "compare"
+    DRILL = "drill"
 
     @property
     def reports(self) -> bool:

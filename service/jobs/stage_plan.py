@@ -8,6 +8,7 @@ from service.jobs.model import JobKind, StagePart
 PREPARE = "prepare"
 TRAINING = "training"
 COMPARISON = "comparison"
+DRILLING = "drill"
 
 
 def stage_names() -> tuple[str, ...]:
@@ -20,6 +21,8 @@ def stages_of(kind: JobKind) -> tuple[StagePart, ...]:
     first = StagePart(PREPARE, "cpu")
     if kind is JobKind.TRAIN_RM:
         return (first, StagePart(TRAINING, "gpu"))
+    if kind is JobKind.DRILL:
+        return (first, StagePart(DRILLING, "gpu"))
     if kind is JobKind.COMPARE:
         return (first, StagePart(COMPARISON, "cpu"))
     return (first, *(StagePart(stage.name, stage.resource) for stage in STAGES))

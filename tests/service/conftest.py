@@ -14,8 +14,8 @@ from tests.helpers.store_world import World
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[HttpWorld]:
-    """The API with the settings' defaults; a module that wants others makes its own."""
-    with http_world() as made:
+    """The API with the settings' defaults, and drills switched on; a module that wants others makes its own."""
+    with http_world(enable_redteam=True) as made:
         yield made
 
 

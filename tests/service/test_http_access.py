@@ -49,6 +49,7 @@ ROUTES = [
     route("POST", "/v1/audits", SUBMIT, json={"spec": SPEC}),
     route("POST", "/v1/verifications", SUBMIT, json={"spec": VERIFICATION}),
     route("POST", "/v1/trainings", SUBMIT, json={"spec": TRAINING}),
+    route("POST", "/v1/drills", REDTEAM, json={"spec": {**TRAINING, "evaluation": TRAINING["dataset"]}}),
     route("POST", "/v1/comparisons", SUBMIT, json={"a": "one", "b": "another"}),
     route("GET", "/v1/audits", SUBMIT, READ, REVIEW),
     route("GET", "/v1/models/{digest}/audits", SUBMIT, READ, REVIEW),

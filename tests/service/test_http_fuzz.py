@@ -193,7 +193,16 @@ def test_malformed_json(prober: Prober, data: st.DataObject) -> None:
         body = b'{"spec": {}, "labels": {"a": "' + text + b'"}}'
     route = data.draw(
         st.sampled_from(
-            ["/v1/audits", "/v1/verifications", "/v1/trainings", "/v1/comparisons", "/v1/uploads", "/v1/keys", "/v1/projects"]
+            [
+                "/v1/audits",
+                "/v1/verifications",
+                "/v1/trainings",
+                "/v1/comparisons",
+                "/v1/drills",
+                "/v1/uploads",
+                "/v1/keys",
+                "/v1/projects",
+            ]
         )
     )
     kind = data.draw(

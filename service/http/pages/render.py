@@ -21,7 +21,7 @@ POLICY = (
 STATIC = {"pages.css": "text/css; charset=utf-8", "pages.js": "text/javascript; charset=utf-8"}
 _DEEDS = {
     JobKind.AUDIT: "audit of", JobKind.VERIFY: "verification of", JobKind.TRAIN_RM: "training of",
-    JobKind.COMPARE: "comparison of",
+    JobKind.COMPARE: "comparison of", JobKind.DRILL: "drill with",
 }  # fmt: skip
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
