@@ -22,7 +22,7 @@ from cli.demo import SETTINGS
 from safer_engine.demo_data import RECIPE
 
 WIDTH, TALLEST = 1100, 900
-BUDGETS = "0.05,0.1,0.2"
+BUDGETS = "0.05,0.15"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ PICTURES = (
     Picture("features", "demo/audit/report.html", "#features", "#features"),
     Picture("causal", "demo/audit/report.html", "#causal", "#causal"),
     Picture("verify", "verified/report.html", "#verification", "#verification > .table-wrap"),
-    Picture("sweep", "verified/report.html", "#verification > h3:last-of-type", "#verification .wide-panels"),
+    Picture("sweep", "swept/report.html", "#verification > h3:last-of-type", "#verification .wide-panels"),
     Picture("compare", "compared/comparison.html", "main, body", "main, body"),
     Picture("drill", "drill/drill.html", "main, body", "main, body"),
 )
@@ -57,7 +57,7 @@ def main() -> None:
     work = given.work.resolve()
     for folder in dict.fromkeys(one.page.split("/")[0] for one in wanted):
         if not (work / next(one.page for one in wanted if one.page.startswith(folder))).exists():
-            {"demo": _demo, "verified": _verified, "compared": _compared, "drill": _drill}[folder](work)
+            {"demo": _demo, "verified": _verified, "swept": _swept, "compared": _compared, "drill": _drill}[folder](work)
     given.out.mkdir(parents=True, exist_ok=True)
     _take(wanted, work, given.out)
 
@@ -92,9 +92,17 @@ def _audit(work: Path, model: str) -> list[str]:
 
 
 def _verified(work: Path) -> None:
+    _run(["verify", *_retraining(work), "--out", str(work / "verified")])
+
+
+def _swept(work: Path) -> None:
+    asked = ["--seeds", "2", "--set", f"verification.budgets=[{BUDGETS}]"]
+    _run(["verify", *_retraining(work), *asked, "--out", str(work / "swept")])
+
+
+def _retraining(work: Path) -> list[str]:
     recipe = _sections("retraining.", {"recipe": RECIPE})
-    asked = ["--base", str(work / "demo" / "data" / "base"), "--set", f"verification.budgets=[{BUDGETS}]"]
-    _run(["verify", *_audit(work, "reward-model"), *recipe, *asked, "--out", str(work / "verified")])
+    return [*_audit(work, "reward-model"), *recipe, "--base", str(work / "demo" / "data" / "base")]
 
 
 def _compared(work: Path) -> None:
