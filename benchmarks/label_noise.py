@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.flip_groups import flip_groups, length_scores, read_rows, truth_document, word_scores, write_rows
+from benchmarks.flip_groups import (
+    file_scores,
+    flip_groups,
+    length_scores,
+    read_rows,
+    truth_document,
+    word_scores,
+    write_rows,
+)
 from benchmarks.label_noise_rows import contradictions, label_bits, reliabilities, row_doubts
 from benchmarks.label_noise_table import AXIS, keep, markdown_table
 from safer_engine.errors import ArtifactError, SpecError
@@ -94,6 +102,7 @@ class Setup:
     audit: dict[str, Any]
     retrain: bool
     unseen: Path | None = None
+    margins: Path | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -133,8 +142,15 @@ def flip(cell: Cell, setup: Setup) -> None:
     if cell.truth.is_file():
         return
     rows = read_rows(setup.data)
-    scores = {"uniform": None, "length": length_scores, "words": word_scores}[cell.target.removeprefix(_UNSEEN)]
-    flipped = flip_groups(rows, cell.share, cell.seed, "safety", scores(rows) if scores else None)
+    target = cell.target.removeprefix(_UNSEEN)
+    if target == "margin":
+        if setup.margins is None:
+            raise click.UsageError("--target margin needs --margins: those of a reward model that learnt the labels as they are")
+        chosen: dict[str, float] | None = file_scores(setup.margins)
+    else:
+        score = {"uniform": None, "length": length_scores, "words": word_scores}[target]
+        chosen = score(rows) if score else None
+    flipped = flip_groups(rows, cell.share, cell.seed, "safety", chosen)
     write_rows(cell.data, flipped.rows)
     write_json(cell.truth, truth_document(flipped, cell.seed, cell.target, cell.share))
 
@@ -292,7 +308,12 @@ def write_json(path: Path, value: Any) -> None:
     "--unseen", type=click.Path(path_type=Path, exists=True), help="Flip, audit and rank these pairs with the cell's model."
 )
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; each decides flips, training and audit.")
-@click.option("--target", type=click.Choice(["uniform", "length", "words"]), default="uniform", show_default=True)
+@click.option("--target", type=click.Choice(["uniform", "margin", "length", "words"]), default="uniform", show_default=True)
+@click.option(
+    "--margins",
+    type=click.Path(path_type=Path, exists=True),
+    help="For --target margin: pair_id and margin, JSONL, such as an audit's edits.jsonl.",
+)
 @click.option("--share", type=float, default=0.1, show_default=True, help="Share of the safety groups that is flipped.")
 @click.option("--max-length", default=128, show_default=True)
 @click.option("--epochs", default=2, show_default=True)
@@ -311,7 +332,7 @@ def main(**flags: Any) -> None:
     if not flags["only_table"]:
         if flags["data"] is None or flags["base"] is None:
             raise click.UsageError("--data and --base are needed to run cells")
-        names = ("data", "base", "max_length", "epochs", "lr", "dtype", "device", "retrain", "unseen")
+        names = ("data", "base", "max_length", "epochs", "lr", "dtype", "device", "retrain", "unseen", "margins")
         setup = Setup(
             evaluation=flags["eval_data"], audit=json.loads(flags["audit_json"]), **{name: flags[name] for name in names}
         )

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, word_scores, write_rows
+from benchmarks.label_noise import Cell, Setup, flip
 from benchmarks.label_noise_rows import (
     DEFAULT,
     DEFAULT_DENSE,
@@ -198,3 +200,22 @@ def test_the_table_shows_means_and_spreads(tmp_path: Path) -> None:
     assert "  - fusion without the SAE: a rank: too few" in text
     (tmp_path / "empty").mkdir()
     assert markdown_table(tmp_path / "empty") == "no cell has scores yet"
+
+
+def test_the_target_margin_takes_margins_of_a_file(tmp_path: Path) -> None:
+    write_rows(tmp_path / "data.jsonl", CLEAN)
+    scores = length_scores(CLEAN)
+    lines = (json.dumps({"pair_id": name, "reward_margin": value}) + "\n" for name, value in scores.items())
+    (tmp_path / "edits.jsonl").write_text("".join(lines))
+    given: dict[str, Any] = {
+        "data": tmp_path / "data.jsonl", "base": tmp_path, "evaluation": None, "max_length": 64, "epochs": 1, "lr": None,
+        "dtype": "auto", "device": "cpu", "audit": {}, "retrain": False,
+    }  # fmt: skip
+    cell = Cell(tmp_path / "cells", "margin", 0.1, 0)
+    with pytest.raises(click.UsageError, match="needs --margins"):
+        flip(cell, Setup(**given))
+    flip(cell, Setup(**given, margins=tmp_path / "edits.jsonl"))
+    truth = json.loads(cell.truth.read_text())
+    assert truth["target"] == "margin"
+    expected = flip_groups(CLEAN, 0.1, seed=0, scores=scores)
+    assert read_rows(cell.data) == expected.rows
