@@ -17,6 +17,7 @@ from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import MAX_BYTES, render_html, token_markup
 from safer_engine.report.markdown import code, escaped, render_markdown
 from safer_engine.report.model import Context, Evidence, Feature, Health, ReportDocument, Text
+from safer_engine.report.model_doubts import AxisDoubt, SaeAdds
 from safer_engine.report.summary import cautions, key_figures, paragraph
 from safer_engine.report.text import (
     base_name,
@@ -307,6 +308,14 @@ def test_accuracies_differ_by_percentage_points(report: ReportDocument) -> None:
 def _with_edits(report: ReportDocument, **changes: Any) -> ReportDocument:
     assert report.edits is not None
     return report.model_copy(update={"edits": report.edits.model_copy(update=changes)})
+
+
+def test_markdown_says_what_the_sae_adds_and_escapes_the_axis(report: ReportDocument) -> None:
+    found = SaeAdds(bits=0.05, lo=0.01, hi=0.09, agree_with=0.8, agree_without=0.7, fair=True)
+    axis = AxisDoubt(axis="a|b<i>", kind="rank", reason=None, doubtful_share=None, sae=found)
+    written = render_markdown(_with_edits(report, axes=[axis]))
+    assert "- On a\\|b&lt;i&gt; the SAE adds +0.050 \\[+0.010, +0.090\\] bits a pair" in written
+    assert "the SAE adds" not in render_markdown(_with_edits(report, axes=[]))
 
 
 def test_pairs_that_no_signal_doubts_are_marked_and_counted(tmp_path: Path) -> None:
