@@ -260,7 +260,7 @@ def test_an_ordinary_page_is_far_below_its_limit(report: ReportDocument) -> None
 def test_key_figures_come_first_and_are_the_planted_ones(report: ReportDocument) -> None:
     figures = {figure.name: figure for figure in key_figures(report)}
     assert list(figures) == [
-        "Pairs", "Pair accuracy", "Variance explained", "Reward recovered", "Safety features", "Suspicious pairs",
+        "Pairs", "Pair accuracy", "Variance explained", "Reward recovered", "Safety features", "Edits and reviews",
         "Recommended drops",
     ]  # fmt: skip
     assert figures["Pairs"].value == "180"
@@ -308,6 +308,12 @@ def test_accuracies_differ_by_percentage_points(report: ReportDocument) -> None:
 def _with_edits(report: ReportDocument, **changes: Any) -> ReportDocument:
     assert report.edits is not None
     return report.model_copy(update={"edits": report.edits.model_copy(update=changes)})
+
+
+def test_the_figure_of_edits_counts_what_is_recommended_and_not_what_is_suspicious(report: ReportDocument) -> None:
+    figures = {one.name: one for one in key_figures(_with_edits(report, actions={"drop": 2, "review": 3, "keep": 175}))}
+    assert (figures["Edits and reviews"].value, figures["Recommended drops"].value) == ("5", "2")
+    assert "Suspicious pairs" not in figures
 
 
 def test_markdown_says_what_the_sae_adds_and_escapes_the_axis(report: ReportDocument) -> None:
