@@ -18,6 +18,7 @@ from safer_engine.report.html import MAX_BYTES, render_html, token_markup
 from safer_engine.report.markdown import code, escaped, render_markdown
 from safer_engine.report.model import Context, Evidence, Feature, Health, ReportDocument, Text
 from safer_engine.report.model_doubts import AxisDoubt, SaeAdds
+from safer_engine.report.model_salience import SalienceTests
 from safer_engine.report.summary import cautions, key_figures, paragraph
 from safer_engine.report.text import (
     base_name,
@@ -322,6 +323,20 @@ def test_markdown_says_what_the_sae_adds_and_escapes_the_axis(report: ReportDocu
     written = render_markdown(_with_edits(report, axes=[axis]))
     assert "- On a\\|b&lt;i&gt; the SAE adds +0.050 \\[+0.010, +0.090\\] bits a pair" in written
     assert "the SAE adds" not in render_markdown(_with_edits(report, axes=[]))
+
+
+def test_where_no_latent_could_be_tested_no_count_of_flips_is_given(report: ReportDocument) -> None:
+    tests = SalienceTests(
+        fdr=0.05, n_tests=0, n_draws=0, smallest_p=1.0, n_tested=0, n_discoveries=0, n_discoveries_by=0,
+        n_discoveries_max_t=0, n_replicated=0, replicated_share=None,
+    )  # fmt: skip
+    assert report.sae is not None
+    assert report.sae.latents is not None
+    latents = report.sae.latents.model_copy(update={"tests": tests})
+    changed = report.model_copy(update={"sae": report.sae.model_copy(update={"latents": latents})})
+    text = " ".join(Page(render_html(changed)).text.split())
+    assert "No latent was tested against chance: none fires differently" in text
+    assert "sign flips of whole groups" not in text
 
 
 def test_pairs_that_no_signal_doubts_are_marked_and_counted(tmp_path: Path) -> None:
