@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from safer_engine.report import summary, text
+from safer_engine.report.doubt_text import sae_adds
 from safer_engine.report.label_words import about_labels, detection_words
 from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument, SuspiciousPair
 from safer_engine.report.provenance import NO_PLAN, PlannedCost
@@ -205,6 +206,7 @@ def _pairs(report: ReportDocument) -> list[str]:
         "## Suspicious pairs",
         _table(head, rows),
         f"{text.count(rest)} more pairs are in pair_scores.parquet." if rest else "",
+        "\n".join(f"- {escaped(said)}" for said in sae_adds(edits.axes)),
     ]
 
 

@@ -130,7 +130,7 @@ def _edit_figures(report: ReportDocument) -> list[KeyFigure]:
     edits = report.edits
     if edits is None or edits.actions is None:
         path = "edits" if edits is None else "edits.actions"
-        return [_missing(report, "Suspicious pairs", path, "pairs"), _missing(report, "Recommended drops", path, "pairs")]
+        return [_missing(report, "Edits and reviews", path, "pairs"), _missing(report, "Recommended drops", path, "pairs")]
     removed, reviewed = _removed(edits), edits.actions.get("review", 0)
     drops = [
         f"{words(row.axis)} {count(row.actions.get('drop', 0) + row.actions.get('flip', 0))}"
@@ -139,7 +139,7 @@ def _edit_figures(report: ReportDocument) -> list[KeyFigure]:
     ]
     name = "Recommended flips" if edits.actions.get("flip") else "Recommended drops"
     return [
-        KeyFigure("Suspicious pairs", count(removed + reviewed), f"{count(reviewed)} of them for review", "pairs"),
+        KeyFigure("Edits and reviews", count(removed + reviewed), f"{count(reviewed)} of them for review", "pairs"),
         KeyFigure(name, count(removed), " · ".join(drops), "pairs"),
     ]
 

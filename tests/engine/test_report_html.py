@@ -17,6 +17,8 @@ from safer_engine.report.build import ReportRequest, build_report
 from safer_engine.report.html import MAX_BYTES, render_html, token_markup
 from safer_engine.report.markdown import code, escaped, render_markdown
 from safer_engine.report.model import Context, Evidence, Feature, Health, ReportDocument, Text
+from safer_engine.report.model_doubts import AxisDoubt, SaeAdds
+from safer_engine.report.model_salience import SalienceTests
 from safer_engine.report.summary import cautions, key_figures, paragraph
 from safer_engine.report.text import (
     base_name,
@@ -259,7 +261,7 @@ def test_an_ordinary_page_is_far_below_its_limit(report: ReportDocument) -> None
 def test_key_figures_come_first_and_are_the_planted_ones(report: ReportDocument) -> None:
     figures = {figure.name: figure for figure in key_figures(report)}
     assert list(figures) == [
-        "Pairs", "Pair accuracy", "Variance explained", "Reward recovered", "Safety features", "Suspicious pairs",
+        "Pairs", "Pair accuracy", "Variance explained", "Reward recovered", "Safety features", "Edits and reviews",
         "Recommended drops",
     ]  # fmt: skip
     assert figures["Pairs"].value == "180"
@@ -307,6 +309,34 @@ def test_accuracies_differ_by_percentage_points(report: ReportDocument) -> None:
 def _with_edits(report: ReportDocument, **changes: Any) -> ReportDocument:
     assert report.edits is not None
     return report.model_copy(update={"edits": report.edits.model_copy(update=changes)})
+
+
+def test_the_figure_of_edits_counts_what_is_recommended_and_not_what_is_suspicious(report: ReportDocument) -> None:
+    figures = {one.name: one for one in key_figures(_with_edits(report, actions={"drop": 2, "review": 3, "keep": 175}))}
+    assert (figures["Edits and reviews"].value, figures["Recommended drops"].value) == ("5", "2")
+    assert "Suspicious pairs" not in figures
+
+
+def test_markdown_says_what_the_sae_adds_and_escapes_the_axis(report: ReportDocument) -> None:
+    found = SaeAdds(bits=0.05, lo=0.01, hi=0.09, agree_with=0.8, agree_without=0.7, fair=True)
+    axis = AxisDoubt(axis="a|b<i>", kind="rank", reason=None, doubtful_share=None, sae=found)
+    written = render_markdown(_with_edits(report, axes=[axis]))
+    assert "- On a\\|b&lt;i&gt; the SAE adds +0.050 \\[+0.010, +0.090\\] bits a pair" in written
+    assert "the SAE adds" not in render_markdown(_with_edits(report, axes=[]))
+
+
+def test_where_no_latent_could_be_tested_no_count_of_flips_is_given(report: ReportDocument) -> None:
+    tests = SalienceTests(
+        fdr=0.05, n_tests=0, n_draws=0, smallest_p=1.0, n_tested=0, n_discoveries=0, n_discoveries_by=0,
+        n_discoveries_max_t=0, n_replicated=0, replicated_share=None,
+    )  # fmt: skip
+    assert report.sae is not None
+    assert report.sae.latents is not None
+    latents = report.sae.latents.model_copy(update={"tests": tests})
+    changed = report.model_copy(update={"sae": report.sae.model_copy(update={"latents": latents})})
+    text = " ".join(Page(render_html(changed)).text.split())
+    assert "No latent was tested against chance: none fires differently" in text
+    assert "sign flips of whole groups" not in text
 
 
 def test_pairs_that_no_signal_doubts_are_marked_and_counted(tmp_path: Path) -> None:
