@@ -252,8 +252,8 @@ class CausalEffects(Artifact):
     """Change of reward and margin when a latent is ablated, over the pairs whose residual streams were kept.
 
     `effects.arrow`, one row per ablated latent and axis: latent_id, role (safety | salience | attribution | control), axis
-        string? (null: all pairs), n_pairs, n_groups, n_fired (pairs in which it fires on a side), and for each m in (margin,
-        chosen, rejected): m, m_lo, m_hi (mean change under zero-ablation); mean_margin, mean_margin_lo, mean_margin_hi,
+        string? (null: all pairs), n_pairs, n_groups, n_fired, n_groups_fired (pairs, groups in which it fires on a side), and
+        for each m in (margin, chosen, rejected): m, m_lo, m_hi (mean change under zero-ablation); mean_margin, mean_margin_lo, mean_margin_hi,
         n_mean (mean-ablation, over the pairs it was run on); attribution (mean first-order change of the margin, all pairs);
         p, p_adjusted (against controls, all pairs); verified (yes | no | not measured); intervals and p null where none.
     `attribution.arrow`, one row per latent: latent_id, attribution, rank (from 1, by size).

@@ -35,6 +35,9 @@ Strata = list[tuple[dict[str, str | None], NDArray[np.bool_]]]
 _RESAMPLES = 1000
 _LEAST_EACH = 32
 _LEVEL = 0.05
+_CHOSEN_BY_EFFECT = "attribution"
+LEAST_GROUPS = 10
+"""Groups in which a latent fires, for its effect to be tested."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,18 @@ class Choice:
 
     Attributes:
         roles: reported latents in order → safety, salience or attribution. controls: control latents ablated.
-        near_FC: controls of each reported latent, nearest first. sets: name → its latents.
+        near_FC: controls of each tested latent, nearest first. sets: name → its latents.
     """
 
     roles: dict[int, str]
     controls: tuple[int, ...]
     near_FC: NDArray[np.int64]
     sets: dict[str, tuple[int, ...]]
+
+    @property
+    def n_tested(self) -> int:
+        """Reported latents that come first and are held against controls: all but those chosen for their effect."""
+        return sum(role != _CHOSEN_BY_EFFECT for role in self.roles.values())
 
     @property
     def single(self) -> tuple[int, ...]:
@@ -92,7 +100,11 @@ class Measured:
 
 
 def choose(latents: pa.Table, labels: pa.Table | None, found: Attribution, spec: CausalSpec) -> Choice:
-    """Safety features, then candidates by rank up to `spec.features`, then the largest attributions; and their controls."""
+    """Safety features, then candidates by rank up to `spec.features`, then the largest attributions; and controls of the former.
+
+    The largest attributions are among the controls: without them the pool would lack its own largest effects, and any feature
+    would look large beside it. Chosen by their effect, they are not tested themselves.
+    """
     rows = latents.select(["latent_id", "candidate", "rank"]).to_pylist()
     ranked = sorted((row["rank"], row["latent_id"]) for row in rows if row["candidate"] and row["rank"] is not None)
     kept = [] if labels is None else [row for row in labels.to_pylist() if row["safety_feature"]]
@@ -101,16 +113,19 @@ def choose(latents: pa.Table, labels: pa.Table | None, found: Attribution, spec:
     for _, latent in ranked:
         if len(roles) < spec.features:
             roles.setdefault(latent, "salience")
+    tested = list(roles)
     by_size = np.argsort(-np.abs(found.margin_S), kind="stable")
     more = [int(i) for i in by_size if found.margin_S[i] != 0 and int(i) not in roles][: spec.attributed]
-    roles |= dict.fromkeys(more, "attribution")
-    pool = [int(i) for i in np.flatnonzero(found.fired_S > 0) if int(i) not in roles]
+    roles |= dict.fromkeys(more, _CHOSEN_BY_EFFECT)
+    pool = [int(i) for i in np.flatnonzero(found.fired_S > 0) if int(i) not in tested]
     rate_S, energy_S = (np.asarray(latents[name].to_pylist(), dtype=np.float64) for name in ("firing_rate", "energy"))
-    each = max(_LEAST_EACH, -(-LEAST_POOLED // max(1, len(roles))))
-    near_FC = nearest_controls(rate_S, energy_S, list(roles), pool, each)
-    controls = _first_distinct([near_FC[:, column] for column in range(near_FC.shape[1])], spec.controls)
-    members = [row for row, role in enumerate(roles.values()) if role == "safety"]
-    sets = {"safety": tuple(list(roles)[row] for row in members)} if members else {}
+    each = max(_LEAST_EACH, -(-LEAST_POOLED // max(1, len(tested))))
+    near_FC = nearest_controls(rate_S, energy_S, tested, pool, each)
+    columns = [near_FC[:, column] for column in range(near_FC.shape[1])]
+    controls = tuple(latent for latent in _first_distinct(columns, spec.controls + len(more)) if latent not in roles)
+    controls = controls[: spec.controls]
+    members = [row for row, latent in enumerate(tested) if roles[latent] == "safety"]
+    sets = {"safety": tuple(tested[row] for row in members)} if members else {}
     sets |= _control_sets(near_FC[members], spec.control_sets) if members else {}
     return Choice(roles, controls, near_FC, sets)
 
@@ -155,7 +170,7 @@ def tables(found: Measured, seed: int) -> tuple[dict[str, pa.Table], dict[str, A
     effect_E = margin_PE[:, :n_single].mean(axis=0)
     first_S = found.attribution.margin_S
     agreed = agreement(effect_E, first_S[list(choice.single)])
-    null = against_controls(effect_E[: len(choice.roles)], choice.near_FC, first_S, agreed)
+    null = against_controls(effect_E[: choice.n_tested], choice.near_FC, first_S, agreed)
     rng = np.random.default_rng(seed)
     rows = [row for index in range(n_single) for row in _effects(found, index, null, rng)]
     sets = [row for index in range(len(choice.sets)) for row in _set_rows(found, index, rng)]
@@ -206,7 +221,8 @@ def _effects(found: Measured, index: int, null: Null, rng: np.random.Generator) 
     for names, within in found.by_axis:
         row: dict[str, Any] = {"latent_id": latent, "role": choice.roles.get(latent, "control"), **names}
         row |= {"n_pairs": int(within.sum()), "n_groups": len(set(groups[within].tolist()))}
-        row["n_fired"] = int((change_P2[within] != 0).any(axis=1).sum())
+        fired = within & (change_P2 != 0).any(axis=1)
+        row |= {"n_fired": int(fired.sum()), "n_groups_fired": len(set(groups[fired].tolist()))}
         series = {"margin": change_P2[:, 0] - change_P2[:, 1], "chosen": change_P2[:, 0], "rejected": change_P2[:, 1]}
         for name, values in series.items():
             row |= _columns(name, _mean(values[within], groups[within], rng))
@@ -214,7 +230,7 @@ def _effects(found: Measured, index: int, null: Null, rng: np.random.Generator) 
             row |= _mean_ablation(found, index, within, rng)
         if names["axis"] is None:
             row["attribution"] = float(found.attribution.margin_S[latent])
-            row |= _judged(row, null, index) if reported else {"verified": "not measured"}
+            row |= _judged(row, null, index) if index < choice.n_tested else {"verified": "not measured"}
         rows.append(row)
     return rows
 
@@ -234,9 +250,12 @@ def _mean_ablation(found: Measured, index: int, within: NDArray[np.bool_], rng: 
 
 
 def _judged(row: dict[str, Any], null: Null, index: int) -> dict[str, Any]:
-    """Verified: the interval of the margin's change leaves out 0 and the adjusted p is at most 0.05."""
+    """Verified: the interval of the margin's change leaves out 0 and the adjusted p is at most 0.05.
+
+    Where a latent fires in fewer than `LEAST_GROUPS` groups, resampling them says too little of how far the change varies.
+    """
     p, adjusted = float(null.p_F[index]), float(null.adjusted_F[index])
-    if np.isnan(p) or row["margin_lo"] is None:
+    if np.isnan(p) or row["margin_lo"] is None or row["n_groups_fired"] < LEAST_GROUPS:
         return {"verified": "not measured"}
     apart = row["margin_lo"] > 0 or row["margin_hi"] < 0
     return {"p": p, "p_adjusted": adjusted, "verified": "yes" if apart and adjusted <= _LEVEL else "no"}
@@ -267,7 +286,7 @@ def _effects_schema() -> pa.Schema:
     whole = ("n_pairs", "n_groups", "n_fired", "n_mean")
     return pa.schema(
         [("latent_id", pa.int32()), ("role", pa.string()), ("axis", pa.string())]
-        + [(name, pa.int32()) for name in whole]
+        + [(name, pa.int32()) for name in (*whole, "n_groups_fired")]
         + [(name, pa.float64()) for name in (*floats, "attribution", "p", "p_adjusted")]
         + [("verified", pa.string())]
     )

@@ -15,7 +15,7 @@ class CausalStage:
     """Ranks all latents by gradient × activation and ablates the reported ones, on the pairs whose residuals were kept."""
 
     name: ClassVar[str] = "causal"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, Activations, SparseAutoencoder, Latents, Labels)
     produces: ClassVar[type[Artifact]] = CausalEffects
