@@ -253,9 +253,10 @@ class CausalEffects(Artifact):
 
     `effects.arrow`, one row per ablated latent and axis: latent_id, role (safety | salience | attribution | control), axis
         string? (null: all pairs), n_pairs, n_groups, n_fired, n_groups_fired (pairs, groups in which it fires on a side), and
-        for each m in (margin, chosen, rejected): m, m_lo, m_hi (mean change under zero-ablation); mean_margin, mean_margin_lo, mean_margin_hi,
-        n_mean (mean-ablation, over the pairs it was run on); attribution (mean first-order change of the margin, all pairs);
-        p, p_adjusted (against controls, all pairs); verified (yes | no | not measured); intervals and p null where none.
+        for each m in (margin, chosen, rejected): m, m_lo, m_hi (mean change under zero-ablation); mean_margin, mean_margin_lo,
+        mean_margin_hi, n_mean (mean-ablation, over the pairs it was run on); attribution (mean first-order change of the
+        margin, all pairs); p, p_adjusted (against controls, all pairs); verified (yes | no | not measured); intervals and p
+        null where none.
     `attribution.arrow`, one row per latent: latent_id, attribution, rank (from 1, by size).
     `sets.arrow`: set (safety | control-N), n_latents, axis string?, subset string?, n_pairs, n_groups, accuracy, ablated
         (pair accuracy), change, change_lo, change_hi, margin, margin_lo, margin_hi (its mean change).

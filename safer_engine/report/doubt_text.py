@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from safer_engine.report.model import EditsReport, Evidence, SuspiciousPair
 from safer_engine.report.model_doubts import AxisDoubt, Interval
 from safer_engine.report.text import MINUS, NARROW_SPACE, count, fact, small_percent, visible
+from safer_engine.science.contribution import LEAST_GROUPS
 from safer_engine.science.edits import RANK_BUDGET
 
 
@@ -90,8 +91,8 @@ def how_chosen(edits: EditsReport) -> str:
 
 
 def sae_adds(axes: Sequence[AxisDoubt]) -> list[str]:
-    """What the SAE adds on each axis where it could be told, and what follows."""
-    said = [_adds(axis) for axis in axes if axis.sae is not None]
+    """What the SAE adds on each axis, or that it cannot be told, and what follows."""
+    said = [_adds(axis) for axis in axes]
     if any(axis.sae is not None and not axis.sae.fair for axis in axes):
         said.append(
             "The reward model is taken to have been trained on these labels (suspicion.labels_seen), so its activations agree "
@@ -104,7 +105,8 @@ def sae_adds(axes: Sequence[AxisDoubt]) -> list[str]:
 def _adds(axis: AxisDoubt) -> str:
     found = axis.sae
     if found is None:
-        return ""
+        needed = f"signals that were held out by group, and {LEAST_GROUPS} groups at least"
+        return f"On {visible(axis.axis)} it cannot be told what the SAE adds: it takes {needed}."
     ends = "" if found.lo is None or found.hi is None else f" [{_signed(found.lo)}, {_signed(found.hi)}]"
     agree = f"{small_percent(found.agree_with)} of the labels agree with the held-out score, {small_percent(found.agree_without)}"
     said = (

@@ -289,3 +289,11 @@ def test_what_the_sae_adds_is_not_told_beside_signals_that_saw_the_labels_or_wit
     assert score_pairs(data, ScoringParams(FUSED)).doubts["safety"].sae is None
     assert score_pairs(replace(data, dense_delta_PD=None), ScoringParams({"latents": 1.0})).doubts["safety"].sae is None
     assert score_pairs(data, ScoringParams({"dense": 1.0})).doubts["safety"].sae is None
+
+
+@pytest.mark.parametrize(("n_groups", "told"), [(29, False), (30, True)])
+def test_what_the_sae_adds_takes_thirty_groups(n_groups: int, told: bool) -> None:
+    data = planted_pairs(3, n_groups=n_groups).inputs
+    doubt = score_pairs(data, ScoringParams({"latents": 1.0}, labels_seen=False)).doubts["safety"]
+    assert (doubt.sae is not None) == told
+    assert told or not doubt.sae_left_out

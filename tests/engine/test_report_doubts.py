@@ -112,4 +112,6 @@ def test_what_the_sae_adds_is_said_with_its_interval_and_what_follows(fair: bool
     assert "the SAE adds \u22120.031 [\u22120.050, +0.001] bits a pair" in text
     assert ("It adds nothing: the dense probe stands in its place." in text) == fair
     assert ("decides nothing" in text) == (not fair)
-    assert sae_adds([AxisDoubt(axis="x", kind="rank", reason=None, doubtful_share=None)]) == []
+    assert sae_adds([AxisDoubt(axis="x", kind="rank", reason=None, doubtful_share=None)]) == [
+        "On x it cannot be told what the SAE adds: it takes signals that were held out by group, and 30 groups at least."
+    ]
