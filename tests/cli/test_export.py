@@ -21,6 +21,7 @@ from safer_engine.exports.model_card import BEGIN, END, TASK
 from service.embedded import free_port
 from tests.helpers import gate_reports as made
 from tests.helpers.edit_cases import local, rows, write_edits
+from tests.helpers.live_service import LiveService
 
 ROOT = Path(__file__).parents[2]
 
@@ -267,3 +268,16 @@ def test_tasks_are_of_the_dataset_that_was_audited(reviewed: Path, capsys: pytes
     (reviewed / "edits.jsonl").unlink()
     assert run_main(["export", str(reviewed), "--to", "label-studio"]) == 2
     assert "has no edits.jsonl beside report.json" in capsys.readouterr().err
+
+
+def test_a_job_is_exported_as_its_folder_is(as_admin: Path, service: LiveService, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = audit(as_admin / "audit")
+    files = {name: (folder / name).read_bytes() for name in ("report.json", "evaluation.jsonl")}
+    job = service.world.finish(service.world.submit(), {"report": files})
+    for asked, out in ((str(folder), "one"), (job.id, "two")):
+        assert run_main(["export", asked, "--to", "evidence", "-o", out]) == 0
+    for name in ("evidence.json", "evidence.md"):
+        assert (as_admin / "one" / name).read_bytes() == (as_admin / "two" / name).read_bytes()
+    capsys.readouterr()
+    assert run_main(["export", "0" * 26, "--to", "evidence"]) == 2
+    assert "no job" in capsys.readouterr().err
