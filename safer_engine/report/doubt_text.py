@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from safer_engine.report.model import EditsReport, Evidence, SuspiciousPair
 from safer_engine.report.model_doubts import AxisDoubt, Interval
 from safer_engine.report.text import MINUS, NARROW_SPACE, count, fact, small_percent, visible
-from safer_engine.science.contribution import LEAST_GROUPS
 from safer_engine.science.edits import RANK_BUDGET
+from safer_engine.science.limits import SAE_ADDS_GROUPS
 
 
 def estimated(axes: Sequence[AxisDoubt]) -> str:
@@ -105,7 +105,7 @@ def sae_adds(axes: Sequence[AxisDoubt]) -> list[str]:
 def _adds(axis: AxisDoubt) -> str:
     found = axis.sae
     if found is None:
-        needed = f"signals that were held out by group, and {LEAST_GROUPS} groups at least"
+        needed = f"signals that were held out by group, and {SAE_ADDS_GROUPS} groups at least"
         return f"On {visible(axis.axis)} it cannot be told what the SAE adds: it takes {needed}."
     ends = "" if found.lo is None or found.hi is None else f" [{_signed(found.lo)}, {_signed(found.hi)}]"
     agree = f"{small_percent(found.agree_with)} of the labels agree with the held-out score, {small_percent(found.agree_without)}"

@@ -28,8 +28,6 @@ from safer_engine.science.stats import group_bootstrap_mean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-LEAST_GROUPS = 30
-"""Of an axis, for it to be told: with a handful of pairs the density that labels are judged by is itself a guess."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from safer_engine.science.contribution import LEAST_GROUPS
 from safer_engine.science.evidence import Evidence, no_evidence, scatter, top_contributions
 from safer_engine.science.folds import group_folds
+from safer_engine.science.limits import SAE_ADDS_GROUPS
 from safer_engine.science.pair_deltas import LatentDelta, LatentSums, latent_delta, matrix_of
 from safer_engine.science.probes import probe_doubt
 from safer_engine.science.signals import Floats, Ints, knn_doubt, margin_doubt, matched_filter, retrained_doubt
@@ -241,7 +241,7 @@ def _suspicion(
     """Suspicion of an axis; where the SAE can fairly be seen to add nothing, of the dense probe in its place."""
     pairs, adds, weights = AxisPairs(part.groups_P, part.subsets_P), None, params.weights
     dense = None if folds_P is None else _activation_signal("dense", part, folds_P, params)
-    if folds_P is not None and dense is not None and len(np.unique(part.groups_P)) >= LEAST_GROUPS:
+    if folds_P is not None and dense is not None and len(np.unique(part.groups_P)) >= SAE_ADDS_GROUPS:
         every, fair = {**values, "dense": dense.doubt_P}, not params.labels_seen
         adds = sae_contribution(every, weights, pairs, folds_P, (params.resamples, rng), fair=fair)
         if adds is not None and fair and adds.bits <= 0:
