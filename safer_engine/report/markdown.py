@@ -12,6 +12,7 @@ from safer_engine.report import summary, text
 from safer_engine.report.doubt_text import sae_adds
 from safer_engine.report.label_words import about_labels, detection_words
 from safer_engine.report.model import Evidence, Feature, Length, Measured, ReportDocument, SuspiciousPair
+from safer_engine.report.plots_causal import disagreements_first
 from safer_engine.report.provenance import NO_PLAN, PlannedCost
 
 _FEATURES = 12
@@ -28,6 +29,7 @@ def render_markdown(report: ReportDocument) -> str:
         escaped(summary.paragraph(report)),
         "\n".join(f"- {escaped(caution.text)}" for caution in summary.cautions(report)),
         *_features(report),
+        *_causal(report),
         *_accuracy(report),
         *_pairs(report),
         *_data(report),
@@ -90,6 +92,25 @@ def _features(report: ReportDocument) -> list[str]:
         escaped(about_labels(report.labels)) if report.labels is not None else "",
         escaped(stability.words) if stability is not None else "",
     ]
+
+
+def _causal(report: ReportDocument) -> list[str]:
+    """Which features the reward rests on, those against the labels first; how salience goes with effect; the set of all."""
+    found, features = report.causal, report.features or []
+    if found is None:
+        return []
+    measured = disagreements_first(features)
+    held, tested = ([f for f in measured if f.causal_verified in words] for words in (("yes",), ("yes", "no")))
+    named = ", ".join(f"{f.latent_id} ({text.signed(f.causal_effect, 3)})" for f in held[:_FEATURES])
+    said = [f"Verified by ablation: {len(held)} of {len(tested)} tested" + (f": {named}" if named else "") + "."]
+    if found.correlation is not None:
+        ends = text.interval(found.correlation.lo, found.correlation.hi)
+        said.append(f"Rank correlation of the sizes of salience and effect: {text.signed(found.correlation.rho)} ({ends}).")
+    whole = next((one for one in found.sets if (one.name, one.axis, one.subset) == ("safety", None, None)), None)
+    if whole is not None:
+        ends = f"{text.signed(whole.change, 3)} ({text.interval(whole.change_lo, whole.change_hi, 3)})"
+        said.append(f"Without all {whole.n_latents} safety features at once pair accuracy changes by {ends}.")
+    return ["## Causal effects", *map(escaped, said)]
 
 
 def _marks(feature: Feature) -> list[str]:

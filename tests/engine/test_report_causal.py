@@ -88,7 +88,10 @@ def test_machines_and_markdown_get_the_effects(audit: FakeAudit) -> None:
     assert [row["causal_margin"] for row in rows[:5]] == [-0.5, 0.25, 0.01, -0.02, None]
     assert rows[0]["causal_verified"] == "yes"
     assert rows[4]["attribution_rank"] == rows[4]["latent_id"] + 1
-    assert re.search(r"\| −0\.5000 [^|]+ \| yes \|", render_markdown(report))
+    text = render_markdown(report)
+    assert re.search(r"\| −0\.5000 [^|]+ \| yes \|", text)
+    assert "Verified by ablation: 2 of 3 tested: 1 (+0.250), 0 (−0.500)." in text
+    assert "Without all 2 safety features at once pair accuracy changes by −0.200 (−0.250 … −0.150)." in text
 
 
 @pytest.mark.parametrize(
