@@ -91,10 +91,15 @@ def _read(path: Path) -> FinishedAudit:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all; one that is there keeps its mode, and a link to it stays a link."""
     from safer_engine.publishing import publishing
 
-    with publishing(path) as staging:
+    target = path.resolve()
+    mode = target.stat().st_mode & 0o777 if target.exists() else None
+    with publishing(target) as staging:
         staging.write_text(text, encoding="utf-8", newline="")
+        if mode is not None:
+            staging.chmod(mode)
 
 
 def _write_all(out: Path, texts: dict[str, str]) -> None:
@@ -143,7 +148,9 @@ def _mlflow(path: Path, out: Path, given: dict[str, Any]) -> None:
 
 
 def _tasks(path: Path, out: Path, given: dict[str, Any]) -> None:
-    from safer_engine.errors import SpecError
+    from pydantic import ValidationError
+
+    from safer_engine.errors import InputRefused, SpecError
     from safer_engine.exports.label_studio import CONFIG, review_tasks
     from safer_engine.science.edits import ACTIONS
     from safer_engine.spec import DatasetSpec
@@ -152,12 +159,18 @@ def _tasks(path: Path, out: Path, given: dict[str, Any]) -> None:
     actions = frozenset(part.strip() for part in given["actions"].split(",") if part.strip())
     if unknown := actions - set(ACTIONS):
         raise SpecError(f"--actions: {sorted(unknown)[0]!r} is no action", f"give some of {', '.join(ACTIONS)}")
-    dataset = dict(audit.report.spec["dataset"])
+    dataset = dict(audit.report.spec.get("dataset") or {})
     if given["dataset"] is not None:
         from safer_engine.spec_layers import parse_source
 
         dataset["source"] = parse_source(given["dataset"])
-    found = review_tasks(audit.beside("edits.jsonl", "AUDIT"), DatasetSpec.model_validate(dataset), actions, given["most"])
+    try:
+        spec = DatasetSpec.model_validate(dataset)
+    except ValidationError:
+        raise InputRefused(
+            "the report does not say which dataset was audited", "give a report.json as the audit wrote it, or --dataset"
+        ) from None
+    found = review_tasks(audit.beside("edits.jsonl", "AUDIT"), spec, actions, given["most"])
     tasks = json.dumps(found.tasks, ensure_ascii=False, indent=1) + "\n"
     _write_all(out, {"label-studio-tasks.json": tasks, "label-studio-config.xml": CONFIG})
     aside = f"; {found.several} rows of several pairs are left out" if found.several else ""

@@ -84,6 +84,13 @@ def log_audit(audit: FinishedAudit, server: Tracking, experiment: str, name: str
         InputRefused: the server refuses what is logged, or keeps files where only its own client can put them.
         ResourceError: it cannot be reached, or does not take the credentials.
     """
+    try:
+        return _logged(audit, server, experiment, name)
+    except (KeyError, TypeError, IndexError, AttributeError):
+        raise ResourceError(f"what answers at {server.url} is no MLflow", "see --tracking-uri") from None
+
+
+def _logged(audit: FinishedAudit, server: Tracking, experiment: str, name: str | None) -> Logged:
     digest = digest_file(audit.path)
     with server.client() as client:
         asked = _Asked(client, server.url)

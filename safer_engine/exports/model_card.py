@@ -40,7 +40,9 @@ def card(audit: FinishedAudit, given: str | None) -> str:
         from huggingface_hub import ModelCard
     except ImportError:
         raise ResourceError("huggingface_hub is not installed", "pip install 'safer-audit[engine]'") from None
-    start = f"---\nlibrary_name: transformers\n---\n\n# {_title(audit.report)}\n" if given is None else given
+    start = (
+        f"---\nlibrary_name: transformers\n---\n\n# {_title(audit.report)}\n" if given is None else given.replace("\r\n", "\n")
+    )
     try:
         found = ModelCard(start)
         earlier = [one for one in found.data.eval_results or [] if one.task_name != TASK]
@@ -49,7 +51,30 @@ def card(audit: FinishedAudit, given: str | None) -> str:
     found.data.eval_results = [*earlier, *results(audit.report)]
     found.data.model_name = found.data.model_name or _title(audit.report)
     found.text = _with_section(found.text, section(audit.report))
-    return _text(found)
+    text = _text(found)
+    if given is not None:
+        _require_kept(start, text)
+    return text.replace("\n", "\r\n") if given is not None and "\r\n" in given else text
+
+
+def _require_kept(before: str, after: str) -> None:
+    """Raise InputRefused where metadata of the card are not what they were, but for our own results and comments."""
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    def theirs(text: str) -> tuple[dict[str, Any], list[Any]]:
+        block = REGEX_YAML_BLOCK.search(text)
+        metadata = dict((yaml.safe_load(block.group(2)) if block else None) or {})
+        index = metadata.pop("model-index", None) or []
+        results = [result for model in index for result in model.get("results", [])]
+        return metadata, [one for one in results if (one.get("task") or {}).get("name") != TASK]
+
+    models = (yaml.safe_load(block.group(2)) or {}).get("model-index") if (block := REGEX_YAML_BLOCK.search(before)) else None
+    if len(models or []) > 1 or theirs(before) != theirs(after):
+        raise InputRefused(
+            "the card's metadata hold what would be lost: several models, or fields that huggingface_hub does not know",
+            "leave --card out, and copy the section and the results from model-card.md",
+        )
 
 
 def _text(found: ModelCard) -> str:

@@ -281,3 +281,42 @@ def test_a_job_is_exported_as_its_folder_is(as_admin: Path, service: LiveService
     capsys.readouterr()
     assert run_main(["export", "0" * 26, "--to", "evidence"]) == 2
     assert "no job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"model-index": [{"name": name, "results": []} for name in ("first", "second")]},
+        {"model-index": [{"name": "mine", "results": [{"task": {"type": "x"}, "dataset": {"name": "n", "type": "t", "odd": 1},
+                                                       "metrics": [{"type": "accuracy", "value": 1.0}]}]}]},
+    ],
+    ids=["two models", "an unknown field"],
+)  # fmt: skip
+def test_metadata_that_would_be_lost_are_refused(at_home: Path, metadata: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"---\n{yaml.safe_dump(metadata)}---\n# Mine\n"
+    (at_home / "README.md").write_text(text)
+    assert run_main(["export", str(audit(at_home / "audit")), "--to", "hf-card", "--card", "README.md"]) == 2
+    assert "would be lost" in capsys.readouterr().err
+    assert (at_home / "README.md").read_text() == text
+
+
+def test_a_card_keeps_its_line_ends_its_mode_and_its_link(at_home: Path) -> None:
+    (at_home / "real.md").write_bytes(b"---\r\nlicense: mit\r\n---\r\n# Mine\r\n")
+    (at_home / "real.md").chmod(0o640)
+    (at_home / "README.md").symlink_to("real.md")
+    folder = str(audit(at_home / "audit"))
+    assert run_main(["export", folder, "--to", "hf-card", "--card", "README.md"]) == 0
+    once = (at_home / "real.md").read_bytes()
+    assert once.count(b"\n") == once.count(b"\r\n") > 20
+    assert (at_home / "README.md").is_symlink()
+    assert (at_home / "real.md").stat().st_mode & 0o777 == 0o640
+    assert run_main(["export", folder, "--to", "hf-card", "--card", "README.md"]) == 0
+    assert (at_home / "real.md").read_bytes() == once
+
+
+def test_a_report_that_names_no_dataset_is_refused(reviewed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads((reviewed / "report.json").read_text())
+    del document["spec"]["dataset"]
+    (reviewed / "report.json").write_text(json.dumps(document))
+    assert run_main(["export", str(reviewed), "--to", "label-studio"]) == 2
+    assert "does not say which dataset" in capsys.readouterr().err
