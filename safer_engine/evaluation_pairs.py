@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from safer_engine.artifacts import PairSet
 from safer_engine.errors import DatasetRefused
 from safer_engine.pair_tables import Survey, drops, health, longer_by, remedy, survey, write_pairs
-from safer_engine.science.evaluation import ScoredPairs
 from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec import DatasetSpec
 from safer_engine.stage import stage_seed
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
+    from safer_engine.science.evaluation import ScoredPairs
     from safer_engine.science.rendering import Renderer
 
 NO_EVALUATION = "no evaluation set was given"
@@ -111,6 +110,8 @@ def scored_pairs(
     Raises:
         NumericalError: a reward is not finite.
     """
+    from safer_engine.science.evaluation import ScoredPairs
+
     columns = {name: table[name].to_pylist() for name in ("pair_id", "group", "axis", "subset", "style", "item")}
     return ScoredPairs(**columns, reward_chosen=chosen, reward_rejected=rejected, longer_by=longer_by(table) if lengths else None)
 
