@@ -81,14 +81,14 @@ def ratio(frames: list[Any], row: str, other: str, seed: int = 0) -> Ratio:
     estimate = np.mean([figures(frame, row).macro for frame in frames]) / np.mean(
         [figures(frame, other).macro for frame in frames]
     )
-    drawn = [_resampled(frame, (row, other), rng) for frame in frames]
+    drawn = [resampled(frame, (row, other), rng) for frame in frames]
     picks = rng.integers(len(frames), size=(RESAMPLES, len(frames)))
     tops, bottoms = (np.mean([[drawn[s][k, r] for s in picks[r]] for r in range(RESAMPLES)], axis=1) for k in (0, 1))
     lo, hi = np.quantile(tops / bottoms, [0.025, 0.975])
     return Ratio(float(estimate), float(lo), float(hi))
 
 
-def _resampled(frame: Any, rows: tuple[str, str], rng: np.random.Generator) -> Floats:
+def resampled(frame: Any, rows: tuple[str, str], rng: np.random.Generator) -> Floats:
     """Macro average precision of two rows in resamples of the groups, [2, RESAMPLES]."""
     axis = frame[frame.axis == AXIS]
     codes = np.unique(axis.group, return_inverse=True)[1]
@@ -113,15 +113,19 @@ def weighted_precision(truth: NDArray[np.bool_], score: Floats, times: NDArray[n
 
 
 def markdown_table(out: Path) -> str:
-    """The tables of all cells in a folder, one for each (target, share)."""
+    """The tables of all cells in a folder, one for each (target, share), and the gaps to the comparator over all of them."""
     import pandas as pd
 
-    blocks = []
+    from benchmarks.label_noise_gaps import gap_tables
+
+    blocks, cells = [], {}
     for folder in sorted(path for path in out.iterdir() if path.is_dir()):
         paths = sorted(folder.glob("seed-*/scores.parquet"))
         if paths:
-            blocks.append(_block(folder.name, [path.parent.name for path in paths], [pd.read_parquet(path) for path in paths]))
+            cells[folder.name] = [pd.read_parquet(path) for path in paths]
+            blocks.append(_block(folder.name, [path.parent.name for path in paths], cells[folder.name]))
             blocks.append("\n".join(_facts(path.parent) for path in paths))
+    blocks += [text for text in [gap_tables(cells)] if text]
     return "\n\n".join(blocks) if blocks else "no cell has scores yet"
 
 

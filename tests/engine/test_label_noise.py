@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.flip_groups import flip_groups, length_scores, read_rows, word_scores, write_rows
 from benchmarks.label_noise import Cell, Setup, flip
+from benchmarks.label_noise_gaps import gap_tables, gaps
 from benchmarks.label_noise_rows import (
     DEFAULT,
     DEFAULT_DENSE,
@@ -154,6 +155,31 @@ def frame(seed: int, strength: float) -> Any:
     subset = np.where(np.arange(300) < 150, "a", "b")
     facts = {"pair_id": [str(i) for i in range(300)], "group": groups, "axis": "safety", "subset": subset, "flipped": flipped}
     return pd.DataFrame({**facts, **columns})
+
+
+def test_gaps_say_no_more_than_the_cells_can_tell() -> None:
+    def cell(n_seeds: int, strength: float) -> list[Any]:
+        frames = [frame(seed, strength=2.0) for seed in range(n_seeds)]
+        for seed, one in enumerate(frames):
+            noise = np.random.default_rng(seed + 50).normal(size=len(one))
+            one[RETRAINED] = noise + strength * one.flipped if strength else one[FUSION]
+        return frames
+
+    cells = {"weaker": cell(3, 1.0), "same": cell(3, 0.0), "stronger": cell(3, 9.0), "without": [frame(0, 2.0)]}
+    found = {one.cell: one for one in gaps(cells, FUSION)}
+    assert set(found) == {"weaker", "same", "stronger"}
+    assert (found["same"].estimate, found["same"].lo, found["same"].hi) == (0.0, 0.0, 0.0)
+    assert {name: one.said for name, one in found.items()} == {
+        "weaker": "not worse by 0.02",
+        "same": "not worse by 0.02",
+        "stronger": "worse by more than 0.02",
+    }
+    raw = next(one for one in gaps({"weaker": cells["weaker"]}, FUSION))
+    assert found["weaker"].p_worse_allowed == pytest.approx(3 * raw.p_worse_allowed)  # smallest of three
+    assert found["weaker"].lo <= found["weaker"].estimate <= found["weaker"].hi
+    near = {"near": [one.assign(**{RETRAINED: one[FUSION] + 0.3 * one.flipped}) for one in cell(1, 0.0)]}
+    assert gaps(near, FUSION)[0].said == "open"
+    assert "| weaker | 3 | +" in gap_tables(cells)
 
 
 def test_ratios_are_paired_and_cover_their_estimate() -> None:
