@@ -54,7 +54,8 @@ def flip_groups(
     Args:
         share: of the groups that have the axis (of all groups where `axis` is None).
         seed: decides which; with scores, only among groups of equal score.
-        scores: by pair id; the groups of highest mean are flipped. None: every group has the same chance.
+        scores: by pair id; the groups of highest mean are flipped, over their pairs that have one (an audit drops pairs that
+            cannot be used); groups of no score come last. None: every group has the same chance.
     """
     pairs_of: dict[str, list[str]] = defaultdict(list)
     for row in rows:
@@ -62,8 +63,9 @@ def flip_groups(
             pairs_of[row["group"]].append(row["id"])
     if not pairs_of:
         raise DatasetRefused(f"no pair has the axis {axis}", "name another with --axis")
-    means = {group: float(np.mean([scores[pair] for pair in ids])) if scores else 0.0 for group, ids in pairs_of.items()}
-    order = sorted(pairs_of, key=lambda group: (-means[group], hashlib.sha256(f"{seed}/flip/{group}".encode()).digest()))
+    known = {group: [scores[pair] for pair in ids if pair in scores] for group, ids in pairs_of.items()} if scores else {}
+    means = {group: float(np.mean(values)) if values else -np.inf for group, values in known.items()}
+    order = sorted(pairs_of, key=lambda group: (-means.get(group, 0.0), hashlib.sha256(f"{seed}/flip/{group}".encode()).digest()))
     wrong = frozenset(order[: round(share * len(order))])
     flipped = frozenset(pair for group in wrong for pair in pairs_of[group])
     exchanged = [

@@ -71,6 +71,12 @@ def test_targets_take_the_groups_of_highest_mean() -> None:
     assert min(mean[g] for g in flipped.groups) >= max(mean[g] for g in mean if g not in flipped.groups)
     with pytest.raises(DatasetRefused, match="axis nothing"):
         flip_groups(CLEAN, 0.1, seed=0, axis="nothing")
+    unread = next(row["id"] for row in safety if row["group"] in flipped.groups)
+    rest = {name: value for name, value in scores.items() if name != unread}
+    assert len(flip_groups(CLEAN, 0.1, seed=0, scores=rest).groups) == len(flipped.groups)
+    nothing = {row["group"] for row in safety if row["group"] in flipped.groups}
+    rest = {row["id"]: scores[row["id"]] for row in safety if row["group"] not in nothing}
+    assert not flip_groups(CLEAN, 0.1, seed=0, scores=rest).groups & nothing
 
 
 def test_a_model_of_words_mostly_agrees_with_clean_labels() -> None:
