@@ -73,9 +73,7 @@ def test_a_forced_use_is_logged_and_no_other(
     ]  # fmt: skip
 
 
-def test_what_cannot_be_logged_is_not_read(
-    files: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_logged_is_not_read(files: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (store / LOG).mkdir(parents=True)
     assert run_main([*asked(files, "train-rm", tmp_path / "rm"), *FORCED]) != 0
     assert LOG in capsys.readouterr().err
