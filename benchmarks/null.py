@@ -9,7 +9,8 @@ whole groups are swapped by a coin, and the latents stage's own tests are made o
 
 Null: runs with any discovery, with the exact one-sided binomial test against 5 % (rejected at 0.01: a failure, exit code 1);
 P(p ≤ α) over all tests, with its standard error over runs (above α + 2 SE: a failure).
-Planted: the chosen side of 5 % of the latents is multiplied; power is the share of them found, with its sign from the other half.
+Planted: the chosen side of 5 % of the latents is multiplied, of single ones and, in generated latents, of whole blocks that fire
+together; power is the share of them found, with its sign from the other half.
 """
 
 from __future__ import annotations
@@ -169,17 +170,29 @@ def null_rows(data: Data, runs: int, draws: int, console: Console) -> bool:
     return holds
 
 
-def power_rows(data: Data, runs: int, draws: int, console: Console) -> None:
+def planted_latents(d_sae: int, rng: np.random.Generator, *, blocks: bool) -> NDArray[np.bool_]:
+    """Which latents are multiplied: each by itself, or whole blocks that fire together (see `generated`), one at least."""
+    if not blocks:
+        return rng.random(d_sae) < PLANTED_SHARE
+    n = -(-d_sae // BLOCK)
+    chosen_B = np.isin(np.arange(n), rng.choice(n, max(1, round(n * PLANTED_SHARE)), replace=False))
+    return np.repeat(chosen_B, BLOCK)[:d_sae]
+
+
+def power_rows(data: Data, runs: int, draws: int, console: Console, *, blocks: bool) -> None:
     """Planted features: power, sign, and the share of false discoveries."""
-    table = Table("chosen side ×", "planted and tested", "found", "sign right", "found by max-T", "false share", title="planted")
+    title = "planted in whole correlated blocks" if blocks else "planted one by one"
+    table = Table("chosen side ×", "planted and tested", "found", "sign right", "found by max-T", "false share", title=title)
     for factor in FACTORS:
         planted = found = right = by_max_t = 0
         false: list[float] = []
+        powers: list[float] = []
         for run in range(runs):
             rng = np.random.default_rng([run, 2])
-            chosen_S = rng.random(data.acts.d_sae) < PLANTED_SHARE
+            chosen_S = planted_latents(data.acts.d_sae, rng, blocks=blocks)
             halved = tested(swapped(data, rng, np.where(chosen_S, factor, 1.0)), run, draws)
             n_false = n_found = 0
+            found_before, planted_before = found, planted
             for one, shown in zip(halved.tests.scopes, halved.estimated, strict=True):
                 hits = one.q_S <= 0.05
                 planted += int((one.tested_S & chosen_S).sum())
@@ -187,12 +200,19 @@ def power_rows(data: Data, runs: int, draws: int, console: Console) -> None:
                 right += int((hits & chosen_S & (shown.salience.salience_S > 0)).sum())
                 by_max_t += int(((one.p_max_t_S <= 0.05) & chosen_S).sum())
                 n_false, n_found = n_false + int((hits & ~chosen_S).sum()), n_found + int(hits.sum())
+            powers.append((found - found_before) / max(1, planted - planted_before))
             false.append(n_false / max(1, n_found))
         sign = f"{right / found:.3f}" if found else "–"
         table.add_row(
-            str(factor), str(planted), f"{found / planted:.3f}", sign, f"{by_max_t / planted:.3f}", f"{np.mean(false):.4f}"
-        )
+            str(factor), str(planted), f"{found / planted:.3f} ± {_se(powers):.3f}", sign, f"{by_max_t / planted:.3f}",
+            f"{np.mean(false):.4f} ± {_se(false):.4f}",
+        )  # fmt: skip
     console.print(table)
+
+
+def _se(values: list[float]) -> float:
+    """Standard error of a mean over runs; 0 of one run."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def scale(n_pairs: int, d_sae: int, axes: int, draws: int, console: Console) -> None:
@@ -252,7 +272,9 @@ def main(arguments: list[str] | None = None) -> int:
     data = stored(given.store) if given.store else generated(given.groups, given.latents or 1024, 0)
     holds = null_rows(data, given.runs, given.draws, console)
     if given.power_runs:
-        power_rows(data, given.power_runs, given.draws, console)
+        power_rows(data, given.power_runs, given.draws, console, blocks=False)
+        if not given.store:
+            power_rows(data, given.power_runs, given.draws, console, blocks=True)
     console.print("calibrated" if holds else "NOT calibrated")
     return 0 if holds else 1
 

@@ -37,12 +37,14 @@ def check_command(built: BuiltSpec, store: Path | None, as_json: bool) -> None:
     from safer_engine.planning import estimate
     from safer_engine.preflight import preflight
     from safer_engine.publishing import require_writable
+    from safer_engine.redteam import log_forced
     from safer_engine.refusals import refuse_early
     from safer_engine.store import LocalArtifactStore
 
     request = api.prepare(built.spec)
     kept = LocalArtifactStore(store or api.default_store())
     require_writable(kept.root, "the artifact store's folder")
+    log_forced(kept.root, "check", built.spec)
     refuse_early(request, kept)
     request = dataclasses.replace(request, planned=estimate(request, kept).planned)
     pairs = view(PairSet, run_stage(STAGES[0], request, kept, {}, NullObserver()))

@@ -105,7 +105,9 @@ def _kind(folder: Path) -> str | None:
 def _run(request: AuditRequest, store: LocalArtifactStore, out: Path, letter: str, *, shows: bool) -> None:
     from safer_engine import api
     from safer_engine.planning import estimate
+    from safer_engine.redteam import log_forced
 
+    log_forced(store.root, "compare", request.spec)
     shown = console(err=True)
     observer = TerminalObserver(shown) if shows else QuietObserver()
     if shows:

@@ -112,10 +112,10 @@ def _write_all(out: Path, texts: dict[str, str]) -> None:
 
 
 def _evidence(path: Path, out: Path, given: dict[str, Any]) -> None:
-    from safer_engine.exports.evidence import evidence, evidence_markdown
+    from safer_engine.exports.evidence import evidence, evidence_markdown, evidence_text
 
     document = evidence(path, "AUDIT")
-    _write_all(out, {"evidence.json": document.model_dump_json(indent=2) + "\n", "evidence.md": evidence_markdown(document)})
+    _write_all(out, {"evidence.json": evidence_text(document), "evidence.md": evidence_markdown(document)})
 
 
 def _card(path: Path, out: Path, given: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ def run_audit(built: BuiltSpec, store: Path | None, out: Path | None, *, as_json
     from safer_engine import api
     from safer_engine.out_folder import OutFolder
     from safer_engine.planning import estimate
+    from safer_engine.redteam import log_forced
     from safer_engine.report.interim import interim_reports
     from safer_engine.store import LocalArtifactStore
 
@@ -61,6 +62,7 @@ def run_audit(built: BuiltSpec, store: Path | None, out: Path | None, *, as_json
     target = out or default_out(built)
     OutFolder(target).check(request.spec)
     kept = LocalArtifactStore(store or api.default_store())
+    log_forced(kept.root, click.get_current_context().info_name or "run", built.spec)
     expected = estimate(request, kept)
     shown = console(err=True)
     observer = QuietObserver() if quiet or as_json else TerminalObserver(shown)

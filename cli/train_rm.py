@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,13 @@ def train_rm_command(out: Path, as_json: bool, quiet: bool, **flags: Any) -> Non
 
     Interrupted or killed, the same command goes on from its last checkpoint; when the model is there, it does nothing.
     """
+    from safer_engine.api import default_store
+    from safer_engine.redteam import log_forced
     from safer_engine.train_spec import build_train_spec
     from safer_engine.training import train_reward_model
 
     spec = build_train_spec(train_document(flags))
+    log_forced(Path(os.environ.get("SAFER_AUDIT_STORE") or default_store()), "train-rm", spec)
     shown = console(err=True)
     if quiet or as_json:
         result = train_reward_model(spec, out, NullObserver())

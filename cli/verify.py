@@ -11,7 +11,8 @@ import click
 from cli.options import NamedPath, build_from_flags, flag_options, json_option, quiet_option, store_option
 from cli.output import QuietObserver, TerminalObserver, console, print_json, table
 from cli.run import run_audit
-from safer_engine.spec_layers import BuiltSpec
+from safer_engine.spec import merge
+from safer_engine.spec_layers import BuiltSpec, parse_assignments, read_document
 
 
 @click.group("verify", invoke_without_command=True)
@@ -125,8 +126,20 @@ def _asked(flags: dict[str, Any], base: str | None, seeds: int | None) -> BuiltS
 
 
 def with_verification(flags: dict[str, Any], base: str | None, seeds: int | None) -> BuiltSpec:
-    """The audit that flags describe, with its edits verified; a spec file wins over the default number of seeds."""
-    asked = [] if base is None else [f"retraining.base={base}", "retraining.folds=0"]
+    """The audit that flags describe, with its edits verified; a spec file wins over the default number of seeds.
+
+    The audit's own retraining stays as it is, for suspicion and edits follow from it; without one nothing else is retrained.
+    """
+    asked = [] if base is None else [f"retraining.base={base}"]
+    if base is not None and not _retrains(flags):
+        asked.append("retraining.folds=0")
     if base is not None or seeds is not None:
         asked.append("verification={}" if seeds is None else f"verification.seeds={seeds}")
     return build_from_flags(**{**flags, "assignments": (*asked, *flags["assignments"])})
+
+
+def _retrains(flags: dict[str, Any]) -> bool:
+    """Whether the audit that a spec file and assignments describe has a section `retraining`: one with a base."""
+    document = {} if flags["spec_file"] is None else read_document(flags["spec_file"])
+    section = merge(document, parse_assignments(flags["assignments"]), whole=False).get("retraining")
+    return isinstance(section, dict) and bool(section.get("base"))

@@ -7,9 +7,15 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safer_engine.errors import SpecError
 from safer_engine.publishing import require_writable, write_failed
+from safer_engine.store import canonical_json, digest_bytes
+
+if TYPE_CHECKING:
+    from safer_engine.spec import AuditSpec
+    from safer_engine.train_spec import TrainSpec
 
 ENABLE = "SAFER_ENABLE_REDTEAM"
 LOG = "redteam-log.jsonl"
@@ -46,6 +52,22 @@ def log_use(folder: Path, action: str, digest: str, who: str | None = None, **mo
             os.close(handle)
     except OSError as error:
         raise write_failed(path, error) from error
+
+
+def log_forced(folder: Path, command: str, spec: AuditSpec | TrainSpec) -> None:
+    """Log that a command is told to read marked data (`allow_poisoned`); nothing is written where it is not.
+
+    Args:
+        folder: as of `log_use`.
+        spec: what is to be done; its digest is logged, and which sections allow marked data.
+
+    Raises:
+        SpecError, ResourceError: it cannot be logged; then nothing may be read.
+    """
+    sections = {"dataset": spec.dataset, "evaluation": spec.evaluation}
+    if forced := [name for name, data in sections.items() if data is not None and data.allow_poisoned]:
+        digest = digest_bytes(canonical_json(spec.model_dump(mode="json")))
+        log_use(folder, "force", digest, command=command, sections=",".join(forced))
 
 
 def _user() -> str:

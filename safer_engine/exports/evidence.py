@@ -15,14 +15,14 @@ from typing import Literal
 from pydantic import Field
 
 from safer_engine.errors import InputRefused
-from safer_engine.exports.finished_audit import cautions_of, finished_audit
-from safer_engine.gate.documents import MAX_EVALUATION, MAX_REPORT, REPORT
+from safer_engine.exports.finished_audit import FinishedAudit, cautions_of, finished_audit
+from safer_engine.gate.documents import MAX_EVALUATION, REPORT
 from safer_engine.report.markdown import code, escaped
 from safer_engine.report.model import Health, Length, Measured, ReportDocument
-from safer_engine.report.model_causal import SetAblation
+from safer_engine.report.model_causal import SAFETY_SET, SetAblation
 from safer_engine.report.model_verification import ArmEffect
 from safer_engine.report.nodes import Count, Node, Rate
-from safer_engine.report.provenance import InputRecord
+from safer_engine.report.provenance import InputRecord, Provenance
 
 _CITED = ("report.html", "report.md", "evaluation.jsonl", "edits.jsonl", "features.parquet", "pair_scores.parquet")
 _NOT_SAID = (
@@ -121,21 +121,23 @@ def evidence(path: Path, what: str) -> EvidenceDocument:
     Raises:
         InputRefused: it is no finished audit, or a file beside it is not of the same one or cannot be read.
     """
-    audit = finished_audit(path, what)
-    return _document(audit.report, _files(audit.path))
+    return evidence_of(finished_audit(path, what))
+
+
+def evidence_of(audit: FinishedAudit) -> EvidenceDocument:
+    """As `evidence`, of an audit that was read. Raises InputRefused: a file beside it cannot be read."""
+    return _document(audit.report, _files(audit))
+
+
+def evidence_text(document: EvidenceDocument) -> str:
+    """What evidence.json holds."""
+    return document.model_dump_json(indent=2) + "\n"
 
 
 def _document(report: ReportDocument, files: list[CitedFile]) -> EvidenceDocument:
     found, data, measured, edits = report.provenance, report.dataset, report.evaluation, report.edits
     health = {} if data is None else {"dataset": data.health, "evaluation": data.evaluation_health}
     computed = [stage for stage in found.stages if stage.state == "computed"]
-    missing = [
-        NotMade(what=f"stage {s.stage}", reason=s.reason or "no reason was recorded")
-        for s in found.stages
-        if s.state != "computed"
-    ]
-    stages = {stage.what.removeprefix("stage ") for stage in missing}
-    missing += [NotMade(what=what, reason=why) for what, why in sorted(found.not_computed.items()) if what not in stages]
     return EvidenceDocument(
         tool=found.tool,
         tool_version=found.tool_version,
@@ -155,10 +157,18 @@ def _document(report: ReportDocument, files: list[CitedFile]) -> EvidenceDocumen
         recommended=None if edits is None else edits.actions,
         ablated=_ablated(report),
         retrained=_retrained(report),
-        not_made=missing,
+        not_made=_not_made(found),
         limits=[*cautions_of(report), *_NOT_SAID],
         files=files,
     )
+
+
+def _not_made(found: Provenance) -> list[NotMade]:
+    """Stages that were not computed, then nulls that do not bear a listed stage's name."""
+    stages = {s.stage: s.reason or "no reason was recorded" for s in found.stages if s.state != "computed"}
+    nulls = [(what, why) for what, why in sorted(found.not_computed.items()) if what not in stages]
+    listed = [*((f"stage {stage}", why) for stage, why in stages.items()), *nulls]
+    return [NotMade(what=what, reason=why) for what, why in listed]
 
 
 def _ablated(report: ReportDocument) -> Ablated | None:
@@ -172,7 +182,7 @@ def _ablated(report: ReportDocument) -> Ablated | None:
         n_verified=sum(feature.causal_verified == "yes" for feature in features),
         n_safety=len(named),
         n_safety_verified=sum(feature.causal_verified == "yes" for feature in named),
-        safety_set=[one for one in report.causal.sets if one.name == "safety"],
+        safety_set=[one for one in report.causal.sets if one.name == SAFETY_SET],
     )
 
 
@@ -192,15 +202,24 @@ def _retrained(report: ReportDocument) -> Retrained | None:
     )
 
 
-def _files(report: Path) -> list[CitedFile]:
-    beside = [report.parent / name for name in _CITED]
+def _files(audit: FinishedAudit) -> list[CitedFile]:
+    """report.json and what lies beside it. Files that the audit was read from are cited as they were then."""
+    read = {name: CitedFile(name=name, sha256=digest, bytes=size) for name, (digest, size) in audit.read.items()}
+    found = [read[REPORT]]
     try:
-        return [_cited(report, REPORT, MAX_REPORT), *(_cited(f, f.name, MAX_EVALUATION) for f in beside if f.is_file())]
+        for file in (audit.path.parent / name for name in _CITED):
+            if file.name in read:
+                found.append(read[file.name])
+            elif file.is_file():
+                found.append(_cited(file, MAX_EVALUATION))
     except OSError as error:
-        raise InputRefused(f"cannot read a file beside {report}: {error.strerror}", "make the audit's files readable") from None
+        raise InputRefused(
+            f"cannot read a file beside {audit.path}: {error.strerror}", "make the audit's files readable"
+        ) from None
+    return found
 
 
-def _cited(path: Path, name: str, most: int) -> CitedFile:
+def _cited(path: Path, most: int) -> CitedFile:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
@@ -208,7 +227,7 @@ def _cited(path: Path, name: str, most: int) -> CitedFile:
             size += len(block)
             if size > most:
                 raise InputRefused(f"{path} has more than {most:,} bytes", "give the file as the audit wrote it")
-    return CitedFile(name=name, sha256=digest.hexdigest(), bytes=size)
+    return CitedFile(name=path.name, sha256=digest.hexdigest(), bytes=size)
 
 
 def evidence_markdown(document: EvidenceDocument) -> str:
@@ -233,13 +252,6 @@ def evidence_markdown(document: EvidenceDocument) -> str:
         for e in document.length or []
     ]
     doubtful = [(code(d.axis), d.n, _interval(d.share, d.lo, d.hi)) for d in document.doubtful or []]
-    one = document.ablated
-    ablated = [] if one is None else [(one.n_features, one.n_pairs, one.n_verified, one.n_safety, one.n_safety_verified)]
-    trained = document.retrained
-    retrained = [] if trained is None else [
-        (trained.outcome, e.reference, _name(e.axis), _name(e.subset), _interval(*(_points(x) for x in (e.change, e.lo, e.hi))))
-        for e in trained.effects
-    ]  # fmt: skip
     made = [(code(s.stage), s.version or "–", code(s.content_digest or "")) for s in document.stages]
     parts = [
         "# Evidence of a reward model audit",
@@ -253,14 +265,63 @@ def evidence_markdown(document: EvidenceDocument) -> str:
         ),
         _table("Doubtful labels, estimated share", ("axis", "pairs", "share (95 %)"), doubtful),
         "" if document.recommended is None else f"Recommended: {_counts(document.recommended)}.",
-        _table("Ablation of features", ("features", "pairs", "the reward rests on", "safety features", "on"), ablated),
-        _table("Retraining with the recommended edits", ("outcome", "against", "axis", "subset", "points (95 %)"), retrained),
+        *_ablated_parts(document.ablated),
+        *_retrained_parts(document.retrained),
         _table("Stages", ("stage", "version", "digest"), made),
-        _table("Checks not made", ("what", "why"), [(code(n.what), escaped(n.reason)) for n in document.not_made]),
+        _table("Checks not made", ("what", "why"), _by_reason(document.not_made)),
         "## Limits\n\n" + "\n".join(f"- {escaped(limit)}" for limit in document.limits),
         _table("Files", ("file", "SHA-256", "bytes"), [(code(f.name), code(f.sha256), f.bytes) for f in document.files]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _ablated_parts(found: Ablated | None) -> list[str]:
+    """How many features the reward rests on, and what becomes of accuracy without all safety features at once."""
+    heads = ("features", "pairs", "the reward rests on", "safety features", "on")
+    rows = [] if found is None else [(found.n_features, found.n_pairs, found.n_verified, found.n_safety, found.n_safety_verified)]
+    sets = [
+        (
+            one.n_latents,
+            _name(one.axis),
+            _name(one.subset),
+            one.n_pairs,
+            _three(one.accuracy),
+            _three(one.ablated),
+            _interval(*map(_points, (one.change, one.change_lo, one.change_hi))),
+        )
+        for one in ([] if found is None else found.safety_set)
+    ]
+    columns = ("features", "axis", "subset", "pairs", "accuracy", "without them", "points (95 %)")
+    together = [_table("All safety features ablated at once", columns, sets)] if sets else []
+    return [_table("Ablation of features", heads, rows), *together]
+
+
+def _retrained_parts(found: Retrained | None) -> list[str]:
+    """What retraining changed, where it harmed, and what a sweep of budgets came to."""
+    rows = [
+        (found.outcome, e.reference, _name(e.axis), _name(e.subset), _interval(*map(_points, (e.change, e.lo, e.hi))))
+        for e in found.effects
+    ] if found is not None else []  # fmt: skip
+    parts = [_table("Retraining with the recommended edits", ("outcome", "against", "axis", "subset", "points (95 %)"), rows)]
+    if found is None:
+        return parts
+    said = f"{found.seeds} of {found.planned} seeds, {found.n_evaluated} evaluation pairs."
+    where = f"Harm is shown on {', '.join(map(code, found.harmed))}." if found.harmed else "Harm is shown on no subset."
+    parts.append(f"{said} {where}")
+    if found.sweep_outcome is not None:
+        chosen = (
+            "no budget was chosen" if found.sweep_chosen is None else f"{100 * found.sweep_chosen:g} % of the rows was chosen"
+        )
+        parts.append(f"Of the budgets tried {chosen}; on pairs that it was not chosen by: {found.sweep_outcome}.")
+    return parts
+
+
+def _by_reason(not_made: list[NotMade]) -> list[tuple[str, str]]:
+    """Checks that were not made for the same reason on one line."""
+    grouped: dict[str, list[str]] = {}
+    for one in not_made:
+        grouped.setdefault(one.reason, []).append(code(one.what))
+    return [(", ".join(names), escaped(reason)) for reason, names in grouped.items()]
 
 
 def _name(part: str | None) -> str:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from safer_engine.errors import InputRefused
-from safer_engine.gate.documents import REPORT, load_audit
+from safer_engine.gate.documents import EVALUATION, REPORT, read_audit, read_files, report_at
 from safer_engine.report import summary
 from safer_engine.report.model import ReportDocument
 
 
 @dataclass(frozen=True)
 class FinishedAudit:
-    """`path` is report.json."""
+    """A finished audit.
+
+    Attributes:
+        path: report.json.
+        read: SHA-256 in hexadecimal digits and size in bytes, by name, of the files that `report` was made and checked with.
+    """
 
     report: ReportDocument
     path: Path
+    read: dict[str, tuple[str, int]]
 
     def beside(self, name: str, what: str) -> Path:
         """A file of the audit. Raises InputRefused where it is not there."""
@@ -41,7 +48,8 @@ def finished_audit(path: Path, what: str) -> FinishedAudit:
     Raises:
         InputRefused: it is no finished audit, or a file beside it is not of the same one or cannot be read.
     """
-    audit = load_audit(path, what)
+    files = dict(zip((REPORT, EVALUATION), read_files(path, what), strict=True))
+    audit = read_audit(files[REPORT] or b"", files[EVALUATION], f"{what} {report_at(path)}")
     try:
         report = ReportDocument.model_validate(audit.report)
     except ValidationError as error:
@@ -49,12 +57,10 @@ def finished_audit(path: Path, what: str) -> FinishedAudit:
         raise InputRefused(
             f"{what} {path} is not as an audit wrote it: {place}", "give a report.json as the audit wrote it"
         ) from None
-    return FinishedAudit(report, path / REPORT if path.is_dir() else path)
+    read = {name: (hashlib.sha256(raw).hexdigest(), len(raw)) for name, raw in files.items() if raw is not None}
+    return FinishedAudit(report, report_at(path), read)
 
 
 def cautions_of(report: ReportDocument) -> list[str]:
-    """The report's own cautions. Raises InputRefused: they read the spec, which the model of a report leaves open."""
-    try:
-        return [caution.text for caution in summary.cautions(report)]
-    except (KeyError, TypeError, AttributeError):
-        raise InputRefused("the report's spec is not as an audit wrote it", "give a report.json as the audit wrote it") from None
+    """The report's own cautions. Raises InputRefused: see `summary.cautions`."""
+    return [caution.text for caution in summary.cautions(report)]

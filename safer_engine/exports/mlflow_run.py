@@ -14,18 +14,20 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import httpx
 
 from safer_engine.errors import InputRefused, ResourceError
+from safer_engine.exports.evidence import evidence_of, evidence_text
 from safer_engine.exports.finished_audit import FinishedAudit
 from safer_engine.exports.model_card import measured
 from safer_engine.report.model import ReportDocument
-from safer_engine.store import digest_file
+from safer_engine.report.model_causal import SAFETY_SET
 
 FILES = ("report.html", "report.json", "report.md", "edits.jsonl", "features.parquet", "pair_scores.parquet")
+EVIDENCE = "evidence.json"
 REPORT_TAG = "safer_audit.report"
 _API, _PROXY = "/api/2.0/mlflow", "/api/2.0/mlflow-artifacts/artifacts"
 _SCHEME = "mlflow-artifacts"
@@ -91,7 +93,8 @@ def log_audit(audit: FinishedAudit, server: Tracking, experiment: str, name: str
 
 
 def _logged(audit: FinishedAudit, server: Tracking, experiment: str, name: str | None) -> Logged:
-    digest = digest_file(audit.path)
+    digest, _ = audit.read[audit.path.name]
+    cited = evidence_text(evidence_of(audit)).encode()
     with server.client() as client:
         asked = _Asked(client, server.url)
         place = _experiment(asked, experiment)
@@ -108,6 +111,7 @@ def _logged(audit: FinishedAudit, server: Tracking, experiment: str, name: str |
         for file in (audit.path.parent / name for name in FILES):
             if file.is_file():
                 asked.put(_proxied(str(run["artifact_uri"])), file)
+        asked.send(_proxied(str(run["artifact_uri"])), EVIDENCE, cited)
         asked.post("runs/update", run_id=run_id, status="FINISHED", end_time=run["start_time"])
     return Logged(run_id, link, made=True)
 
@@ -128,7 +132,10 @@ class _Asked:
 
     def put(self, folder: str, file: Path) -> None:
         with file.open("rb") as handle:
-            self._answer("PUT", f"{_PROXY}/{quote(folder)}/{quote(file.name)}", content=handle)
+            self.send(folder, file.name, handle)
+
+    def send(self, folder: str, name: str, content: BinaryIO | bytes) -> None:
+        self._answer("PUT", f"{_PROXY}/{quote(folder)}/{quote(name)}", content=content)
 
     def _answer(self, method: str, path: str, *, missing: bool = False, **sent: Any) -> dict[str, Any]:
         try:
@@ -248,6 +255,11 @@ def _figures(report: ReportDocument) -> Iterator[tuple[str, float | None]]:
         yield from _with_ends(f"accuracy {name}/{_place(one.axis, one.subset)}", found.estimate, found.lo, found.hi)
     if report.sae is not None:
         yield from (("sae/fvu", report.sae.fvu), ("sae/l0", report.sae.l0), ("sae/dead_share", report.sae.dead_share))
+    yield from _feature_figures(report)
+    yield from _edit_figures(report)
+
+
+def _feature_figures(report: ReportDocument) -> Iterator[tuple[str, float | None]]:
     if report.features is not None:
         named = [feature for feature in report.features if feature.safety_feature]
         yield "features/safety", len(named)
@@ -255,6 +267,16 @@ def _figures(report: ReportDocument) -> Iterator[tuple[str, float | None]]:
         if report.causal is not None:
             yield "features/causal", sum(feature.causal_verified == "yes" for feature in report.features)
             yield "features/safety causal", sum(feature.causal_verified == "yes" for feature in named)
+    if report.causal is not None:
+        for all_off in (one for one in report.causal.sets if one.name == SAFETY_SET):
+            place = _place(all_off.axis, all_off.subset)
+            ends = (all_off.change_lo, all_off.change_hi)
+            yield from _with_ends(f"safety set ablated accuracy change/{place}", all_off.change, *ends)
+            ends = (all_off.margin_lo, all_off.margin_hi)
+            yield from _with_ends(f"safety set ablated margin change/{place}", all_off.margin, *ends)
+
+
+def _edit_figures(report: ReportDocument) -> Iterator[tuple[str, float | None]]:
     if report.edits is not None:
         for axis in report.edits.axes:
             ends = (axis.doubtful_share_lo, axis.doubtful_share_hi)

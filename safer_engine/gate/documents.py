@@ -70,16 +70,25 @@ def load_audit(path: Path, what: str) -> Audit:
     Raises:
         InputRefused: see `read_audit`; or a file cannot be read.
     """
-    report = path / REPORT if path.is_dir() else path
+    raw, lines = read_files(path, what)
+    return read_audit(raw, lines, f"{what} {report_at(path)}")
+
+
+def report_at(path: Path) -> Path:
+    """The report.json that a path names: itself, or the one in the folder."""
+    return path / REPORT if path.is_dir() else path
+
+
+def read_files(path: Path, what: str) -> tuple[bytes, bytes | None]:
+    """The bytes of report.json, and of evaluation.jsonl beside it where there is one. Args and Raises: see `load_audit`."""
+    report = report_at(path)
     evaluation = report.parent / EVALUATION
     try:
-        raw = _read(report, MAX_REPORT)
-        lines = _read(evaluation, MAX_EVALUATION) if evaluation.is_file() else None
+        return _read(report, MAX_REPORT), _read(evaluation, MAX_EVALUATION) if evaluation.is_file() else None
     except OSError as error:
         raise InputRefused(
             f"cannot read {what} {path}: {error.strerror}", "name a report.json, or the folder of an audit"
         ) from None
-    return read_audit(raw, lines, f"{what} {report}")
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -9,12 +9,13 @@ from safer_engine.report.model_doubts import AxisDoubt, Interval
 from safer_engine.report.text import MINUS, NARROW_SPACE, count, fact, small_percent, visible
 from safer_engine.science.edits import RANK_BUDGET
 from safer_engine.science.limits import SAE_ADDS_GROUPS
+from safer_engine.science.pairs import UNNAMED
 
 
 def estimated(axes: Sequence[AxisDoubt]) -> str:
     """How many labels of each axis are estimated to be wrong, as a sentence with a space after it; empty where nothing is."""
     parts = [
-        f"{small_percent(axis.doubtful_share)} of {visible(axis.axis)} "
+        f"{small_percent(axis.doubtful_share)} of {_named(axis)} "
         f"({small_percent(axis.doubtful_share_lo)} to {small_percent(axis.doubtful_share_hi)})"
         for axis in axes
         if axis.doubtful_share is not None and axis.doubtful_share_lo is not None and axis.doubtful_share_hi is not None
@@ -22,10 +23,15 @@ def estimated(axes: Sequence[AxisDoubt]) -> str:
     return f"An estimated {', '.join(parts)} of the labels are doubtful. " if parts else ""
 
 
+def _named(axis: AxisDoubt) -> str:
+    """An axis within a sentence; pairs that state none share one whose name says nothing there."""
+    return "pairs without an axis" if axis.axis == UNNAMED else visible(axis.axis)
+
+
 def not_told(axis: AxisDoubt) -> str:
     """Why an axis has ranks only."""
     why = f" ({visible(axis.reason)})" if axis.reason else ""
-    return f"Suspicion within {visible(axis.axis)} is a rank, not a probability{why}: a budget decides how many are recommended."
+    return f"Suspicion within {_named(axis)} is a rank, not a probability{why}: a budget decides how many are recommended."
 
 
 def unchecked(axes: Sequence[AxisDoubt]) -> list[str]:
@@ -34,7 +40,7 @@ def unchecked(axes: Sequence[AxisDoubt]) -> list[str]:
     for axis in axes:
         if axis.kind == "probability" and (axis.decisions is None or axis.decisions.before is None):
             why = axis.decisions.reason if axis.decisions is not None else None
-            by_reason.setdefault(f" ({visible(why)})" if why else "", []).append(visible(axis.axis))
+            by_reason.setdefault(f" ({visible(why)})" if why else "", []).append(_named(axis))
     return [
         f"The probabilities of {' and '.join(names)} are estimates that nobody has checked{why}: decide on a hundred pairs and "
         "name them in suspicion.decisions."
@@ -47,7 +53,7 @@ def decided(axis: AxisDoubt) -> str:
     found = axis.decisions
     if found is None:
         return ""
-    head = f"{visible(axis.axis)}: people decided on {count(found.n)} labels and called {count(found.n_wrong)} wrong"
+    head = f"{_named(axis)}: people decided on {count(found.n)} labels and called {count(found.n_wrong)} wrong"
     if found.before is None or found.after is None:
         return f"{head}; probabilities stay as they were ({visible(found.reason or '')})."
     change = "are recalibrated by that" if found.used else f"stay as they were ({visible(found.reason or '')})"
@@ -106,11 +112,11 @@ def _adds(axis: AxisDoubt) -> str:
     found = axis.sae
     if found is None:
         needed = f"signals that were held out by group, and {SAE_ADDS_GROUPS} groups at least"
-        return f"On {visible(axis.axis)} it cannot be told what the SAE adds: it takes {needed}."
+        return f"On {_named(axis)} it cannot be told what the SAE adds: it takes {needed}."
     ends = "" if found.lo is None or found.hi is None else f" [{_signed(found.lo)}, {_signed(found.hi)}]"
     agree = f"{small_percent(found.agree_with)} of the labels agree with the held-out score, {small_percent(found.agree_without)}"
     said = (
-        f"On {visible(axis.axis)} the SAE adds {_signed(found.bits)}{ends} bits a pair over a dense probe in its place "
+        f"On {_named(axis)} the SAE adds {_signed(found.bits)}{ends} bits a pair over a dense probe in its place "
         f"({agree} without it)."
     )
     return f"{said} It adds nothing: the dense probe stands in its place." if axis.sae_left_out else said

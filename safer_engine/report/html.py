@@ -36,6 +36,7 @@ from safer_engine.report.model import (
     SaeReport,
     Score,
 )
+from safer_engine.report.open_parts import spec_value
 from safer_engine.report.plots import Bar
 from safer_engine.report.provenance import NO_PLAN
 from safer_engine.report.svg import element
@@ -145,7 +146,7 @@ def _ids() -> dict[str, Callable[[], str]]:
 
 def _feature_context(report: ReportDocument, limits: Limits) -> dict[str, Any]:
     features = report.features or []
-    wanted = int(report.spec["report"]["features"])
+    wanted = int(spec_value(report, "report", "features"))
     cards = features[: min(wanted, limits.cards)]
     first = sum(bool(feature.safety_feature) for feature in cards) or _FIRST_CARDS
     latents = report.sae.latents if report.sae is not None else None
@@ -206,7 +207,7 @@ def _figure_context(report: ReportDocument) -> dict[str, Any]:
         "density_plot": plots.density_plot,
         "margin_plot": plots.margin_plot,
         "interval_plot": plots.interval_plot,
-        "recovered_plot": lambda sae: _recovered_plot(sae, float(report.spec["sae"]["interpretable_floor"])),
+        "recovered_plot": lambda sae: _recovered_plot(sae, float(spec_value(report, "sae", "interpretable_floor"))),
         "meter": lambda share: _strip(share, 74, "meter"),
         "no_plan": NO_PLAN,
         "cost_bar": lambda seconds: _strip(seconds / longest if longest else 0.0, 144, "cost-bar"),

@@ -10,6 +10,7 @@ from safer_engine.report.doubt_text import estimated, not_told, unchecked
 from safer_engine.report.harsh import mild_name
 from safer_engine.report.label_words import label_cautions
 from safer_engine.report.model import EditsReport, Estimate, Measured, ReportDocument, SuspiciousPair
+from safer_engine.report.open_parts import departures, input_record, missing, spec_value
 from safer_engine.report.text import (
     NARROW_SPACE,
     NONE,
@@ -25,7 +26,6 @@ from safer_engine.report.text import (
     words,
 )
 from safer_engine.science.edits import RANK_BUDGET
-from safer_engine.spec_layers import preset_departures
 
 _DEPARTURES = 8
 _SMALL_GROUPS = 100
@@ -55,8 +55,8 @@ class Caution:
 
 def title(report: ReportDocument) -> str:
     """What was audited on what, in one line."""
-    inputs = report.provenance.inputs
-    return f"{base_name(inputs['model'].origin)} on {base_name(inputs['dataset'].origin)}"
+    model, dataset = (base_name(input_record(report, name).origin) for name in ("model", "dataset"))
+    return f"{model} on {dataset}"
 
 
 def key_figures(report: ReportDocument) -> list[KeyFigure]:
@@ -71,12 +71,19 @@ def key_figures(report: ReportDocument) -> list[KeyFigure]:
 
 
 def overall(groups: list[Measured]) -> Measured:
-    """The row of all axes."""
-    return next(row for row in groups if row.axis is None)
+    """The row of all axes. Raises InputRefused where there is none."""
+    found = next((row for row in groups if row.axis is None), None)
+    if found is None:
+        raise missing("figure over all axes")
+    return found
 
 
 def _missing(report: ReportDocument, name: str, path: str, anchor: str) -> KeyFigure:
-    return KeyFigure(name, NONE, visible(report.provenance.not_computed.get(path, "not computed")), anchor)
+    return KeyFigure(name, NONE, visible(_why(report, path)), anchor)
+
+
+def _why(report: ReportDocument, path: str) -> str:
+    return report.provenance.not_computed.get(path, "not computed")
 
 
 def _pairs_figure(report: ReportDocument) -> KeyFigure:
@@ -237,19 +244,21 @@ def undoubted(pair: SuspiciousPair, budget: float | None) -> str:
 
 
 def cautions(report: ReportDocument) -> list[Caution]:
-    """What a reader must know before acting on the figures."""
+    """What a reader must know before acting on the figures. Raises InputRefused: the report is not as an audit wrote it."""
     measured = [*_about_preset(report), *_about_data(report), *_about_evaluation(report), *_about_rewards(report)]
     found = [*measured, *_about_sae(report), *_about_labels(report), *_about_edits(report)]
     return sorted(found, key=lambda warning: warning.level != "stop")
 
 
 def _about_preset(report: ReportDocument) -> list[Caution]:
-    departures = list(preset_departures(report.spec).values())
-    if not departures:
+    found = departures(report)
+    if not found:
         return []
-    shown = "; ".join(visible(text) for text in departures[:_DEPARTURES])
-    more = f"; and {len(departures) - _DEPARTURES} more" if len(departures) > _DEPARTURES else ""
-    return [_care(f"The preset is {visible(report.spec['preset'])}, but these values were given otherwise: {shown}{more}.")]
+    shown = "; ".join(visible(text) for text in found[:_DEPARTURES])
+    more = f"; and {len(found) - _DEPARTURES} more" if len(found) > _DEPARTURES else ""
+    return [
+        _care(f"The preset is {visible(spec_value(report, 'preset'))}, but these values were given otherwise: {shown}{more}.")
+    ]
 
 
 def _about_data(report: ReportDocument) -> list[Caution]:
@@ -294,7 +303,7 @@ def _about_evaluation(report: ReportDocument) -> list[Caution]:
         found.append(_care(f"There {few}, fewer than {count(measured.min_pairs)}: figures on them are unsure."))
     given = "evaluation" in report.provenance.inputs
     if given and any(stage.stage == "evaluation" and stage.state == "absent" for stage in stages):
-        found.append(_care(f"Nothing was measured on evaluation pairs: {visible(report.provenance.not_computed['evaluation'])}."))
+        found.append(_care(f"Nothing was measured on evaluation pairs: {visible(_why(report, 'evaluation'))}."))
     return found
 
 
@@ -375,12 +384,11 @@ def _about_edits(report: ReportDocument) -> list[Caution]:
 
 def _nothing_scored(report: ReportDocument) -> str:
     """Why no pair has a suspicion, and what to do."""
-    labels = report.spec["labels"]
-    if report.spec["suspicion"]["estimator"] == "paper" and not any(f.safety_feature for f in report.features or []):
+    if spec_value(report, "suspicion", "estimator") == "paper" and not any(f.safety_feature for f in report.features or []):
         return (
             "No pair has a suspicion: the paper's pair score is made of safety features, and no latent was rated "
-            f"{labels['min_rating']} or higher with a label that holds. Use a labeller that asks a model (labels.labeller), or "
-            "lower labels.min_rating or labels.detection_floor."
+            f"{spec_value(report, 'labels', 'min_rating')} or higher with a label that holds. Use a labeller that asks a model "
+            "(labels.labeller), or lower labels.min_rating or labels.detection_floor."
         )
     return "No pair has a suspicion: see which signals are left out and why, and give the audit more pairs or other signals."
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cli.main import run_main
+from cli.options import build_from_flags
 from cli.verify import with_verification
 from safer_engine import demo_data
 from tests.helpers.tiny_model import build_reward_model
@@ -254,3 +255,26 @@ def test_the_default_number_of_seeds_gives_way_to_a_spec_file(tmp_path: Path) ->
         assert found.verification is not None
         assert found.retraining is not None
         assert (found.verification.seeds, found.retraining.base, found.retraining.folds) == (wanted, "base", 0)
+
+
+def test_the_folds_of_the_audit_stay_for_its_edits_follow_from_them(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    names = ("preset", "sample", "stratify", "device", "seed", "no_text", "trust_remote_code")
+    flags = {**dict.fromkeys(names), "model": "rm", "dataset": str(rows), "eval_dataset": str(rows)}
+    for file, assignments, wanted in (
+        ("retraining: {base: base, folds: 3}", (), 3),
+        ("retraining: {base: base}", (), 2),  # the default of the section
+        ("retraining: {base: base}", ("retraining.folds=0",), 0),
+        ("retraining: {recipe: {epochs: 2}}", (), 0),  # of itself no audit
+        ("seed: 1", ("retraining.recipe.epochs=2",), 0),
+        ("seed: 1", ("retraining.base=base",), 2),
+    ):
+        spec = tmp_path / "audit.yaml"
+        spec.write_text(file + "\n")
+        found = with_verification({**flags, "spec_file": spec, "assignments": assignments}, "base", 1).spec
+        assert found.retraining is not None
+        assert found.retraining.folds == wanted, (file, assignments)
+        if file.startswith("retraining: {base"):
+            made = build_from_flags(**{**flags, "spec_file": spec, "assignments": assignments}).spec
+            assert made.suspicion == found.suspicion

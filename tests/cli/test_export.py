@@ -81,7 +81,7 @@ def test_what_is_no_finished_audit_is_refused(at_home: Path, capsys: pytest.Capt
     assert "not as an audit wrote it: unknown" in capsys.readouterr().err
     (folder / "report.json").write_text(json.dumps({**document, "spec": {}}))
     assert run_main(["export", str(folder), "--to", "evidence", "-o", "out"]) == 2
-    assert "the report's spec" in capsys.readouterr().err
+    assert "it has no spec.preset" in capsys.readouterr().err
     assert run_main(["export", "nowhere", "--to", "evidence", "-o", "out"]) == 2
     assert not (at_home / "out").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,9 @@ import pytest
 from cli.main import run_main
 from safer_engine.exports.finished_audit import finished_audit
 from safer_engine.exports.mlflow_run import REPORT_TAG, Tracking, log_audit
+from safer_engine.report.model_causal import CausalReport
 from tests.cli.test_export import audit
+from tests.engine.test_evidence_markdown import one_set
 from tests.helpers.mlflow_server import Mlflow, mlflow_server
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -54,6 +57,10 @@ def test_an_audit_becomes_one_run(mlflow: Mlflow, tmp_path: Path, capsys: pytest
     place = str(info["artifact_uri"]).removeprefix("mlflow-artifacts:/")
     stored = httpx.get(f"{mlflow.url}/api/2.0/mlflow-artifacts/artifacts/{place}/report.json", timeout=60)
     assert stored.content == (folder / "report.json").read_bytes()
+    cited = httpx.get(f"{mlflow.url}/api/2.0/mlflow-artifacts/artifacts/{place}/evidence.json", timeout=60)
+    assert run_main(["export", str(folder), "--to", "evidence", "-o", str(tmp_path / "apart")]) == 0
+    assert cited.content == (tmp_path / "apart" / "evidence.json").read_bytes()
+    capsys.readouterr()
     assert run_main(asked) == 0
     said = capsys.readouterr()
     assert said.out.strip() == first
@@ -63,6 +70,9 @@ def test_an_audit_becomes_one_run(mlflow: Mlflow, tmp_path: Path, capsys: pytest
 
 def test_a_run_that_was_interrupted_is_completed(mlflow: Mlflow, tmp_path: Path) -> None:
     found = finished_audit(audit(tmp_path / "audit"), "AUDIT")
+    causal = CausalReport(n_pairs=90, n_features=12, n_controls=3, margin_mean=1, margin_sd=1, null_pooled=0, null_reason="",
+                          correlation=None, effects=[], sets=[one_set("safety", None, -0.2)])  # fmt: skip
+    found = replace(found, report=found.report.model_copy(update={"causal": causal}))
     server = Tracking.at(mlflow.url)
     made = log_audit(found, server, "interrupted", "by name")
     mlflow.post("runs/update", run_id=made.run_id, status="RUNNING")
@@ -71,3 +81,7 @@ def test_a_run_that_was_interrupted_is_completed(mlflow: Mlflow, tmp_path: Path)
     (run,) = runs(mlflow, "interrupted")
     assert isinstance(run["info"], dict)
     assert (run["info"]["status"], run["info"]["run_name"]) == ("FINISHED", "by name")
+    assert isinstance(run["data"], dict)
+    metrics = {one["key"]: one["value"] for one in run["data"]["metrics"]}
+    assert metrics["safety set ablated accuracy change/all"] == pytest.approx(-0.2)
+    assert metrics["safety set ablated accuracy change/all lo"] == pytest.approx(-0.3)

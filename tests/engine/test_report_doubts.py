@@ -12,6 +12,7 @@ from safer_engine.report.build_doubts import axis_doubts, doubtful_share, suspic
 from safer_engine.report.doubt_text import estimated, expected_at, how_chosen, not_told, sae_adds
 from safer_engine.report.model import EditsReport
 from safer_engine.report.model_doubts import AxisDoubt, SaeAdds
+from safer_engine.science.pairs import UNNAMED
 
 
 class Scores(PairScores):
@@ -81,6 +82,14 @@ def test_an_axis_of_ranks_says_why_and_gives_no_figure() -> None:
     assert axes == [AxisDoubt(axis="x", kind="rank", reason="too little is known", doubtful_share=None, n=1, contested_share=0.0)]
     assert "too little is known" in not_told(axes[0])
     assert estimated(axes) == ""
+
+
+def test_pairs_that_state_no_axis_are_called_so() -> None:
+    bare, named = (AxisDoubt(axis=name, kind="rank", reason="why", doubtful_share=None) for name in (UNNAMED, "x"))
+    assert not_told(bare).startswith("Suspicion within pairs without an axis is a rank, not a probability (why)")
+    assert not_told(named).startswith("Suspicion within x is a rank")
+    (adds,) = sae_adds([bare])
+    assert adds.startswith("On pairs without an axis it cannot be told")
 
 
 def test_what_decides_the_edits_is_said() -> None:
