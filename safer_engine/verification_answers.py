@@ -43,6 +43,12 @@ class Answers:
         return sorted(set(zip(self.axes_N.tolist(), self.subsets_N.tolist(), strict=True)))
 
     @property
+    def cell_N(self) -> NDArray[np.str_]:
+        """Axis and subset of each item, as one name."""
+        names = [f"{axis}/{name}" for axis, name in zip(self.axes_N, self.subsets_N, strict=True)]
+        return np.asarray(names, dtype=np.str_)
+
+    @property
     def axes(self) -> list[str]:
         """Axes of all items, sorted."""
         return sorted(set(self.axes_N.tolist()))
@@ -58,9 +64,8 @@ class Answers:
         at = np.ones(len(self.axes_N), dtype=np.bool_) if axes is None else np.isin(self.axes_N, axes)
         if subset is not None:
             at &= self.subsets_N == subset
-        names = np.asarray([f"{axis}/{name}" for axis, name in zip(self.axes_N[at], self.subsets_N[at], strict=True)])
         arm, reference = contrast
-        return crossed_mean(self.right[arm][:, at] - self.right[reference][:, at], self.groups_N[at], names)
+        return crossed_mean(self.right[arm][:, at] - self.right[reference][:, at], self.groups_N[at], self.cell_N[at])
 
 
 def answers_of(scored: Mapping[Arm, Sequence[ScoredPairs]]) -> dict[str, Answers]:
@@ -106,7 +111,10 @@ def answer_facts(answers: Mapping[str, Answers]) -> dict[str, Any]:
 
 
 def slice_facts(answers: Answers) -> dict[str, Any]:
-    """Accuracy of each arm, and every difference with its interval, on all pairs, each axis and each subset."""
+    """Accuracy of each arm, and every difference with its interval, on all pairs, each axis and each subset.
+
+    Subsets count alike in both, so that differences are those of the accuracies.
+    """
     scopes: list[tuple[str | None, str | None]] = [(None, None), *((axis, None) for axis in answers.axes), *answers.cells]
     accuracy, effects = [], []
     for axis, subset in scopes:
@@ -114,10 +122,16 @@ def slice_facts(answers: Answers) -> dict[str, Any]:
         at = at if subset is None else at & (answers.subsets_N == subset)
         scope = {"axis": axis, "subset": subset}
         for arm in answers.right:
-            by_seed = answers.right[arm][:, at].mean(axis=1)
+            by_seed = _subsets_alike(answers.right[arm][:, at], answers.cell_N[at])
             accuracy.append({"arm": arm, **scope, "accuracy": float(by_seed.mean()), "by_seed": by_seed.tolist()})
         for contrast in CONTRASTS:
             if all(arm in answers.right for arm in contrast):
                 found = answers.difference(contrast, None if axis is None else (axis,), subset)
                 effects.append({"arm": contrast[0], "reference": contrast[1], **scope, **asdict(found)})
     return {"accuracy": accuracy, "effects": effects}
+
+
+def _subsets_alike(right_SN: Floats, cell_N: NDArray[np.str_]) -> Floats:
+    """The mean over subsets of each seed's accuracy on it, [S]."""
+    parts = [right_SN[:, cell_N == name].mean(axis=1) for name in np.unique(cell_N)]
+    return np.asarray(np.mean(parts, axis=0), dtype=np.float64)

@@ -26,7 +26,7 @@ class ArmEffect(Node):
 
 
 class ArmAccuracy(Node):
-    """Pair accuracy of an arm's models."""
+    """Pair accuracy of an arm's models; subsets count alike."""
 
     arm: str
     axis: str | None

@@ -100,6 +100,10 @@ def interval_of(effect: ArmEffect | HeldOutEffect) -> str:
     return interval(100 * effect.lo, 100 * effect.hi, 1)
 
 
+def _change(effect: ArmEffect) -> str:
+    return signed(100 * effect.change, 1)
+
+
 def _points(share: float) -> str:
     return f"{100 * share:+.3g}".replace("-", "−") if share else "0"
 
@@ -123,11 +127,12 @@ def shape_rows(shapes: Sequence[ShapeReport]) -> list[Sequence[str]]:
             at = {one.arm: one.accuracy for one in shape.accuracy if (one.axis, one.subset) == (scope.axis, scope.subset)}
             arms = [percent(at[arm]) if arm in at else "–" for arm in (AS_GIVEN, *ARM_NAMES)]
             ours = scope.effects[0]
-            rows.append((f"{SHAPE_NAMES[shape.name]}: {scope.name}", *arms, signed(100 * ours.change, 1), interval_of(ours)))
+            rows.append((f"{SHAPE_NAMES[shape.name]}: {scope.name}", *arms, _change(ours), interval_of(ours)))
     return rows
 
 
 IN_TEMPLATES = {
     "effects_plot": effects_plot, "verified_scopes": scopes, "accuracy_of": accuracy_of, "arm_names": ARM_NAMES,
     "outcome_sentence": _SENTENCES.__getitem__, "shape_rows": shape_rows,
+    "change_points": _change, "interval_points": interval_of,
 }  # fmt: skip

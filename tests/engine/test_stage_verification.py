@@ -209,6 +209,10 @@ def test_arms_and_facts(two_seeds: tuple[Verification, Watcher]) -> None:
     for seed, accuracy in enumerate(row["by_seed"]):
         own = arms[(arms.arm == "edits") & (arms.seed == seed) & arms.pair_id.isin(names)]
         assert accuracy == pytest.approx((own.chosen > own.rejected).mean())
+    accuracy = {(one["arm"], one["axis"], one["subset"]): one["accuracy"] for one in meta["accuracy"]}
+    for one in meta["effects"]:
+        scope = one["axis"], one["subset"]
+        assert one["estimate"] == pytest.approx(accuracy[(one["arm"], *scope)] - accuracy[(one["reference"], *scope)], abs=1e-12)
     margin = arms.chosen - arms.rejected
     by_model = {key: margin[part.index].to_numpy() for key, part in arms.groupby(["arm", "seed"])}
     assert len({values.tobytes() for values in by_model.values()}) == 2 * len(ARMS)  # no two models are the same
