@@ -39,10 +39,10 @@ PICTURES = (
     Picture("report", "demo/audit/report.html", "main, body", "main, body"),
     Picture("features", "demo/audit/report.html", "#features", "#features"),
     Picture("causal", "demo/audit/report.html", "#causal", "#causal"),
-    Picture("verify", "verified/report.html", "#verification", "#verification > .table-wrap"),
+    Picture("verify", "verified/report.html", "#verification", "#verification > .panel"),
     Picture("sweep", "swept/report.html", "#verification > h3:last-of-type", "#verification .wide-panels"),
     Picture("compare", "compared/comparison.html", "main, body", "main, body"),
-    Picture("drill", "drill/drill.html", "main, body", "main, body"),
+    Picture("drill", "drill/drill.html", "#detection", "#detection .table-wrap"),
 )
 
 

@@ -174,9 +174,9 @@ def test_models_of_another_trainer_are_judged_by_the_same_rules(
 
 
 def accuracy(path: Path, rows: list[Row], n: int) -> float:
-    """Share of pairs that a model has right, by Transformers alone."""
+    """Share of pairs that a model has right, by Transformers alone; axes and subsets count alike."""
     tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path).eval()
-    right = []
+    right: dict[tuple[str, str | None], list[bool]] = {}
     for row in rows:
         rewards = []
         for side in ("chosen", "rejected"):
@@ -184,9 +184,9 @@ def accuracy(path: Path, rows: list[Row], n: int) -> float:
             ids = tokenizer(text, add_special_tokens=False)["input_ids"][-64:]
             with torch.no_grad():
                 rewards.append(float(model(torch.tensor([ids])).logits))
-        right.append(rewards[0] > rewards[1])
-    assert len(right) == n  # so that the figures are over the same pairs
-    return sum(right) / n
+        right.setdefault((row["axis"], row.get("subset")), []).append(rewards[0] > rewards[1])
+    assert sum(map(len, right.values())) == n  # so that the figures are over the same pairs
+    return sum(sum(part) / len(part) for part in right.values()) / len(right)
 
 
 def test_what_cannot_be_judged_is_refused(
