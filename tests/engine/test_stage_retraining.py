@@ -235,10 +235,12 @@ def test_where_the_base_lies_does_not_matter_but_what_it_holds_does(bench: Bench
     import shutil
 
     shutil.copytree(bench.base, tmp_path / "moved")
-    store = LocalArtifactStore(bench.root / "whole")
+    store = LocalArtifactStore(tmp_path / "store")
+    run(quick(bench), store, None, stages=(PairsStage(),))  # a stage has a key once what it reads is there
     moved = bench.request(retraining={"base": str(tmp_path / "moved"), "recipe": QUICK, "folds": 3})
     keys = [plan(request, store, (PairsStage(), RetrainingStage()))[1] for request in (quick(bench), moved)]
     assert keys[0] == keys[1]
+    assert keys[0].key is not None
     (tmp_path / "moved" / "generation_config.json").unlink(missing_ok=True)
     config = (tmp_path / "moved" / "config.json").read_text()
     (tmp_path / "moved" / "config.json").write_text(config + " ")
