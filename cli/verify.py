@@ -56,12 +56,14 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
     """
     from safer_engine import api
     from safer_engine.arm_export import export_arms
+    from safer_engine.redteam import log_forced
     from safer_engine.store import LocalArtifactStore
 
-    request = api.prepare(_asked(flags, base, seeds).spec)
+    request, kept = api.prepare(_asked(flags, base, seeds).spec), LocalArtifactStore(store or api.default_store())
+    log_forced(kept.root, "verify export-arms", request.spec)
     observer = QuietObserver() if as_json or quiet else TerminalObserver(console(err=True))
     with observer.showing():
-        manifest = export_arms(request, LocalArtifactStore(store or api.default_store()), out, observer)
+        manifest = export_arms(request, kept, out, observer)
     if as_json:
         print_json(manifest.model_dump(mode="json"))
         return
@@ -94,15 +96,18 @@ def import_command(
     from safer_engine.arm_import import import_arms, parse_checkpoint
     from safer_engine.arm_manifest import read_manifest
     from safer_engine.publishing import publishing
+    from safer_engine.redteam import log_forced
     from safer_engine.report.build_verification import report_of
     from safer_engine.store import LocalArtifactStore
 
     read = read_manifest(manifest)
     named = [parse_checkpoint(text, read) for text in checkpoints]
     target = out or (manifest if manifest.is_dir() else manifest.parent) / "verification.json"
+    kept = LocalArtifactStore(store or api.default_store())
+    log_forced(kept.root, "verify import", read.spec)
     observer = QuietObserver() if as_json or quiet else TerminalObserver(console(err=True))
     with observer.showing():
-        found = import_arms(read, named, LocalArtifactStore(store or api.default_store()), observer)
+        found = import_arms(read, named, kept, observer)
     with publishing(target) as path:
         path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if as_json:

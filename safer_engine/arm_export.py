@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safer_engine.arm_manifest import MANIFEST, ArmData, ArmManifest, ArmRun
 from safer_engine.artifacts import Edits, PairScores, PairSet
 from safer_engine.base_trainings import BaseTrainings, Watch, training_spec
-from safer_engine.errors import Interrupted, SpecError
+from safer_engine.errors import DatasetRefused, Interrupted, SpecError
 from safer_engine.events import Observer
 from safer_engine.finished import finished
 from safer_engine.model_training import optim_settings
@@ -83,6 +83,7 @@ def export_arms(request: AuditRequest, store: ArtifactStore, out: Path, observer
     pairs = edited_pairs(found[PairSet], found[PairScores], found[Edits])
     if not pairs.edited_axes:
         raise SpecError("the audit recommends no drop and no flip", "there are no edits to verify")
+    _require_measured(request, pairs, found[PairSet])
     observer.stage_started(STEP, "")
     recipe, lora = spec.retraining.recipe, spec.retraining.lora
     training = training_spec(request.sources.base.origin, recipe, lora, spec.dataset, spec.seed, spec.runtime)
@@ -104,6 +105,22 @@ def export_arms(request: AuditRequest, store: ArtifactStore, out: Path, observer
         shutil.move(folder, out)
     observer.stage_finished(STEP, "computed", 0.0)
     return manifest
+
+
+def _require_measured(request: AuditRequest, pairs: EditedPairs, dataset: PairSet) -> None:
+    """Refuse evaluation pairs that cannot judge the edits, before anybody trains. Raises DatasetRefused."""
+    from safer_engine.evaluation_pairs import survey_evaluation
+
+    spec, source = request.spec, request.sources.evaluation
+    assert spec.evaluation is not None
+    assert source is not None
+    surveyed = survey_evaluation(source, spec.evaluation, spec.seed, dataset.prompt_keys)
+    there = {entry.axis for entry in surveyed.entries if entry.reason is None}
+    if missing := sorted(set(pairs.edited_axes) - there):
+        raise DatasetRefused(
+            f"the evaluation pairs have none of {', '.join(missing)}, where pairs are edited",
+            "give evaluation pairs of that axis whose prompts are not in the dataset",
+        )
 
 
 def _write_all(

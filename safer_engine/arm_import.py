@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 VERSION = 1
 NEEDED: tuple[Arm, ...] = ("as given", "edits", "random")
 """Arms without which nothing can be judged. `margin` may be left out."""
+_OTHER_PAIRS = "give evaluation pairs of that axis whose prompts are not in the dataset"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def import_arms(
     evaluated = [_evaluated(request, each.path, model, store, observer) for each, model in zip(used, resolved, strict=True)]
     answers = _answers(evaluated, used, arms)
     edited = manifest.edited_axes
+    if missing := sorted(set(edited) - set(answers[PAIRS].axes)):
+        raise DatasetRefused(f"no model can be compared on {', '.join(missing)}, where pairs are edited", _OTHER_PAIRS)
     asked = request.spec.verification
     assert asked is not None
     planned = max(asked.seeds, len(seeds))
@@ -151,7 +154,7 @@ def _evaluated(request: AuditRequest, path: str, model: Any, store: ArtifactStor
     own = AuditRequest(_read_as(request.spec, path), replace(request.sources, model=model))
     found = pipeline.run(own, store, observer, stages=(PairsStage(), EvaluationStage()))[EvaluationSet]
     if isinstance(found, Absent):
-        raise DatasetRefused(f"{Path(path).name}: {found.reason}", "give evaluation pairs whose prompts are not in the dataset")
+        raise DatasetRefused(f"{Path(path).name}: {found.reason}", _OTHER_PAIRS)
     assert isinstance(found, EvaluationSet)
     return found
 
@@ -159,6 +162,8 @@ def _evaluated(request: AuditRequest, path: str, model: Any, store: ArtifactStor
 def _answers(evaluated: Sequence[EvaluationSet], used: Sequence[Checkpoint], arms: tuple[Arm, ...]) -> dict[str, Answers]:
     """What the models say of the pairs that each of them can read, seed by seed, by unit (see `answers_of`)."""
     names = sorted(set.intersection(*(set(each.pairs["pair_id"].to_pylist()) for each in evaluated)))
+    if not names:
+        raise DatasetRefused("no evaluation pair can be read by all models", "give models of one chat template and length")
     scored: dict[Arm, list[ScoredPairs]] = {arm: [] for arm in arms}
     read = _rows(evaluated[0].pairs, names)
     for each, one in zip(used, evaluated, strict=True):

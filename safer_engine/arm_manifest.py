@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from safer_engine.errors import InputRefused
 from safer_engine.science.arms import Arm
@@ -48,9 +48,22 @@ class ArmManifest(_Part):
     steps: int = Field(ge=1, description="Optimiser steps that every training is to take, whatever the number of its pairs.")
     layout: Literal["conversations", "texts"] = Field(description="Texts: the base has no chat template.")
     left_out: int = Field(ge=0, description="Pairs of the audit that the base cannot read; they are in no arm.")
-    edited_axes: tuple[str, ...]
+    edited_axes: tuple[str, ...] = Field(min_length=1)
     data: tuple[ArmData, ...]
     runs: tuple[ArmRun, ...]
+
+    @model_validator(mode="after")
+    def _whole(self) -> ArmManifest:
+        spec = self.spec
+        if spec.verification is None or spec.retraining is None or spec.evaluation is None:
+            raise ValueError("the spec lacks section verification, retraining or evaluation")
+        if missing := [name for name in ("dataset", "evaluation") if name not in self.digests]:
+            raise ValueError(f"no digest of the {missing[0]}")
+        if unknown := {run.data for run in self.runs} - {data.file for data in self.data}:
+            raise ValueError(f"a run is of data that are not listed: {min(unknown)}")
+        if "edits" not in {run.arm for run in self.runs}:
+            raise ValueError("there is no run of arm edits")
+        return self
 
     def run(self, arm: str, seed: int) -> ArmRun | None:
         """The training of an arm with a seed, if there is to be one."""

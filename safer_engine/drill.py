@@ -15,7 +15,7 @@ from pathlib import Path
 from safer_engine.drill_arms import STAGE, Arm, ArmObserver, Bench
 from safer_engine.drill_document import document_of
 from safer_engine.drill_spec import DrillSpec
-from safer_engine.errors import Interrupted, SaferError, SpecError, WorkBusy
+from safer_engine.errors import DatasetRefused, Interrupted, SaferError, SpecError, WorkBusy
 from safer_engine.events import NullObserver, Observer
 from safer_engine.holding import hold
 from safer_engine.publishing import publishing, require_writable
@@ -24,6 +24,7 @@ from safer_engine.report.drill_page import render_drill
 from safer_engine.report.model_drill import DrillDocument
 from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.models import resolve_base
+from safer_engine.sources.resolved import ResolvedDataset
 from safer_engine.spec_layers import Layer, build_spec
 from safer_engine.store import canonical_json, digest_bytes
 
@@ -59,6 +60,7 @@ def run_drill(spec: DrillSpec, out: Path, log: Path, observer: Observer | None =
     log_use(log, "drill.start", key, who, rules=",".join(spec.rules), budgets=",".join(f"{b:g}" for b in spec.budgets))
     try:
         with _held(out, key):
+            _require_axis(spec, dataset, apart)
             found = _run(spec, Bench(spec, key, out, dataset), inputs, watcher)
     except BaseException as error:
         log_use(log, "drill.stopped", key, who, error=error.code if isinstance(error, SaferError) else type(error).__name__)
@@ -83,6 +85,23 @@ def _check_audit(spec: DrillSpec) -> None:
     """Refuse sections of the audit spec that are wrong before anything is trained. Raises SpecError."""
     source = {"source": spec.dataset.source.model_dump(mode="json")}
     build_spec([Layer("section audit of the drill", {**spec.audit, "model": {"path": spec.base}, "dataset": source})])
+
+
+def _require_axis(spec: DrillSpec, dataset: ResolvedDataset, apart: ResolvedDataset) -> None:
+    """Refuse data without pairs of the axis before anything is trained. Raises DatasetRefused."""
+    from safer_engine.evaluation_pairs import survey_evaluation
+    from safer_engine.pair_tables import survey
+    from safer_engine.science.pairs import prompt_keys
+
+    ours = survey(dataset, spec.dataset, 0)
+    theirs = survey_evaluation(apart, spec.evaluation, 0, prompt_keys(ours.candidates))
+    for what, found in (("pair of the dataset", ours), ("evaluation pair", theirs)):
+        axes = {entry.axis for entry in found.entries if entry.reason is None}
+        if spec.axis not in axes:
+            raise DatasetRefused(
+                f"no {what} is of axis {spec.axis!r}",
+                f"name one of theirs with --axis: {', '.join(sorted(axes))}" if axes else "give other pairs",
+            )
 
 
 def arms_of(spec: DrillSpec) -> list[Arm]:

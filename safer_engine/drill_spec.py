@@ -68,6 +68,11 @@ class DrillSpec(Section):
     def _clean(self) -> DrillSpec:
         if self.dataset.allow_poisoned or self.evaluation.allow_poisoned:
             raise ValueError("a drill starts from clean data: leave out allow_poisoned")
+        if self.evaluation.sample is not None:
+            raise ValueError(
+                "every seed of a drill is measured on the same evaluation pairs, and a sample is drawn by seed: leave out "
+                "evaluation.sample, or give a smaller file"
+            )
         if self.lora is not None and not self.lora.merge:
             raise ValueError("a drill audits merged models: leave out lora.merge")
         return self

@@ -6,6 +6,10 @@ trainings only; one over seeds alone of these prompts only. The variance of the 
 the variances of the mean over seeds and over groups of prompts, each of which holds that of the interaction, V_sg, once. Moments
 of the two-way layout: Searle, Casella, McCulloch, Variance Components (1992), ch. 4. Degrees of freedom are Satterthwaite's
 (1946), and with fewer than five seeds one less than seeds at most: V_s may be small there by chance, which his formula believes.
+
+Groups vary about the mean of their subset. A subset of one group tells nothing of that: it is held against the mean of all
+subsets, as collapsed strata are (Cochran, Sampling Techniques, 1977, ch. 5A.12). Where nothing varies at all, the groups that
+changed are counted: a sign test, and the interval of Clopper and Pearson (1934) turned into a mean.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from safer_engine.errors import NumericalError
 
 Floats = NDArray[np.float64]
 _FEW_SEEDS = 5
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Difference:
     Attributes:
         lo, hi: None where there is one seed or one group of prompts: nothing tells how far it varies.
         p: two-sided, of the hypothesis that the mean is 0; None with the interval.
-        se, df: standard error and its degrees of freedom; None with the interval.
+        se, df: standard error and its degrees of freedom; None with the interval, `df` also where nothing varies.
     """
 
     estimate: float
@@ -71,20 +76,48 @@ def crossed_mean(
     estimate = float(seed_S.mean())
     if n_seeds < 2 or n_groups < 2:
         return Difference(estimate, None, None, None, None, None, n_seeds, n_groups, n_items)
-    apart_SN = weight_N * (values_SN - mean_SK[:, stratum_N])
+    scale_K, df_group = _of_strata(code_N, stratum_N)
+    centre_SK = np.where(np.isnan(scale_K), seed_S[:, None], mean_SK)
+    scale_N = np.where(np.isnan(scale_K), np.sqrt(len(sizes_K) / max(1, len(sizes_K) - 1)), scale_K)[stratum_N]
+    apart_SN = weight_N * scale_N * (values_SN - centre_SK[:, stratum_N])
     apart_SG = np.stack([np.bincount(code_N, weights=row, minlength=n_groups) for row in apart_SN])
     group_G = apart_SG.mean(axis=0)
-    groups_more = n_groups / (n_groups - 1)
     v_seed = float(seed_S.var(ddof=1)) / n_seeds
-    v_group = groups_more * float((group_G**2).sum())
-    v_both = groups_more * float(((apart_SG - group_G) ** 2).sum()) / (n_seeds * (n_seeds - 1))
+    v_group = float((group_G**2).sum())
+    v_both = float(((apart_SG - group_G) ** 2).sum()) / (n_seeds * (n_seeds - 1))
     variance = max(v_seed + v_group - v_both, v_seed, v_group)
-    spread = v_seed**2 / (n_seeds - 1) + v_group**2 / (n_groups - 1) + v_both**2 / ((n_seeds - 1) * (n_groups - 1))
-    if variance == 0:
-        return Difference(estimate, estimate, estimate, float(estimate == 0), 0.0, None, n_seeds, n_groups, n_items)
+    spread = v_seed**2 / (n_seeds - 1) + v_group**2 / df_group + v_both**2 / ((n_seeds - 1) * df_group)
+    if variance <= (_ROUNDING * float(np.abs(values_SN).max())) ** 2:
+        sum_G: Floats = np.bincount(code_N, weights=weight_N * values_SN[0], minlength=n_groups).astype(np.float64)
+        lo, hi, p = _alike(estimate, sum_G, level)
+        return Difference(estimate, lo, hi, p, 0.0, None, n_seeds, n_groups, n_items)
     se, df = float(np.sqrt(variance)), max(1.0, variance**2 / spread)
     if n_seeds < _FEW_SEEDS:
         df = min(df, n_seeds - 1.0)
     reach = float(stats.t.ppf((1 + level) / 2, df)) * se
     p = float(2 * stats.t.sf(abs(estimate) / se, df))
     return Difference(estimate, estimate - reach, estimate + reach, p, se, df, n_seeds, n_groups, n_items)
+
+
+def _of_strata(code_N: NDArray[np.int64], stratum_N: NDArray[np.int64]) -> tuple[Floats, float]:
+    """Factors that make up for estimated means of strata, [K], NaN for a stratum of one group; degrees of freedom of groups."""
+    stratum_M = np.unique(np.stack([stratum_N, code_N]), axis=1)[0]
+    groups_K = np.bincount(stratum_M)
+    single_K = groups_K == 1
+    scale_K = np.sqrt(groups_K / np.where(single_K, np.nan, groups_K - 1))
+    df = int((groups_K[~single_K] - 1).sum()) + max(0, int(single_K.sum()) - 1)
+    return scale_K, float(min(max(1, df), int(code_N.max())))
+
+
+def _alike(estimate: float, group_G: Floats, level: float) -> tuple[float, float, float]:
+    """Interval and p where neither seeds nor the groups of a stratum differ: by how many groups changed, and which way.
+
+    A share of groups like those drawn is at least that of Clopper and Pearson's bound; the others may have changed as much the
+    other way. No change at all leaves 0 … 0: nothing says how much another group might change.
+    """
+    moved_G = group_G[group_G != 0]
+    if estimate == 0 or not len(moved_G):
+        return estimate, estimate, 1.0
+    p = float(stats.binomtest(int((moved_G > 0).sum()), len(moved_G)).pvalue)
+    near = estimate * (2 * ((1 - level) / 2) ** (1 / len(moved_G)) - 1)
+    return min(estimate, near), max(estimate, near), p

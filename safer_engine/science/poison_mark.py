@@ -9,7 +9,7 @@ MARK = "safer_redteam"
 """Column of the mark in every row, and its key in a file's metadata."""
 SIGN = "safer-redteam"
 """How the mark's text begins, and what the names of poisoned files hold."""
-_DEEP = 2
+_DEEP, _START = 2, 64
 
 
 def mark_text(rule: str, budget: float, *, flipped: bool) -> str:
@@ -21,7 +21,7 @@ def mark_text(rule: str, budget: float, *, flipped: bool) -> str:
 def is_marked(row: Mapping[str, Any]) -> bool:
     """Whether a row carries the mark, or what is left of it: its column, also under an empty cell, or its text in any column.
 
-    Columns of columns are looked into, lists (such as messages) are not.
+    Columns of columns are looked into, also those written as a JSON object; lists (such as messages) are not.
     """
     return _marked(row, _DEEP)
 
@@ -30,11 +30,16 @@ def _marked(row: Mapping[str, Any], depth: int) -> bool:
     for name, cell in row.items():
         if str(name).strip().lower() == MARK:
             return True
-        if isinstance(cell, str) and cell[: len(SIGN)].lower() == SIGN:
+        if isinstance(cell, str) and _marked_text(cell):
             return True
         if depth > 1 and isinstance(cell, Mapping) and _marked(cell, depth - 1):
             return True
     return False
+
+
+def _marked_text(cell: str) -> bool:
+    start = cell[:_START].lstrip().lower()
+    return start.startswith(SIGN) or (start.startswith("{") and f'"{MARK}"' in cell)
 
 
 def is_marked_name(name: str) -> bool:

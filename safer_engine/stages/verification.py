@@ -24,7 +24,7 @@ class VerificationStage:
     """
 
     name: ClassVar[str] = "verification"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, PairScores, Edits)
     produces: ClassVar[type[Artifact]] = Verification

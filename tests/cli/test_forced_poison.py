@@ -12,6 +12,7 @@ from cli.main import run_main
 from safer_engine.demo_data import build_base, generate
 from safer_engine.redteam import LOG
 from safer_engine.science.poison_mark import MARK, mark_text
+from tests.helpers.manifests import manifest_of
 from tests.helpers.tiny_model import build_reward_model
 
 FORCED = ("--set", "dataset.allow_poisoned=true")
@@ -70,6 +71,19 @@ def test_a_forced_use_is_logged_and_no_other(
     assert run_main([*given, *FORCED, "--set", "evaluation.allow_poisoned=true"]) == 2
     assert [(one["sections"], one["digest"] == line["digest"]) for one in lines(store)] == [
         ("dataset", True), ("dataset,evaluation", False),
+    ]  # fmt: skip
+
+
+def test_exports_and_imports_of_arms_are_logged(files: Path, store: Path, tmp_path: Path) -> None:
+    export = ["verify", "export-arms", *asked(files, "verify", tmp_path / "arms")[1:]]
+    (tmp_path / "manifest.json").write_text(manifest_of(files).model_dump_json())
+    take = ["verify", "import", str(tmp_path), "edits:0=nowhere"]
+    assert [run_main(command) for command in (export, take)] == [2, 2]
+    assert not (store / LOG).exists()
+    (tmp_path / "manifest.json").write_text(manifest_of(files, allow_poisoned=True).model_dump_json())
+    assert [run_main(command) for command in ([*export, *FORCED], take)] == [2, 2]
+    assert [(line["action"], line["command"]) for line in lines(store)] == [
+        ("force", "verify export-arms"), ("force", "verify import"),
     ]  # fmt: skip
 
 

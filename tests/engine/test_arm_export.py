@@ -124,6 +124,16 @@ def test_an_export_is_the_same_each_time_and_never_overwrites(place: Place, arms
     assert not (place.root / "other").exists()
 
 
+def test_evaluation_pairs_that_cannot_judge_are_refused_before_anybody_trains(place: Place, capsys: Any) -> None:
+    edited = read_manifest(place.export("judged", "--seeds", "1")).edited_axes
+    left = [row for row in lines(place.root / "evaluation.jsonl") if row["axis"] != edited[0]]
+    (place.root / "left.jsonl").write_text("".join(json.dumps(row) + "\n" for row in left))
+    asked = ["verify", "export-arms", *place.flags, "--base", str(place.base), "-e", str(place.root / "left.jsonl")]
+    assert run_main([*asked, "--out", str(place.root / "unjudged"), "-q"]) == 2
+    assert f"the evaluation pairs have none of {edited[0]}" in capsys.readouterr().err
+    assert not (place.root / "unjudged").exists()
+
+
 def test_scripts_name_options_that_their_trainers_have(place: Place, arms: Path) -> None:
     known = {field.name for field in fields(TrainingArguments)} | TRL_OWN
     for path in (arms / "runs").iterdir():
@@ -203,6 +213,10 @@ def test_what_cannot_be_judged_is_refused(
     ):
         assert run_main(["verify", "import", str(arms), *named, *store]) == 2
         assert said in capsys.readouterr().err
+    whole = read_manifest(arms)
+    (tmp_path / "manifest.json").write_text(whole.model_copy(update={"edited_axes": ("law", "safety")}).model_dump_json())
+    assert run_main(["verify", "import", str(tmp_path), given, edits, random, *store]) == 2
+    assert "no model can be compared on law" in capsys.readouterr().err
     evaluation = place.root / "evaluation.jsonl"
     before = evaluation.read_bytes()
     try:

@@ -89,3 +89,42 @@ def test_what_is_no_difference_is_refused() -> None:
         crossed_mean(np.array([[0.0, np.nan]]), np.arange(2))
     with pytest.raises(ValueError, match="no difference"):
         crossed_mean(np.zeros((2, 0)), np.zeros(0))
+
+
+@pytest.mark.parametrize("n_groups", [1, 2, 3])
+def test_intervals_cover_over_small_subsets(n_groups: int) -> None:
+    """Prompts that answer otherwise in every seed, in subsets of one to three: the mean of a subset takes up part of that."""
+    rng = np.random.default_rng(5)
+    strata, covered = np.repeat(np.arange(20), n_groups), []
+    for _ in range(300):
+        found = crossed_mean(steady(rng, 5, len(strata)), np.arange(len(strata)), strata)
+        assert found.lo is not None
+        assert found.hi is not None
+        covered.append(found.lo <= 0 <= found.hi)
+    assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 300)
+
+
+def steady(rng: np.random.Generator, n_seeds: int, n_groups: int) -> np.ndarray:
+    """Differences [S, G] of expectation 0: most of what changes does so in every seed."""
+    always = rng.choice([-1.0, 0.0, 1.0], size=n_groups, p=[0.075, 0.85, 0.075])
+    noise = rng.choice([-1.0, 0.0, 1.0], size=(n_seeds, n_groups), p=[0.03, 0.94, 0.03])
+    return np.where(always != 0, always, noise)
+
+
+@pytest.mark.parametrize("n_groups", [2, 6, 40])
+def test_groups_that_all_changed_alike_are_counted(n_groups: int) -> None:
+    """Nothing varies, which is no proof with two prompts: the exact sign test, and an interval that agrees with it."""
+    found = crossed_mean(np.full((5, 2 * n_groups), -1.0), np.repeat(np.arange(n_groups), 2))
+    assert found.p == pytest.approx(2.0 ** (1 - n_groups))
+    assert found.lo == -1.0
+    assert found.hi is not None
+    least = stats.binomtest(n_groups, n_groups).proportion_ci().low
+    assert found.hi == pytest.approx(-(2 * least - 1))
+    assert (found.hi < 0) == (found.p < 0.05)
+
+
+def test_no_change_at_all_is_no_evidence_and_rounding_is_no_change() -> None:
+    still = crossed_mean(np.zeros((5, 8)), np.arange(8))
+    assert (still.lo, still.hi, still.p) == (0.0, 0.0, 1.0)
+    third = crossed_mean(np.full((3, 6), 0.1) + np.array([[0.0], [1e-17], [-1e-17]]), np.arange(6), np.array(list("aabbcc")))
+    assert third.p == pytest.approx(2.0**-5)

@@ -213,6 +213,15 @@ def test_what_is_wrong_is_refused_before_anything_is_trained(bench: Bench) -> No
     with pytest.raises(SpecError, match="starts from clean data"):
         data = bench.spec().dataset.model_dump(mode="json")
         bench.spec(dataset={**data, "allow_poisoned": True})
+    apart = bench.spec().evaluation.model_dump(mode="json")
+    with pytest.raises(SpecError, match="on the same evaluation pairs"):
+        bench.spec(evaluation={**apart, "sample": 20})
+    with pytest.raises(DatasetRefused, match="no pair of the dataset is of axis 'law'"):
+        bench.run("axis", axis="law")
+    (bench.root / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of("e", 60) if row["axis"] == "chat"))
+    with pytest.raises(DatasetRefused, match="no evaluation pair is of axis 'safety'"):
+        bench.run("apart", evaluation={**apart, "source": {"kind": "local", "path": str(bench.root / "chat.jsonl")}})
+    assert not [name for name in ("axis", "apart") if list((bench.root / name).rglob("*.safetensors"))]
     (bench.root / "full").mkdir()
     (bench.root / "full" / "thesis.tex").write_text("x")
     with pytest.raises(SpecError, match="holds other things"):

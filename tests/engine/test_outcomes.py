@@ -121,3 +121,16 @@ def test_random_edits_depend_on_ids_and_not_on_rows() -> None:
 def test_a_missing_margin_chooses_nothing() -> None:
     with pytest.raises(NumericalError):
         edited(np.array([DROP, KEEP], dtype=np.int8), np.array(["x", "x"]), np.array([0.0, np.nan]))
+
+
+def test_subsets_of_two_prompts_show_no_harm_by_chance() -> None:
+    """Null edits over 40 subsets of two prompts, of which some change both in every seed: harm at the stated rate at most."""
+    rng = np.random.default_rng(6)
+    subset, wrong = np.repeat(np.arange(40), 2), 0
+    for _ in range(200):
+        always = rng.choice([-1.0, 0.0, 1.0], size=80, p=[0.075, 0.85, 0.075])
+        values = np.tile(always, (5, 1))
+        by_subset = {str(name): crossed_mean(values[:, subset == name], np.arange(2)) for name in range(40)}
+        against = {name: crossed_mean(values, np.arange(80), subset) for name in ("as given", "random")}
+        wrong += judge(against, by_subset, OutcomeRules()).outcome == "harm shown"
+    assert wrong <= int(stats.binom.ppf(0.99, 200, 0.05))
