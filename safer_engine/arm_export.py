@@ -45,6 +45,7 @@ SCRIPTS = ("train_trl.py", "train_plain.py")
 RUNS, MODELS, OPENRLHF = "runs", "models", "train_openrlhf.sh"
 _LARGEST_SEED = 2**31 - 1
 _PAIRS_AT_ONCE = 4
+_OTHER_BASE = "raise retraining.recipe.max_length, or name another base"
 Row = dict[str, Any]
 
 
@@ -93,7 +94,10 @@ def export_arms(request: AuditRequest, store: ArtifactStore, out: Path, observer
         folder.mkdir()
         with scratch.open_work(STEP, "0" * 64) as work:
             bench = BaseTrainings.of(training, request.sources.base, work, watch, "retraining")
-            read = pairs.known(bench.read(request.sources.dataset))
+            table = bench.read(request.sources.dataset)
+            read, pairs = pairs.known(table), pairs.read_by(table)
+            if not pairs.edited_axes:
+                raise DatasetRefused("the base cannot read any pair that is to be dropped or flipped", _OTHER_BASE)
             if observer.cancelled():
                 raise Interrupted("stopped on request", "run the same command again")
             manifest = _write_all(request, folder, pairs, read, found[Edits], chat=bool(bench.ready.tokenizer.chat_template))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ class Answers:
     @property
     def cell_N(self) -> NDArray[np.str_]:
         """Axis and subset of each item, as one name."""
-        names = [f"{axis}/{name}" for axis, name in zip(self.axes_N, self.subsets_N, strict=True)]
+        names = [cell_name(axis, subset) for axis, subset in zip(self.axes_N, self.subsets_N, strict=True)]
         return np.asarray(names, dtype=np.str_)
 
     @property
@@ -66,6 +67,12 @@ class Answers:
             at &= self.subsets_N == subset
         arm, reference = contrast
         return crossed_mean(self.right[arm][:, at] - self.right[reference][:, at], self.groups_N[at], self.cell_N[at])
+
+
+def cell_name(axis: str, subset: str) -> str:
+    """`axis/subset`, no two cells alike: an axis that has a slash, or begins with a quotation mark, stands as a JSON string."""
+    quoted = "/" in axis or axis.startswith('"')
+    return f"{json.dumps(axis, ensure_ascii=False) if quoted else axis}/{subset}"
 
 
 def answers_of(scored: Mapping[Arm, Sequence[ScoredPairs]]) -> dict[str, Answers]:
@@ -92,7 +99,7 @@ def _points(pairs: ScoredPairs) -> dict[str, Points]:
 def judged_of(answers: Answers, edited_axes: tuple[str, ...], rules: OutcomeRules) -> Judged:
     """The outcome of a verification from what its models answered."""
     against = {other: answers.difference(("edits", other), edited_axes) for other in ("as given", "random")}
-    by_subset = {f"{axis}/{subset}": answers.difference(("edits", "as given"), (axis,), subset) for axis, subset in answers.cells}
+    by_subset = {cell_name(*cell): answers.difference(("edits", "as given"), (cell[0],), cell[1]) for cell in answers.cells}
     return judge(against, by_subset, rules)
 
 

@@ -58,6 +58,13 @@ class EditedPairs:
         names = set(self.pair_ids)
         return table.take([row for row, name in enumerate(table["pair_id"].to_pylist()) if name in names])
 
+    def read_by(self, table: pa.Table) -> EditedPairs:
+        """Those that a pair table has: a pair that the base cannot read is in no arm, so that no arm may spend an edit on it."""
+        names = set(table["pair_id"].to_pylist())
+        at = np.asarray([name in names for name in self.pair_ids], dtype=np.bool_)
+        kept = tuple(name for name in self.pair_ids if name in names)
+        return EditedPairs(kept, self.axes_P[at], self.edits_P[at], self.margin_P[at])
+
     @property
     def edited_axes(self) -> tuple[str, ...]:
         """Axes with an edit, sorted."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _READ = "read"
 NOT_ASKED = "no model was retrained on the edited data: what the edits would change has not been measured"
 NO_EDITS = "nothing is to be dropped or flipped: there are no edits to verify"
+NOT_READ = "the base cannot read any pair that is to be dropped or flipped: no model can be trained with and without them"
 
 
 class VerificationStage:
@@ -24,7 +25,7 @@ class VerificationStage:
     """
 
     name: ClassVar[str] = "verification"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     resource: ClassVar[Literal["cpu", "gpu"]] = "gpu"
     consumes: ClassVar[tuple[type[Artifact], ...]] = (PairSet, PairScores, Edits)
     produces: ClassVar[type[Artifact]] = Verification
@@ -86,13 +87,17 @@ def _opened(ctx: StageContext, inputs: Inputs) -> Run | Absent:
     training = training_spec(ctx.sources.base.origin, recipe, lora, ctx.spec.dataset, ctx.base_seed, ctx.runtime)
     watch = Watch(lambda done, total, unit: ctx.observer.progress(ctx.stage, done, total, unit), ctx.observer.cancelled)
     bench = BaseTrainings.of(training, ctx.sources.base, ctx.work, watch, "retraining")
+    read = bench.read(ctx.sources.dataset)
+    pairs = pairs.read_by(read)
+    if not pairs.edited_axes:
+        return Absent(NOT_READ)
     measured = _evaluation(ctx, bench, pair_set)
     missing = set(pairs.edited_axes) - set(measured["axis"].to_pylist())
     if missing:
         return Absent(f"the evaluation pairs have none of {', '.join(sorted(missing))}, where pairs are edited")
     rules = OutcomeRules(asked.level, planned=asked.seeds, early_stop=asked.early_stop)
-    swept = {budget: edited_at(pair_set, scores, ctx.spec.edits, budget) for budget in asked.budgets}
-    return Run(bench, {None: pairs, **swept}, pairs.known(bench.read(ctx.sources.dataset)), measured, rules)
+    swept = {budget: edited_at(pair_set, scores, ctx.spec.edits, budget).read_by(read) for budget in asked.budgets}
+    return Run(bench, {None: pairs, **swept}, pairs.known(read), measured, rules)
 
 
 def _evaluation(ctx: StageContext, bench: Any, dataset: PairSet) -> Any:

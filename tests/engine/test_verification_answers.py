@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from safer_engine.science.arms import ARMS
-from safer_engine.verification_answers import Answers, slice_facts
+from safer_engine.science.outcomes import OutcomeRules
+from safer_engine.verification_answers import Answers, cell_name, judged_of, slice_facts
 
 
 def test_subsets_count_alike_in_accuracies_and_in_their_differences() -> None:
@@ -26,3 +27,19 @@ def test_subsets_count_alike_in_accuracies_and_in_their_differences() -> None:
         scope = row["axis"], row["subset"]
         apart = found[row["arm"], *scope]["accuracy"] - found[row["reference"], *scope]["accuracy"]
         assert row["estimate"] == pytest.approx(apart, abs=1e-12)
+
+
+def test_harm_on_a_subset_is_not_lost_where_names_with_slashes_would_be_alike() -> None:
+    rng = np.random.default_rng(0)
+    n = 400
+    axes, subsets = np.asarray(["a/b"] * n + ["a"] * n), np.asarray(["c"] * n + ["b/c"] * n)
+    given = (rng.random((5, 2 * n)) < 0.7).astype(np.float64)
+    harmed = given.copy()
+    harmed[:, : n // 2] = 0  # half of a/b, c; what is called last, a, b/c, is as it was
+    right = {arm: harmed if arm == "edits" else given for arm in ARMS}
+    answers = Answers(right, np.arange(2 * n).astype(np.str_), axes, subsets)
+    judged = judged_of(answers, ("a",), OutcomeRules())
+    assert judged.outcome == "harm shown"
+    assert judged.harmed == (cell_name("a/b", "c"),) == ('"a/b"/c',)
+    assert set(judged.p_harm) == {'"a/b"/c', "a/b/c"}
+    assert len(np.unique(answers.cell_N)) == 2
