@@ -43,7 +43,8 @@ def unchecked(axes: Sequence[AxisDoubt]) -> list[str]:
             by_reason.setdefault(f" ({visible(why)})" if why else "", []).append(_named(axis))
     return [
         f"The probabilities of {' and '.join(names)} are estimates that nobody has checked{why}: decide on a hundred pairs and "
-        "name them in suspicion.decisions."
+        "name them in suspicion.decisions. Wrong labels that follow a rule the reward model has learnt (the longer answer is "
+        "always chosen) are taken for right ones."
         for why, names in by_reason.items()
     ]
 
