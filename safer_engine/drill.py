@@ -60,7 +60,7 @@ def run_drill(spec: DrillSpec, out: Path, log: Path, observer: Observer | None =
     log_use(log, "drill.start", key, who, rules=",".join(spec.rules), budgets=",".join(f"{b:g}" for b in spec.budgets))
     try:
         with _held(out, key):
-            _require_axis(spec, dataset, apart)
+            require_axis(spec, dataset, apart)
             found = _run(spec, Bench(spec, key, out, dataset), inputs, watcher)
     except BaseException as error:
         log_use(log, "drill.stopped", key, who, error=error.code if isinstance(error, SaferError) else type(error).__name__)
@@ -87,7 +87,7 @@ def _check_audit(spec: DrillSpec) -> None:
     build_spec([Layer("section audit of the drill", {**spec.audit, "model": {"path": spec.base}, "dataset": source})])
 
 
-def _require_axis(spec: DrillSpec, dataset: ResolvedDataset, apart: ResolvedDataset) -> None:
+def require_axis(spec: DrillSpec, dataset: ResolvedDataset, apart: ResolvedDataset) -> None:
     """Refuse data without pairs of the axis before anything is trained. Raises DatasetRefused."""
     from safer_engine.evaluation_pairs import survey_evaluation
     from safer_engine.pair_tables import survey

@@ -164,6 +164,8 @@ def _notes(spec: DrillSpec, cells: list[Cell], done: int, planned: int) -> list[
             "Poison by the pair score is chosen by a score of the kind that the detector reads: how well it is found says little "
             "about poison of another origin. The other rules stand beside it for that."
         )
+    if spec.dataset.sample is not None and spec.seeds > 1:
+        found.append("dataset.sample draws other pairs for every seed: the counts of pairs and steps are those of the first.")
     few = sum(min(cell.n_flipped) < _FEW_PAIRS for cell in cells)
     if few:
         found.append(

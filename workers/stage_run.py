@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from safer_engine.artifacts import ABSENT
 from safer_engine.decisions import decision_digests
-from safer_engine.drill import drill_key
+from safer_engine.drill import drill_key, require_axis
 from safer_engine.drill_spec import DrillSpec
 from safer_engine.errors import ArtifactError, Interrupted, NumericalError, ResourceError, WorkBusy
 from safer_engine.labellers.corrections import check_directions, label_files_digest, load_corrections
@@ -179,6 +179,8 @@ class _Bench:
     def prepare_drill(self) -> dict[str, Any]:
         spec = self._drill_spec()
         _, sources = self.finder.drill(spec, {})
+        assert sources.evaluation is not None
+        require_axis(spec, sources.dataset, sources.evaluation)
         pins: dict[str, str] = {}
         for role in ("base", "dataset", "evaluation"):
             found = getattr(sources, role)

@@ -78,7 +78,7 @@ class DrillDocument(Node):
     spec: dict[str, Any]
     inputs: dict[str, str] = Field(description="base, dataset, evaluation: sha256 of what was read.")
     axis: str
-    n_pairs: Count = Field(description="Pairs that each model was trained on.")
+    n_pairs: Count = Field(description="Pairs that each model was trained on; with `dataset.sample` of the first seed.")
     n_axis_pairs: Count
     steps: Count = Field(description="Optimiser steps of each training; the same for all arms.")
     clean_accuracy: Rate = Field(description="Of the clean arms on the axis, mean over seeds; pairs count alike.")

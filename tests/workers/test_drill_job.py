@@ -69,6 +69,26 @@ def test_a_drill_goes_on_where_a_killed_worker_left_it(place: Workplace, monkeyp
     assert set(arms) == {f"{arm}/seed-{seed}" for arm in ("clean", "random-0.3") for seed in (0, 1)}
 
 
+def test_an_axis_that_no_pair_has_is_refused_before_anything_is_trained(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFER_ENABLE_REDTEAM", "1")
+    (place.folder / "bench").mkdir()
+    bench = Bench(place.folder / "bench")
+    spec = bench.spec(axis="code").model_dump(mode="json")
+    spec["base"] = place.upload(bench.base)
+    for role, name in (("dataset", "train"), ("evaluation", "eval")):
+        spec[role]["source"]["path"] = place.upload(bench.root / f"{name}.jsonl")
+    place.worker()
+    with place.dispatching():
+        job = place.submit(spec, JobKind.DRILL)
+        done = place.wait(job, 120)
+    assert done.state is JobState.FAILED
+    assert done.error is not None
+    assert "no pair of the dataset is of axis 'code'" in done.error.message
+    assert not [row for row in place.jobs.stages(job.id) if row.name == "drill" and row.key]
+
+
 def test_a_worker_whose_operator_does_not_allow_it_refuses(place: Workplace) -> None:
     (place.folder / "bench").mkdir()
     bench = Bench(place.folder / "bench")
