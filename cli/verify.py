@@ -79,17 +79,29 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
 @verify_command.command("import")
 @click.argument("manifest", type=NamedPath(path_type=Path))
 @click.argument("checkpoints", nargs=-1, required=True, metavar="ARM:SEED=FOLDER…")
+@click.option("--dataset", "-d", help="Where the audited dataset lies now; default: where it lay when the arms were written.")
+@click.option("--eval-dataset", "-e", help="Where the evaluation pairs lie now; default as above.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @store_option
 @click.option("--out", "-o", type=NamedPath(path_type=Path), help="Where verification.json goes; default beside the manifest.")
 @json_option
 @quiet_option
-def import_command(
-    manifest: Path, checkpoints: tuple[str, ...], store: Path | None, out: Path | None, as_json: bool, quiet: bool
+def import_command(  # noqa: PLR0913, PLR0917 - one parameter per flag
+    manifest: Path,
+    checkpoints: tuple[str, ...],
+    dataset: str | None,
+    eval_dataset: str | None,
+    device: str,
+    store: Path | None,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Evaluate reward models that another trainer made of exported arms, and judge them as `verify` does.
 
     MANIFEST is the folder that `verify export-arms` wrote. Arms are as-given, edits, margin and random; `margin` may be left
-    out. Seeds that lack an arm are left out and named. Fewer seeds than the manifest plans are inconclusive.
+    out. Seeds that lack an arm are left out and named. Fewer seeds than the manifest plans are inconclusive. Of the audit only
+    the two datasets are needed, with the content that they had.
     """
     from cli.run import print_verification
     from safer_engine import api
@@ -102,12 +114,13 @@ def import_command(
 
     read = read_manifest(manifest)
     named = [parse_checkpoint(text, read) for text in checkpoints]
+    elsewhere = {name: where for name, where in (("dataset", dataset), ("evaluation", eval_dataset)) if where is not None}
     target = out or (manifest if manifest.is_dir() else manifest.parent) / "verification.json"
     kept = LocalArtifactStore(store or api.default_store())
     log_forced(kept.root, "verify import", read.spec)
     observer = QuietObserver() if as_json or quiet else TerminalObserver(console(err=True))
     with observer.showing():
-        found = import_arms(read, named, kept, observer)
+        found = import_arms(read, named, kept, observer, elsewhere, device)
     with publishing(target) as path:
         path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if as_json:

@@ -7,23 +7,27 @@ own stages, and is kept in the store: the same command computes nothing again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safer_engine import api, pipeline
+from safer_engine import pipeline
 from safer_engine.arm_manifest import ArmManifest
 from safer_engine.artifacts import Absent, EvaluationSet
 from safer_engine.errors import DatasetRefused, SpecError
 from safer_engine.evaluation_pairs import scored_pairs
 from safer_engine.events import Observer
+from safer_engine.machine import resolve_spec
 from safer_engine.pipeline import AuditRequest
 from safer_engine.science.arms import ARMS, Arm
 from safer_engine.science.evaluation import ScoredPairs
 from safer_engine.science.outcomes import OutcomeRules
+from safer_engine.sources.datasets import resolve_dataset
 from safer_engine.sources.models import resolve_model
+from safer_engine.sources.resolved import ResolvedDataset, ResolvedInputs, ResolvedModel
 from safer_engine.spec import AuditSpec
+from safer_engine.spec_layers import parse_source
 from safer_engine.stages.evaluation import EvaluationStage
 from safer_engine.stages.pairs import PairsStage
 from safer_engine.store import ArtifactStore
@@ -63,9 +67,22 @@ def parse_checkpoint(text: str, manifest: ArmManifest) -> Checkpoint:
 
 
 def import_arms(
-    manifest: ArmManifest, checkpoints: Sequence[Checkpoint], store: ArtifactStore, observer: Observer
+    manifest: ArmManifest,
+    checkpoints: Sequence[Checkpoint],
+    store: ArtifactStore,
+    observer: Observer,
+    elsewhere: Mapping[str, str] | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluate checkpoints and judge them.
+    """Evaluate checkpoints and judge them. Neither the audited model nor the base is needed.
+
+    Args:
+        manifest: what `verify export-arms` wrote, on this machine or another.
+        checkpoints: trained models, whole seeds of them.
+        store: keeps what each model says of the evaluation pairs.
+        observer: is told of stages.
+        elsewhere: `dataset` or `evaluation` → file, folder or folder#split where it lies now, when that is not where it lay.
+        device: auto, cpu, cuda or cuda:N: that of this machine, not the one that wrote the arms.
 
     Returns:
         What verification.json holds: the facts of `Verification` as far as they are known, `trained`: elsewhere, checkpoints with
@@ -80,19 +97,19 @@ def import_arms(
         raise SpecError(f"{twice[0][0]}:{twice[0][1]} is named twice", "give one checkpoint for each arm and seed")
     arms = tuple(arm for arm in ARMS if any(each.arm == arm for each in checkpoints))
     seeds = _whole_seeds(checkpoints, arms)
-    request = _request(manifest)
+    spec, data = _opened(manifest, elsewhere or {}, device)
     used = [each for seed in seeds for arm in arms for each in checkpoints if (each.arm, each.seed) == (arm, seed)]
-    resolved = [resolve_model(_read_as(request.spec, each.path).model, request.spec.runtime, None) for each in used]
+    resolved = [resolve_model(_read_as(spec, each.path).model, spec.runtime, None) for each in used]
     by_digest = Counter(model.digest for model in resolved)
     if max(by_digest.values()) > 1:
         same = [f"{each.arm}:{each.seed}" for each, model in zip(used, resolved, strict=True) if by_digest[model.digest] > 1]
         raise SpecError(f"{', '.join(same)} are one and the same model", "give each training's own folder")
-    evaluated = [_evaluated(request, each.path, model, store, observer) for each, model in zip(used, resolved, strict=True)]
+    evaluated = [_evaluated(spec, data, each.path, model, store, observer) for each, model in zip(used, resolved, strict=True)]
     answers = _answers(evaluated, used, arms)
     edited = manifest.edited_axes
     if missing := sorted(set(edited) - set(answers[PAIRS].axes)):
         raise DatasetRefused(f"no model can be compared on {', '.join(missing)}, where pairs are edited", _OTHER_PAIRS)
-    asked = request.spec.verification
+    asked = spec.verification
     assert asked is not None
     planned = max(asked.seeds, len(seeds))
     judged = judged_of(answers[PAIRS], edited, OutcomeRules(asked.level, planned=planned, early_stop=asked.early_stop))
@@ -132,14 +149,22 @@ def _whole_seeds(checkpoints: Sequence[Checkpoint], arms: tuple[Arm, ...]) -> li
     return seeds
 
 
-def _request(manifest: ArmManifest) -> AuditRequest:
-    """The audit of the manifest, its data as they were. Raises SpecError where they changed."""
-    request = api.prepare(manifest.spec)
-    for name in ("dataset", "evaluation"):
-        found = getattr(request.sources, name)
-        if found is None or found.digest != manifest.digests[name]:
-            raise SpecError(f"the {name} is not what it was when the arms were written", "restore it, or export the arms again")
-    return request
+def _opened(manifest: ArmManifest, elsewhere: Mapping[str, str], device: str) -> tuple[AuditSpec, dict[str, ResolvedDataset]]:
+    """The spec for this machine, and the manifest's data as they were. Raises SpecError where they changed, DatasetRefused."""
+    document = manifest.spec.model_dump(mode="json")
+    document["runtime"]["device"] = device
+    for name, where in elsewhere.items():
+        document[name]["source"] = parse_source(where)
+    spec = resolve_spec(AuditSpec.model_validate(document))
+    assert spec.evaluation is not None
+    data = {"dataset": resolve_dataset(spec.dataset), "evaluation": resolve_dataset(spec.evaluation)}
+    for name, found in data.items():
+        if found.digest != manifest.digests[name]:
+            raise SpecError(
+                f"the {name} is not what it was when the arms were written",
+                "name where it lies with --dataset or --eval-dataset, restore it, or export the arms again",
+            )
+    return spec, data
 
 
 def _read_as(spec: AuditSpec, path: str) -> AuditSpec:
@@ -150,8 +175,10 @@ def _read_as(spec: AuditSpec, path: str) -> AuditSpec:
     return spec.model_copy(update={"model": spec.model.model_copy(update=shape)})
 
 
-def _evaluated(request: AuditRequest, path: str, model: Any, store: ArtifactStore, observer: Observer) -> EvaluationSet:
-    own = AuditRequest(_read_as(request.spec, path), replace(request.sources, model=model))
+def _evaluated(
+    spec: AuditSpec, data: dict[str, ResolvedDataset], path: str, model: ResolvedModel, store: ArtifactStore, observer: Observer
+) -> EvaluationSet:
+    own = AuditRequest(_read_as(spec, path), ResolvedInputs(model, data["dataset"], data["evaluation"]))
     found = pipeline.run(own, store, observer, stages=(PairsStage(), EvaluationStage()))[EvaluationSet]
     if isinstance(found, Absent):
         raise DatasetRefused(f"{Path(path).name}: {found.reason}", _OTHER_PAIRS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -19,6 +20,7 @@ from safer_engine.arm_import import parse_checkpoint
 from safer_engine.arm_manifest import ArmManifest, read_manifest
 from safer_engine.demo_data import build_base, generate, write_demo
 from safer_engine.errors import InputRefused, SpecError
+from safer_engine.spec import AuditSpec
 from safer_engine.store import digest_file
 from tests.helpers.tiny_model import build_reward_model
 
@@ -181,6 +183,30 @@ def test_models_of_another_trainer_are_judged_by_the_same_rules(
     assert len({row["digest"] for row in found["checkpoints"]}) == 3
     assert run_main(["verify", "import", str(arms), *named, *store]) == 0
     assert "Retrained: inconclusive" in capsys.readouterr().out
+
+
+def test_arms_are_judged_where_neither_the_audited_model_nor_the_base_is(
+    place: Place, arms: Path, trained: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
+    named = [f"{arm}:0={path}" for arm, path in trained.items()]
+    assert run_main(["verify", "import", str(arms), *named, "--store", str(place.root / "store"), "--json"]) == 0
+    usual = json.loads(capsys.readouterr().out)
+    (tmp_path / "moved").mkdir()
+    for name in ("preferences", "evaluation"):
+        shutil.copy(place.root / f"{name}.jsonl", tmp_path / "moved" / f"{name}.jsonl")
+    read = read_manifest(arms)
+    gone = read.spec.model_dump(mode="json")
+    gone["model"]["path"] = gone["retraining"]["base"] = gone["dataset"]["source"]["path"] = str(tmp_path / "not here")
+    gone["runtime"]["device"] = "cuda:7"
+    (tmp_path / "manifest.json").write_text(read.model_copy(update={"spec": AuditSpec.model_validate(gone)}).model_dump_json())
+    asked = ["verify", "import", str(tmp_path), *named, "--store", str(tmp_path / "store"), "--device", "cpu", "--json"]
+    assert run_main(asked) == 2
+    assert "not here" in capsys.readouterr().err
+    moved = ["-d", str(tmp_path / "moved" / "preferences.jsonl"), "-e", str(tmp_path / "moved" / "evaluation.jsonl")]
+    assert run_main([*asked, *moved]) == 0
+    assert json.loads(capsys.readouterr().out) == usual
+    assert run_main([*asked, "-d", moved[3], "-e", moved[3]]) == 2
+    assert "the dataset is not what it was" in capsys.readouterr().err
 
 
 def accuracy(path: Path, rows: list[Row], n: int) -> float:
