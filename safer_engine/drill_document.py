@@ -13,7 +13,7 @@ from safer_engine.drill_spec import DrillSpec, RuleName
 from safer_engine.errors import ArtifactError
 from safer_engine.report.model_drill import At, Cell, DrillDocument, Effect, Flagged, Ranked
 from safer_engine.science.crossed import Difference
-from safer_engine.science.poison_harm import Found, find, harm
+from safer_engine.science.poison_harm import Found, accuracy, find, harm
 from safer_engine.science.poison_mark import MARK, SIGN
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -33,8 +33,8 @@ def document_of(spec: DrillSpec, bench: Bench, inputs: dict[str, str], wanted: S
             arms = [record for arm, record in done.items() if (arm.rule, arm.budget) == (rule, budget)]
             cells.append(_cell(spec.axis, rule, budget, [(clean[record.seed], record) for record in arms]))
     first = next(iter(clean.values()))
-    ours_N = np.asarray(first.measured.axis) == spec.axis
     right_SN = np.stack([record.measured.right for record in clean.values()]).astype(np.float64)
+    own, rest = accuracy(right_SN, np.asarray(first.measured.axis), np.asarray(first.measured.subset), spec.axis)
     return DrillDocument(
         mark=f"Every row of poisoned data has the column {MARK}; their files and models are named {SIGN}.",
         tool_version=_version_of_tool(),
@@ -44,8 +44,8 @@ def document_of(spec: DrillSpec, bench: Bench, inputs: dict[str, str], wanted: S
         n_pairs=len(first.pairs.pair_id),
         n_axis_pairs=first.pairs.axis.count(spec.axis),
         steps=first.steps,
-        clean_accuracy=float(right_SN[:, ours_N].mean()),
-        clean_rest_accuracy=None if ours_N.all() else float(right_SN[:, ~ours_N].mean()),
+        clean_accuracy=own,
+        clean_rest_accuracy=rest,
         cells=cells,
         planned=len(wanted),
         done=len(done),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safer_engine.science.arms import Arm
-from safer_engine.science.crossed import Difference, crossed_mean
+from safer_engine.science.crossed import Difference, cell_name, cell_names, crossed_mean, means_by_seed
 from safer_engine.science.evaluation import Points, ScoredPairs, benchmark_points
 from safer_engine.science.outcomes import Judged, OutcomeRules, judge
 
@@ -46,8 +45,7 @@ class Answers:
     @property
     def cell_N(self) -> NDArray[np.str_]:
         """Axis and subset of each item, as one name."""
-        names = [cell_name(axis, subset) for axis, subset in zip(self.axes_N, self.subsets_N, strict=True)]
-        return np.asarray(names, dtype=np.str_)
+        return cell_names(self.axes_N, self.subsets_N)
 
     @property
     def axes(self) -> list[str]:
@@ -67,12 +65,6 @@ class Answers:
             at &= self.subsets_N == subset
         arm, reference = contrast
         return crossed_mean(self.right[arm][:, at] - self.right[reference][:, at], self.groups_N[at], self.cell_N[at])
-
-
-def cell_name(axis: str, subset: str) -> str:
-    """`axis/subset`, no two cells alike: an axis that has a slash, or begins with a quotation mark, stands as a JSON string."""
-    quoted = "/" in axis or axis.startswith('"')
-    return f"{json.dumps(axis, ensure_ascii=False) if quoted else axis}/{subset}"
 
 
 def answers_of(scored: Mapping[Arm, Sequence[ScoredPairs]]) -> dict[str, Answers]:
@@ -129,16 +121,10 @@ def slice_facts(answers: Answers) -> dict[str, Any]:
         at = at if subset is None else at & (answers.subsets_N == subset)
         scope = {"axis": axis, "subset": subset}
         for arm in answers.right:
-            by_seed = _subsets_alike(answers.right[arm][:, at], answers.cell_N[at])
+            by_seed = means_by_seed(answers.right[arm][:, at], answers.cell_N[at])
             accuracy.append({"arm": arm, **scope, "accuracy": float(by_seed.mean()), "by_seed": by_seed.tolist()})
         for contrast in CONTRASTS:
             if all(arm in answers.right for arm in contrast):
                 found = answers.difference(contrast, None if axis is None else (axis,), subset)
                 effects.append({"arm": contrast[0], "reference": contrast[1], **scope, **asdict(found)})
     return {"accuracy": accuracy, "effects": effects}
-
-
-def _subsets_alike(right_SN: Floats, cell_N: NDArray[np.str_]) -> Floats:
-    """The mean over subsets of each seed's accuracy on it, [S]."""
-    parts = [right_SN[:, cell_N == name].mean(axis=1) for name in np.unique(cell_N)]
-    return np.asarray(np.mean(parts, axis=0), dtype=np.float64)

@@ -81,7 +81,9 @@ class DrillDocument(Node):
     n_pairs: Count = Field(description="Pairs that each model was trained on; with `dataset.sample` of the first seed.")
     n_axis_pairs: Count
     steps: Count = Field(description="Optimiser steps of each training; the same for all arms.")
-    clean_accuracy: Rate = Field(description="Of the clean arms on the axis, mean over seeds; pairs count alike.")
+    clean_accuracy: Rate = Field(
+        description="Of the clean arms on the axis, mean over seeds; subsets count alike, as in changes."
+    )
     clean_rest_accuracy: Rate | None
     cells: list[Cell]
     planned: Count = Field(description="Poisoned arms asked for.")

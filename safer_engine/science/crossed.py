@@ -14,6 +14,7 @@ changed are counted: a sign test, and the interval of Clopper and Pearson (1934)
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,23 @@ class Difference:
     n_seeds: int
     n_groups: int
     n_items: int
+
+
+def cell_name(axis: str, subset: str) -> str:
+    """`axis/subset`, no two cells alike: an axis that has a slash, or begins with a quotation mark, stands as a JSON string."""
+    quoted = "/" in axis or axis.startswith('"')
+    return f"{json.dumps(axis, ensure_ascii=False) if quoted else axis}/{subset}"
+
+
+def cell_names(axes_N: NDArray[np.str_], subsets_N: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Axis and subset of each item, as one name."""
+    return np.asarray([cell_name(str(axis), str(subset)) for axis, subset in zip(axes_N, subsets_N, strict=True)], dtype=np.str_)
+
+
+def means_by_seed(values_SN: Floats, strata_N: NDArray[Any]) -> Floats:
+    """The mean over strata of the mean over items, of each seed, [S]; their mean is the estimate of `crossed_mean`."""
+    parts = [values_SN[:, strata_N == name].mean(axis=1) for name in np.unique(strata_N)]
+    return np.asarray(np.mean(parts, axis=0), dtype=np.float64)
 
 
 def crossed_mean(

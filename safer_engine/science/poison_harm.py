@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safer_engine.errors import NumericalError
-from safer_engine.science.crossed import Difference, crossed_mean
+from safer_engine.science.crossed import Difference, cell_names, crossed_mean, means_by_seed
 from safer_engine.science.stats import auroc, average_precision, precision_at
 
 Floats = NDArray[np.float64]
@@ -39,7 +39,7 @@ def harm(change_SN: Floats, groups_N: Names, axes_N: Names, subsets_N: Names, ax
     ours_N = axes_N == axis
     if not ours_N.any():
         raise NumericalError(f"no evaluation pair is of axis {axis!r}")
-    strata_N = np.char.add(np.char.add(axes_N, "/"), subsets_N)
+    strata_N = cell_names(axes_N, subsets_N)
     own = crossed_mean(change_SN[:, ours_N], groups_N[ours_N], strata_N[ours_N])
     if ours_N.all():
         return Harm(own, None, None)
@@ -47,6 +47,21 @@ def harm(change_SN: Floats, groups_N: Names, axes_N: Names, subsets_N: Names, ax
     n_ours, n_rest = len(set(strata_N[ours_N])), len(set(strata_N[~ours_N]))
     weight_N = np.where(ours_N, 1 / n_ours, -1 / n_rest) * (n_ours + n_rest)
     return Harm(own, rest, crossed_mean(change_SN * weight_N, groups_N, strata_N))
+
+
+def accuracy(right_SN: Floats, axes_N: Names, subsets_N: Names, axis: str) -> tuple[float, float | None]:
+    """Share of evaluation pairs that are right on the axis, and on all others if any; subsets count alike, as in `harm`.
+
+    Raises NumericalError where no evaluation pair is of the axis.
+    """
+    ours_N, strata_N = axes_N == axis, cell_names(axes_N, subsets_N)
+    if not ours_N.any():
+        raise NumericalError(f"no evaluation pair is of axis {axis!r}")
+    own, rest = (
+        float(means_by_seed(right_SN[:, at_N], strata_N[at_N]).mean()) if at_N.any() else None for at_N in (ours_N, ~ours_N)
+    )
+    assert own is not None
+    return own, rest
 
 
 @dataclass(frozen=True)

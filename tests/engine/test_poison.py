@@ -12,7 +12,7 @@ from safer_engine.science.crossed import crossed_mean
 from safer_engine.science.flipping import flip_row
 from safer_engine.science.pair_formats import recognise
 from safer_engine.science.poison import RULES, Poisonable, Rule, first_groups, poisoned_rows
-from safer_engine.science.poison_harm import find, harm
+from safer_engine.science.poison_harm import accuracy, find, harm
 from safer_engine.science.poison_mark import MARK, is_marked
 
 N = 200
@@ -122,6 +122,24 @@ def test_harm_of_the_axis_of_the_rest_and_between_them() -> None:
     assert lone.axis == crossed_mean(change[:, :60], groups[:60], subsets[:60]) == found.axis
     with pytest.raises(NumericalError):
         harm(change, groups, axes, subsets, "none")
+
+
+def test_accuracies_without_and_with_poison_differ_by_the_harm() -> None:
+    axes = np.asarray(["safety"] * 60 + ["chat"] * 30)
+    subsets = np.asarray(["a"] * 20 + ["b"] * 40 + ["x"] * 10 + ["y"] * 20)
+    groups = np.asarray([f"g{i}" for i in range(90)])
+    clean, poisoned = (np.random.default_rng(seed).integers(0, 2, (3, 90)).astype(float) for seed in (1, 2))
+    before, after = (accuracy(right, axes, subsets, "safety") for right in (clean, poisoned))
+    found = harm(poisoned - clean, groups, axes, subsets, "safety")
+    assert before[0] != pytest.approx(clean[:, :60].mean(), abs=1e-3)  # pairs do not count alike
+    assert before[1] is not None
+    assert after[1] is not None
+    assert found.rest is not None
+    assert after[0] - before[0] == pytest.approx(found.axis.estimate)
+    assert after[1] - before[1] == pytest.approx(found.rest.estimate)
+    assert accuracy(clean[:, :60], axes[:60], subsets[:60], "safety") == (pytest.approx(before[0]), None)
+    with pytest.raises(NumericalError):
+        accuracy(clean, axes, subsets, "none")
 
 
 def test_a_perfect_a_reversed_and_a_random_detector() -> None:

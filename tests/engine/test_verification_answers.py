@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from safer_engine.science.arms import ARMS
+from safer_engine.science.crossed import cell_name
 from safer_engine.science.outcomes import OutcomeRules
-from safer_engine.verification_answers import Answers, cell_name, judged_of, slice_facts
+from safer_engine.verification_answers import Answers, judged_of, slice_facts
 
 
 def test_subsets_count_alike_in_accuracies_and_in_their_differences() -> None:
