@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Answers:
         """(axis, subset) of all items, sorted."""
         return sorted(set(zip(self.axes_N.tolist(), self.subsets_N.tolist(), strict=True)))
 
-    @property
+    @cached_property
     def cell_N(self) -> NDArray[np.str_]:
         """Axis and subset of each item, as one name."""
         return cell_names(self.axes_N, self.subsets_N)
